@@ -1,0 +1,1 @@
+"""Disk images, network block devices and the machines that boot from them."""

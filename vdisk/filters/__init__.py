@@ -1,0 +1,1 @@
+"""Block devices over block devices: windows, throttles, fault injection, write logs."""

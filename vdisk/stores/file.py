@@ -1,0 +1,340 @@
+"""Files and block devices as block devices, by the shortest system calls.
+
+Holes are found with SEEK_DATA/SEEK_HOLE and made with ``fallocate``; all I/O is positioned
+(``preadv``/``pwritev``), so any number of threads share one descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING
+
+from vdisk.block import BlockDevice, Extent, Kind, fill_zeroes
+from vdisk.errors import InvalidRequestError, NotFoundError, from_os_error
+from vdisk.stores import _linux, _locks
+from vdisk.units import round_down, round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+DIRECT_ALIGNMENT = 4096
+"""O_DIRECT granularity: no current disk or file system asks for more."""
+
+_BOUNCE_SIZE = 1 << 20
+_IOV_MAX = 1024  # IOV_MAX of Linux and the BSDs
+
+
+class FileStore(BlockDevice):
+    """A regular file or a block device at ``path``.
+
+    ``locked``: take QEMU's image locks (see ``_locks``).  ``create``: make the file, or empty
+    an old one.  ``write_through``: every write is stable when it returns (O_DSYNC).
+    Raises :class:`NotFoundError`, :class:`ImageLockedError`, :class:`DeviceError`.
+    """
+
+    zeroes_fast = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = True,
+        locked: bool = True,
+        create: bool = False,
+        write_through: bool = False,
+        extra_flags: int = 0,
+    ) -> None:
+        self.name = os.fspath(path)
+        self.readonly = readonly
+        flags = (os.O_RDONLY if readonly else os.O_RDWR) | getattr(os, "O_CLOEXEC", 0) | extra_flags
+        if write_through:
+            flags |= os.O_DSYNC
+        if create:
+            flags |= os.O_CREAT
+        self._fd = self._open(flags)
+        try:
+            if locked:
+                _locks.lock_image(self._fd, self.name, writable=not readonly)
+            if create:
+                os.ftruncate(self._fd, 0)
+            self._size = self._find_size()
+        except OSError as error:
+            os.close(self._fd)
+            raise from_os_error(error, path=self.name, operation="open") from error
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._size_lock = threading.Lock()
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self.name, flags, 0o644)
+        except OSError as error:
+            raise from_os_error(error, path=self.name, operation="open") from error
+        except ValueError as error:  # a NUL in the name
+            raise NotFoundError(f"cannot open: {error}", path=self.name) from error
+
+    def _find_size(self) -> int:
+        status = os.fstat(self._fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise InvalidRequestError("is a directory, not an image", path=self.name)
+        self.is_block_device = stat.S_ISBLK(status.st_mode)
+        if self.is_block_device:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidRequestError("is neither a file nor a block device", path=self.name)
+        self.growable = True
+        return status.st_size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def fileno(self) -> int:
+        """The descriptor, for ``sendfile``, ``copy_file_range`` and ``preadv`` elsewhere."""
+        return self._fd
+
+    @property
+    def allocated_size(self) -> int | None:
+        """Bytes of storage in use, holes not counted; None where the system cannot tell."""
+        blocks = getattr(os.fstat(self._fd), "st_blocks", None)
+        return None if blocks is None else blocks * 512
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        self._readv(offset, [view])
+
+    def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        for start in range(0, len(views), _IOV_MAX):
+            batch = views[start : start + _IOV_MAX]
+            wanted = sum(map(len, batch))
+            try:
+                done = os.preadv(self._fd, batch, offset)
+                if done != wanted:
+                    self._read_rest(offset, batch, done)
+            except OSError as error:
+                raise from_os_error(
+                    error, path=self.name, operation="read", offset=offset
+                ) from error
+            offset += wanted
+
+    def _read_rest(self, offset: int, views: Sequence[memoryview], done: int) -> None:
+        """After a short read: go on, until the end of the file, then zeroes."""
+        for view in views:
+            while done < len(view):
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+                if count == 0:
+                    fill_zeroes(view[done:])
+                    break
+                done += count
+            offset += len(view)
+            done = max(done - len(view), 0)
+
+    def _map(self, start: int, length: int) -> Iterator[Extent]:
+        end = min(start + length, max(self._size, start))
+        position = start
+        while position < end:
+            data, hole = self._next_data(position, end)
+            if data > position:
+                yield Extent(position, data - position, Kind.ZERO, self, position)
+            if hole > data:
+                yield Extent(data, hole - data, Kind.DATA, self, data)
+            position = hole
+        if start + length > end:
+            yield Extent(end, start + length - end, Kind.HOLE)
+
+    def _next_data(self, position: int, end: int) -> tuple[int, int]:
+        """The first run of data at or after ``position``: (start, end), clipped to ``end``."""
+        try:
+            data = os.lseek(self._fd, position, os.SEEK_DATA)
+        except OSError as error:
+            # ENXIO: a hole up to the end of the file. Others: no SEEK_DATA here, all is data.
+            return (end, end) if error.errno == errno.ENXIO else (position, end)
+        except AttributeError:
+            return position, end
+        if data >= end:
+            return end, end
+        return data, min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        self._writev(offset, [view])
+
+    def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        for start in range(0, len(views), _IOV_MAX):
+            batch = views[start : start + _IOV_MAX]
+            wanted = sum(map(len, batch))
+            try:
+                done = os.pwritev(self._fd, batch, offset)
+                if done != wanted:
+                    self._write_rest(offset, batch, done)
+            except OSError as error:
+                raise from_os_error(
+                    error, path=self.name, operation="write", offset=offset
+                ) from error
+            offset += wanted
+            if offset > self._size:
+                self._grown_to(offset)
+
+    def _write_rest(self, offset: int, views: Sequence[memoryview], done: int) -> None:
+        for view in views:
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], offset + done)
+            offset += len(view)
+            done -= len(view)
+
+    def _grown_to(self, end: int) -> None:
+        with self._size_lock:
+            self._size = max(self._size, end)
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        beyond = offset + length - self._size
+        if beyond > 0:  # extending is zeroing
+            self._truncate(offset + length)
+            length = max(length - beyond, 0)
+        if length and not self._zero_range(offset, length, unmap):
+            super()._write_zeroes(offset, length, unmap)
+
+    def _zero_range(self, offset: int, length: int, unmap: bool) -> bool:
+        """Let the system zero the range; False where it cannot."""
+        try:
+            if self.is_block_device:
+                _linux.block_device_zero(self._fd, offset, length)
+            elif unmap:
+                mode = _linux.FALLOC_FL_PUNCH_HOLE | _linux.FALLOC_FL_KEEP_SIZE
+                _linux.fallocate(self._fd, mode, offset, length)
+            else:
+                _linux.fallocate(self._fd, _linux.FALLOC_FL_ZERO_RANGE, offset, length)
+        except OSError as error:
+            if error.errno in _linux.UNSUPPORTED:
+                return False
+            raise from_os_error(
+                error, path=self.name, operation="write zeroes", offset=offset
+            ) from error
+        return True
+
+    def _discard(self, offset: int, length: int) -> None:
+        length = min(length, self._size - offset)
+        if length <= 0:
+            return
+        try:
+            if self.is_block_device:
+                _linux.block_device_discard(self._fd, offset, length)
+            else:
+                mode = _linux.FALLOC_FL_PUNCH_HOLE | _linux.FALLOC_FL_KEEP_SIZE
+                _linux.fallocate(self._fd, mode, offset, length)
+        except OSError as error:
+            if error.errno not in _linux.UNSUPPORTED:
+                raise from_os_error(
+                    error, path=self.name, operation="discard", offset=offset
+                ) from error
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Reserve room for the range without writing it (posix_fallocate); it reads as zeroes.
+
+        Raises :class:`NoSpaceError` when the disk cannot hold it.
+        """
+        self._check_write("allocate", offset, length)
+        try:
+            os.posix_fallocate(self._fd, offset, length)
+        except OSError as error:
+            raise from_os_error(
+                error, path=self.name, operation="allocate", offset=offset
+            ) from error
+        self._grown_to(offset + length)
+
+    def _flush(self) -> None:
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._fd)
+        except OSError as error:
+            raise from_os_error(error, path=self.name, operation="flush") from error
+
+    def _truncate(self, size: int) -> None:
+        if self.is_block_device:
+            if size > self._size:
+                raise InvalidRequestError(
+                    f"a block device of {self._size} bytes cannot grow to {size}", path=self.name
+                )
+            return
+        with self._size_lock:
+            try:
+                os.ftruncate(self._fd, size)
+            except OSError as error:
+                raise from_os_error(error, path=self.name, operation="resize") from error
+            self._size = size
+
+    def _close(self) -> None:
+        os.close(self._fd)
+
+
+class DirectFileStore(FileStore):
+    """A file opened with O_DIRECT: the page cache is passed by.
+
+    The kernel wants offset, length and memory aligned; this class takes any request, through
+    an aligned bounce buffer, and serialises writes because their edges are read-modify-write.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = True,
+        locked: bool = True,
+        create: bool = False,
+        write_through: bool = False,
+    ) -> None:
+        super().__init__(
+            path,
+            readonly=readonly,
+            locked=locked,
+            create=create,
+            write_through=write_through,
+            extra_flags=getattr(os, "O_DIRECT", 0),
+        )
+        self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE + 2 * DIRECT_ALIGNMENT))
+        self._bounce_lock = threading.Lock()
+
+    def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        for view in views:
+            for start in range(0, len(view), _BOUNCE_SIZE):
+                part = view[start : start + _BOUNCE_SIZE]
+                with self._bounce_lock:
+                    first = self._fill(offset + start, len(part))
+                    part[:] = self._bounce[first : first + len(part)]
+            offset += len(view)
+
+    def _fill(self, offset: int, length: int) -> int:
+        """Read the aligned range around the request; where in the buffer the request begins."""
+        start = round_down(offset, DIRECT_ALIGNMENT)
+        stop = round_up(offset + length, DIRECT_ALIGNMENT)
+        super()._readv(start, [self._bounce[: stop - start]])
+        return offset - start
+
+    def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        for view in views:
+            for start in range(0, len(view), _BOUNCE_SIZE):
+                with self._bounce_lock:
+                    self._write_around(offset + start, view[start : start + _BOUNCE_SIZE])
+            offset += len(view)
+
+    def _write_around(self, offset: int, part: memoryview) -> None:
+        size = max(self._size, offset + len(part))
+        first = 0
+        if offset % DIRECT_ALIGNMENT or len(part) % DIRECT_ALIGNMENT:
+            first = self._fill(offset, len(part))
+        self._bounce[first : first + len(part)] = part
+        start = offset - first
+        length = round_up(first + len(part), DIRECT_ALIGNMENT)
+        super()._writev(start, [self._bounce[:length]])
+        if self._size > size:  # the padding of the last block went past the end
+            self._truncate(size)
+
+    def _close(self) -> None:
+        super()._close()
+        self._bounce.release()
