@@ -1,0 +1,1 @@
+"""What the tests share: finding and running the programs that vdisk is held against."""

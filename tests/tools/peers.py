@@ -1,0 +1,78 @@
+"""The other programs ("peers") that the interop tests run, and what to do when one is missing.
+
+A peer is looked up on the PATH, and in sbin, where Debian keeps ``mke2fs`` and ``nbd-client``.
+An environment variable names another build: ``VDISK_TEST_QEMU_IMG=~/qemu/build/qemu-img``.
+
+A test that needs a peer says so::
+
+    @requires_peer("qemu-img")
+    def test_info_agrees_with_qemu(): ...
+
+Without the peer the test is a skip that names it; with ``CI`` set it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TIMEOUT = 60
+"""Seconds after which a peer that was run is taken to hang."""
+
+
+def find(name: str) -> str | None:
+    """Where the peer called ``name`` is, or None."""
+    variable = "VDISK_TEST_" + name.upper().replace("-", "_")
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    return shutil.which(os.environ.get(variable, name), path=path)
+
+
+def requires_peer(*names: str) -> pytest.MarkDecorator:
+    """Mark a test, class or module (``pytestmark``) that runs the named peers."""
+    return pytest.mark.requires_peer(*names)
+
+
+def check_required(names: Sequence[str]) -> None:
+    """Skip the running test if a peer is missing, or fail it in CI."""
+    missing = [name for name in names if find(name) is None]
+    if not missing:
+        return
+    message = f"{', '.join(missing)} not found ('make peers' installs what the tests run)"
+    if os.environ.get("CI"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+def command(name: str, *arguments: str | os.PathLike[str]) -> list[str]:
+    """The command line that runs a peer, which must be there."""
+    found = find(name)
+    assert found is not None, f"a test that runs {name} must be marked requires_peer({name!r})"
+    return [found, *(os.fspath(argument) for argument in arguments)]
+
+
+def run(
+    name: str,
+    *arguments: str | os.PathLike[str],
+    input: bytes = b"",
+    check: bool = True,
+    timeout: float = TIMEOUT,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a peer to its end, its output caught; a failure shows what it said."""
+    done = subprocess.run(
+        command(name, *arguments),
+        input=input,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        said = (done.stdout + done.stderr).decode(errors="replace")
+        raise AssertionError(f"{done.args} exited with {done.returncode}:\n{said}")
+    return done
