@@ -1,0 +1,40 @@
+# Set up, test, demonstrate. Every target can be run again; nothing is installed outside .venv
+# but Debian packages (see tests/tools/install-peers.sh), and those only where root runs make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= auto
+
+.PHONY: help setup peers lint test demo clean
+
+help:
+	@echo "make demo    set up, then make, change, check and compare a real disk image"
+	@echo "make test    set up, install the peers, lint, type-check, run every test"
+	@echo "make setup   the virtual environment in $(VENV), with all dependencies"
+	@echo "make peers   QEMU's and libnbd's tools, that the tests are held against (as root)"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove what the others made"
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml tests/tools/make-venv.sh
+	@sh tests/tools/make-venv.sh $(PYTHON) $(VENV)
+
+peers:
+	@sh tests/tools/install-peers.sh
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup peers lint
+	$(BIN)/pytest -n $(JOBS)
+
+demo: setup peers
+	@$(BIN)/python examples/demo.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
