@@ -1,0 +1,554 @@
+"""The server's half of the handshake: newstyle and fixed newstyle option haggling.
+
+The machine knows the protocol, the program knows the exports.  What the machine cannot answer it
+asks by an event, and stops until the program has answered, at once or after an ``await``::
+
+    machine = ServerNegotiation(tls=TlsMode.ALLOW)
+    send(machine.data_to_send())                       # the greeting
+    while True:
+        match machine.next_event():
+            case None:
+                machine.receive_data(recv())
+            case ExportWanted(name=name):
+                machine.send_export(exports[name])     # or machine.refuse(reply, message)
+            case ExportsWanted():
+                machine.send_exports((e.name, e.description) for e in exports.values())
+            case TlsWanted():
+                send(machine.data_to_send()); wrap_in_tls(); machine.tls_started()
+            case SessionStarted(session=session):
+                break                                  # on with ServerTransmission(session)
+            case NegotiationAborted():
+                ...                                    # send, then close
+        send(machine.data_to_send())
+
+The states::
+
+    CLIENT_FLAGS --flags--> OPTION <--complete--> DATA, SKIP     (parsing)
+                              | question ^ answered
+                              v          |
+                            ANSWER ------+---- granted --> TRANSMISSION
+    OPTION --starttls--> TLS --secured--> OPTION          any --ended--> CLOSED
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vdisk.nbd import options
+from vdisk.nbd._buffer import ReceiveBuffer
+from vdisk.nbd.errors import LocalProtocolError, RemoteProtocolError
+from vdisk.nbd.events import (
+    ExportsWanted,
+    ExportWanted,
+    NegotiationAborted,
+    ServerHandshakeEvent,
+    SessionStarted,
+    TlsWanted,
+)
+from vdisk.nbd.limits import DEFAULT_LIMITS, Limits
+from vdisk.nbd.session import ExportInfo, HeaderStyle, MetaContext, Session, TlsMode
+from vdisk.nbd.wire import (
+    CLIENT_FLAGS,
+    EXPORT_NAME_REPLY,
+    EXPORT_NAME_ZEROES,
+    GREETING,
+    IHAVEOPT,
+    NBD_REP_FLAG_ERROR,
+    NBD_REP_MAGIC,
+    NBDMAGIC,
+    OPTION_HEADER,
+    OPTION_REPLY_HEADER,
+    ClientFlag,
+    HandshakeFlag,
+    Info,
+    Option,
+    OptionReply,
+    TransmissionFlag,
+    decode_string,
+    encode_message,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+
+class State(Enum):
+    CLIENT_FLAGS = auto()
+    OPTION = auto()
+    DATA = auto()
+    SKIP = auto()
+    ANSWER = auto()
+    TLS = auto()
+    TRANSMISSION = auto()
+    CLOSED = auto()
+
+
+class Trigger(Enum):
+    FLAGS = auto()
+    HEADER = auto()
+    LARGE_HEADER = auto()
+    COMPLETE = auto()
+    QUESTION = auto()
+    ANSWERED = auto()
+    GRANTED = auto()
+    STARTTLS = auto()
+    SECURED = auto()
+
+
+TRANSITIONS: Final = {
+    (State.CLIENT_FLAGS, Trigger.FLAGS): State.OPTION,
+    (State.OPTION, Trigger.HEADER): State.DATA,
+    (State.OPTION, Trigger.LARGE_HEADER): State.SKIP,
+    (State.DATA, Trigger.COMPLETE): State.OPTION,
+    (State.SKIP, Trigger.COMPLETE): State.OPTION,
+    (State.OPTION, Trigger.QUESTION): State.ANSWER,
+    (State.ANSWER, Trigger.ANSWERED): State.OPTION,
+    (State.ANSWER, Trigger.GRANTED): State.TRANSMISSION,
+    (State.OPTION, Trigger.STARTTLS): State.TLS,
+    (State.TLS, Trigger.SECURED): State.OPTION,
+}
+"""Any state also goes to CLOSED: on NBD_OPT_ABORT, at the end of the input, on a violation."""
+
+
+class _Question(NamedTuple):
+    """What the program was asked, with what its answer is needed for."""
+
+    option: Option
+    name: str = ""
+    requests: frozenset[Info] = frozenset()
+    queries: tuple[str, ...] = ()
+
+
+class ServerNegotiation:
+    """Server side of one connection's handshake; see the module for how to drive it.
+
+    ``tls``: OFF, ALLOW or REQUIRE (the specification's NOTLS, SELECTIVETLS, FORCEDTLS).
+    ``unsupported``: options to answer with NBD_REP_ERR_UNSUP, as a server without them would.
+    """
+
+    def __init__(
+        self,
+        *,
+        tls: TlsMode = TlsMode.OFF,
+        unsupported: Collection[Option] = (),
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._tls_mode = tls
+        self._unsupported = frozenset(unsupported)
+        self._limits = limits
+        self._inbox = ReceiveBuffer(limits.receive_buffer)
+        flags = HandshakeFlag.NBD_FLAG_FIXED_NEWSTYLE | HandshakeFlag.NBD_FLAG_NO_ZEROES
+        self._outbox = [GREETING.pack(NBDMAGIC, IHAVEOPT, flags)]
+        self._state = State.CLIENT_FLAGS
+        self._event: ServerHandshakeEvent | None = None
+        self._client_flags = ClientFlag(0)
+        self._option = 0
+        self._length = 0
+        self._options_seen = 0
+        self._question: _Question | None = None
+        self._tls = False
+        self._shutting_down = False
+        self._headers = HeaderStyle.SIMPLE
+        self._contexts: tuple[MetaContext, ...] = ()
+        self._contexts_export = ""
+
+    # --- driving ----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def tls_active(self) -> bool:
+        return self._tls
+
+    @property
+    def wants_data(self) -> bool:
+        """False while the program owes an answer, and when the handshake is over."""
+        return self._state in _STEPS
+
+    @property
+    def trailing_data(self) -> bytes:
+        """After SessionStarted: received bytes that belong to the transmission phase."""
+        return self._inbox.take_all()
+
+    def data_to_send(self) -> bytes:
+        """What to send now; empty when there is nothing."""
+        data = b"".join(self._outbox)
+        self._outbox.clear()
+        return data
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+        if self._state in (State.TLS, State.CLOSED):
+            raise LocalProtocolError(f"received data in the state {self._state.name}")
+        self._inbox.append(data)
+
+    def receive_eof(self) -> None:
+        """The client closed the connection; NegotiationAborted follows."""
+        if self._state not in (State.CLOSED, State.TRANSMISSION):
+            self._end("the client closed the connection")
+
+    def next_event(self) -> ServerHandshakeEvent | None:
+        """The next event, or ``None`` while input or the program's answer is missing.
+
+        Raises RemoteProtocolError when the client broke the protocol.
+        """
+        while self._event is None:
+            step = _STEPS.get(self._state)
+            if step is None or not step(self):
+                return None
+        event, self._event = self._event, None
+        return event
+
+    def shut_down(self) -> None:
+        """Answer NBD_REP_ERR_SHUTDOWN to every later option except NBD_OPT_ABORT."""
+        self._shutting_down = True
+
+    def tls_started(self) -> None:
+        """The connection is encrypted: haggling starts again, nothing of before counts."""
+        self._advance(Trigger.SECURED)
+        self._tls = True
+        self._headers = HeaderStyle.SIMPLE
+        self._contexts = ()
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def send_exports(self, exports: Iterable[tuple[str, str]]) -> None:
+        """Answer ExportsWanted with (name, description) pairs.
+
+        A program may leave out exports that this client may not use.
+        """
+        entries = [options.build_server(name, description) for name, description in exports]
+        question = self._take_question(Option.NBD_OPT_LIST)
+        for entry in entries:
+            self._reply(question.option, OptionReply.NBD_REP_SERVER, entry)
+        self._accept(question.option)
+        self._advance(Trigger.ANSWERED)
+
+    def send_export(self, export: ExportInfo) -> None:
+        """Answer ExportWanted: this is the export of that name."""
+        question = self._take_question(*_ANSWERS)
+        if export.tls_required and not self._tls:
+            self._refuse_plain_text(question)
+        else:
+            _ANSWERS[question.option](self, question, export)
+        if self._state is State.ANSWER:
+            self._advance(Trigger.ANSWERED)
+
+    def refuse(
+        self, reply: OptionReply = OptionReply.NBD_REP_ERR_UNKNOWN, message: str = ""
+    ) -> None:
+        """Answer either question with an error: no such export, policy…"""
+        if not reply & NBD_REP_FLAG_ERROR:
+            raise LocalProtocolError(f"{reply.name} refuses nothing")
+        question = self._take_question(*Option)
+        self._refuse(question.option, reply, message)
+        if self._state is State.ANSWER:
+            self._advance(Trigger.ANSWERED)
+
+    def _take_question(self, *allowed: Option) -> _Question:
+        question = self._question
+        if question is None or question.option not in allowed:
+            raise LocalProtocolError("an answer to a question that was not asked")
+        self._question = None
+        return question
+
+    def _refuse_plain_text(self, question: _Question) -> None:
+        """A TLS-only export before TLS: NBD_REP_ERR_TLS_REQD is for INFO and GO alone."""
+        reply = OptionReply.NBD_REP_ERR_UNKNOWN
+        if question.option in (Option.NBD_OPT_INFO, Option.NBD_OPT_GO):
+            reply = OptionReply.NBD_REP_ERR_TLS_REQD
+        self._refuse(question.option, reply, f"export {question.name!r} requires TLS")
+
+    def _answer_export_name(self, question: _Question, export: ExportInfo) -> None:
+        if export.block_sizes_required:
+            self._end("NBD_OPT_EXPORT_NAME cannot promise to obey the block sizes")
+            return
+        flags = self._transmission_flags(question.name, export)
+        self._outbox.append(EXPORT_NAME_REPLY.pack(export.size, flags))
+        if ClientFlag.NBD_FLAG_C_NO_ZEROES not in self._client_flags:
+            self._outbox.append(bytes(EXPORT_NAME_ZEROES))
+        self._start_session(question, export)
+
+    def _answer_info(self, question: _Question, export: ExportInfo) -> None:
+        for item in self._information(question, export):
+            self._reply(question.option, OptionReply.NBD_REP_INFO, item)
+        if export.block_sizes_required and Info.NBD_INFO_BLOCK_SIZE not in question.requests:
+            reply = OptionReply.NBD_REP_ERR_BLOCK_SIZE_REQD
+            self._refuse(question.option, reply, "ask for NBD_INFO_BLOCK_SIZE, and obey it")
+            return
+        self._accept(question.option)
+        if question.option is Option.NBD_OPT_GO:
+            self._start_session(question, export)
+
+    def _information(self, question: _Question, export: ExportInfo) -> Iterable[bytes]:
+        flags = self._transmission_flags(question.name, export)
+        yield options.build_info_export(options.InfoExport(export.size, flags))
+        if Info.NBD_INFO_NAME in question.requests:
+            yield options.build_info_name(export.name)
+        if Info.NBD_INFO_DESCRIPTION in question.requests and export.description:
+            yield options.build_info_description(export.description)
+        if export.block_sizes is not None:
+            yield options.build_info_block_sizes(export.block_sizes)
+
+    def _answer_meta_contexts(self, question: _Question, export: ExportInfo) -> None:
+        listing = question.option is Option.NBD_OPT_LIST_META_CONTEXT
+        try:
+            names = options.match_meta_contexts(
+                question.queries, export.meta_contexts, wildcards=listing
+            )
+        except ValueError as error:
+            self._refuse(question.option, OptionReply.NBD_REP_ERR_INVALID, str(error))
+            return
+        # A listed id means nothing and is zero; a selected one names the context in every reply.
+        contexts = tuple(
+            MetaContext(0 if listing else number, name) for number, name in enumerate(names)
+        )
+        for context in contexts:
+            data = options.build_meta_context(context)
+            self._reply(question.option, OptionReply.NBD_REP_META_CONTEXT, data)
+        self._accept(question.option)
+        if not listing:
+            self._contexts, self._contexts_export = contexts, question.name
+
+    def _start_session(self, question: _Question, export: ExportInfo) -> None:
+        self._advance(Trigger.GRANTED)
+        flags = self._transmission_flags(question.name, export)
+        session = Session(
+            export=replace(export, flags=flags),
+            headers=self._headers,
+            meta_contexts=self._selected_contexts(question.name),
+            tls=self._tls,
+        )
+        self._event = SessionStarted(session)
+
+    def _selected_contexts(self, export_name: str) -> tuple[MetaContext, ...]:
+        """The selected contexts hold for the export name they were selected with, only."""
+        return self._contexts if self._contexts_export == export_name else ()
+
+    def _transmission_flags(self, export_name: str, export: ExportInfo) -> TransmissionFlag:
+        flags = (export.flags & ~_NEGOTIATED_FLAGS) | TransmissionFlag.NBD_FLAG_HAS_FLAGS
+        if TransmissionFlag.NBD_FLAG_SEND_WRITE_ZEROES not in flags:
+            flags &= ~TransmissionFlag.NBD_FLAG_SEND_FAST_ZERO
+        if self._headers is not HeaderStyle.SIMPLE:
+            flags |= TransmissionFlag.NBD_FLAG_SEND_DF
+        if self._headers is HeaderStyle.EXTENDED and self._selected_contexts(export_name):
+            flags |= TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
+        return flags
+
+    # --- parsing ----------------------------------------------------------------------------------
+
+    def _read_client_flags(self) -> bool:
+        fields = self._inbox.unpack(CLIENT_FLAGS)
+        if fields is None:
+            return False
+        (number,) = fields
+        if number & ~_OFFERED_CLIENT_FLAGS:
+            raise self._violation(f"client flags {number:#x}, not all of them offered")
+        self._client_flags = ClientFlag(number)
+        self._advance(Trigger.FLAGS)
+        return True
+
+    def _read_option(self) -> bool:
+        fields = self._inbox.unpack(OPTION_HEADER)
+        if fields is None:
+            return False
+        magic, self._option, self._length = fields
+        if magic != IHAVEOPT:
+            raise self._violation(f"an option with the magic {magic:#x}")
+        self._options_seen += 1
+        if self._options_seen > self._limits.options:
+            raise self._violation(f"more than {self._limits.options} options")
+        if self._length > self._limits.skipped:
+            raise self._violation(f"an option with {self._length} bytes of data")
+        large = self._length > self._limits.option_data
+        self._advance(Trigger.LARGE_HEADER if large else Trigger.HEADER)
+        return True
+
+    def _read_option_data(self) -> bool:
+        data = self._inbox.take(self._length)
+        if data is None:
+            return False
+        self._advance(Trigger.COMPLETE)
+        self._dispatch(data)
+        return True
+
+    def _skip_option_data(self) -> bool:
+        skipped = self._inbox.skip(self._length)
+        self._length -= skipped
+        if self._length:
+            return False
+        self._advance(Trigger.COMPLETE)
+        self._dispatch(None)
+        return True
+
+    # --- options ----------------------------------------------------------------------------------
+
+    def _dispatch(self, data: bytes | None) -> None:
+        """Act on one option; *data* is ``None`` when there was too much of it."""
+        number = self._option
+        fixed = ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE in self._client_flags
+        if not fixed and number != Option.NBD_OPT_EXPORT_NAME:
+            raise self._violation(f"option {number} in a handshake that is not fixed newstyle")
+        if number == Option.NBD_OPT_ABORT:
+            self._accept(number)
+            self._end("NBD_OPT_ABORT")
+            return
+        refusal = self._policy(number)
+        if refusal is not None:
+            self._refuse(number, *refusal)
+        elif data is None:
+            self._refuse(number, OptionReply.NBD_REP_ERR_TOO_BIG, "too much data")
+        else:
+            self._run(Option(number), data)
+
+    def _policy(self, number: int) -> tuple[OptionReply, str] | None:
+        """Why an option is refused before anyone looks at its data."""
+        if self._shutting_down:
+            return OptionReply.NBD_REP_ERR_SHUTDOWN, "the server is shutting down"
+        forced = self._tls_mode is TlsMode.REQUIRE and not self._tls
+        if forced and number != Option.NBD_OPT_STARTTLS:
+            return OptionReply.NBD_REP_ERR_TLS_REQD, "start TLS first"
+        if number not in _OPTIONS or number in self._unsupported:
+            return OptionReply.NBD_REP_ERR_UNSUP, f"option {number} is not known here"
+        return None
+
+    def _run(self, option: Option, data: bytes) -> None:
+        rule = _OPTIONS[option]
+        if data and not rule.has_data:
+            self._refuse(option, OptionReply.NBD_REP_ERR_INVALID, "the option has no data")
+            return
+        try:
+            rule.run(self, option, data)
+        except ValueError as error:
+            self._refuse(option, OptionReply.NBD_REP_ERR_INVALID, f"malformed data: {error}")
+
+    def _ask(self, question: _Question) -> None:
+        self._question = question
+        self._advance(Trigger.QUESTION)
+        if question.option is Option.NBD_OPT_LIST:
+            self._event = ExportsWanted()
+        else:
+            self._event = ExportWanted(question.name, question.option)
+
+    def _run_export_name(self, option: Option, data: bytes) -> None:
+        if self._headers is HeaderStyle.EXTENDED:
+            raise self._violation("NBD_OPT_EXPORT_NAME after NBD_OPT_EXTENDED_HEADERS")
+        self._ask(_Question(option, decode_string(data)))
+
+    def _run_list(self, option: Option, _data: bytes) -> None:
+        self._ask(_Question(option))
+
+    def _run_info(self, option: Option, data: bytes) -> None:
+        query = options.parse_export_query(data)
+        self._ask(_Question(option, query.name, requests=query.requests))
+
+    def _run_meta_context(self, option: Option, data: bytes) -> None:
+        if option is Option.NBD_OPT_SET_META_CONTEXT:
+            self._contexts = ()  # even where this option fails
+        if self._headers is HeaderStyle.SIMPLE:
+            reply = OptionReply.NBD_REP_ERR_INVALID
+            self._refuse(option, reply, "negotiate structured replies first")
+            return
+        query = options.parse_meta_context_query(data)
+        self._ask(_Question(option, query.name, queries=query.queries))
+
+    def _run_structured_reply(self, option: Option, _data: bytes) -> None:
+        if self._headers is HeaderStyle.EXTENDED:
+            reply = OptionReply.NBD_REP_ERR_EXT_HEADER_REQD
+            self._refuse(option, reply, "extended headers are negotiated already")
+            return
+        self._headers = HeaderStyle.STRUCTURED
+        self._accept(option)
+
+    def _run_extended_headers(self, option: Option, _data: bytes) -> None:
+        self._headers = HeaderStyle.EXTENDED
+        self._accept(option)
+
+    def _run_starttls(self, option: Option, _data: bytes) -> None:
+        if self._tls:
+            self._refuse(option, OptionReply.NBD_REP_ERR_INVALID, "TLS is on already")
+        elif self._tls_mode is TlsMode.OFF:
+            self._refuse(option, OptionReply.NBD_REP_ERR_POLICY, "TLS is not configured")
+        elif len(self._inbox):
+            # Plain text sent ahead of the upgrade would be taken for the client's encrypted words.
+            raise self._violation("data between NBD_OPT_STARTTLS and the TLS handshake")
+        else:
+            self._accept(option)
+            self._advance(Trigger.STARTTLS)
+            self._event = TlsWanted()
+
+    # --- small moves ------------------------------------------------------------------------------
+
+    def _accept(self, option: int) -> None:
+        self._reply(option, OptionReply.NBD_REP_ACK)
+
+    def _refuse(self, option: int, reply: OptionReply, message: str) -> None:
+        """Send an error; to NBD_OPT_EXPORT_NAME there is none but the end of the connection."""
+        if option == Option.NBD_OPT_EXPORT_NAME:
+            self._end(message or reply.name)
+        else:
+            self._reply(option, reply, encode_message(message))
+
+    def _reply(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
+        self._outbox.append(OPTION_REPLY_HEADER.pack(NBD_REP_MAGIC, option, reply, len(data)))
+        if data:
+            self._outbox.append(data)
+
+    def _advance(self, trigger: Trigger) -> None:
+        state = TRANSITIONS.get((self._state, trigger))
+        if state is None:
+            raise LocalProtocolError(f"{trigger.name} in the state {self._state.name}")
+        self._state = state
+
+    def _end(self, reason: str) -> None:
+        self._state = State.CLOSED
+        self._event = NegotiationAborted(reason)
+
+    def _violation(self, message: str) -> RemoteProtocolError:
+        self._state = State.CLOSED
+        return RemoteProtocolError(message, operation="negotiate")
+
+
+_NEGOTIATED_FLAGS: Final = (
+    TransmissionFlag.NBD_FLAG_SEND_DF | TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
+)
+_OFFERED_CLIENT_FLAGS: Final = (
+    ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE | ClientFlag.NBD_FLAG_C_NO_ZEROES
+)
+
+_STEPS: Final[dict[State, Callable[[ServerNegotiation], bool]]] = {
+    State.CLIENT_FLAGS: ServerNegotiation._read_client_flags,
+    State.OPTION: ServerNegotiation._read_option,
+    State.DATA: ServerNegotiation._read_option_data,
+    State.SKIP: ServerNegotiation._skip_option_data,
+}
+"""The states that read, and what they read.  True: something was read."""
+
+
+class _OptionRule(NamedTuple):
+    has_data: bool
+    run: Callable[[ServerNegotiation, Option, bytes], None]
+
+
+_OPTIONS: Final = {
+    Option.NBD_OPT_EXPORT_NAME: _OptionRule(True, ServerNegotiation._run_export_name),
+    Option.NBD_OPT_LIST: _OptionRule(False, ServerNegotiation._run_list),
+    Option.NBD_OPT_STARTTLS: _OptionRule(False, ServerNegotiation._run_starttls),
+    Option.NBD_OPT_INFO: _OptionRule(True, ServerNegotiation._run_info),
+    Option.NBD_OPT_GO: _OptionRule(True, ServerNegotiation._run_info),
+    Option.NBD_OPT_STRUCTURED_REPLY: _OptionRule(False, ServerNegotiation._run_structured_reply),
+    Option.NBD_OPT_LIST_META_CONTEXT: _OptionRule(True, ServerNegotiation._run_meta_context),
+    Option.NBD_OPT_SET_META_CONTEXT: _OptionRule(True, ServerNegotiation._run_meta_context),
+    Option.NBD_OPT_EXTENDED_HEADERS: _OptionRule(False, ServerNegotiation._run_extended_headers),
+}
+
+_ANSWERS: Final = {
+    Option.NBD_OPT_EXPORT_NAME: ServerNegotiation._answer_export_name,
+    Option.NBD_OPT_INFO: ServerNegotiation._answer_info,
+    Option.NBD_OPT_GO: ServerNegotiation._answer_info,
+    Option.NBD_OPT_LIST_META_CONTEXT: ServerNegotiation._answer_meta_contexts,
+    Option.NBD_OPT_SET_META_CONTEXT: ServerNegotiation._answer_meta_contexts,
+}
