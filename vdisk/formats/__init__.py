@@ -29,15 +29,15 @@ _MODULES = {
 class OpenContext(NamedTuple):
     """What a format needs to know of the world when it opens one image.
 
-    ``open_child(name, format, context)``: open a backing or data file by the name stored in the
-    image, relative to it; the context it gets has ``chain`` extended, by which loops are seen.
+    ``open_child(request)``: open a backing or data file by the name stored in the image, relative
+    to it; None for a backing file that the user wants left out.
     ``options``: the format's own run-time options, such as ``{"l2-cache-size": 1 << 20}``.
     ``secrets``: passphrases by id, as ``--object secret`` defines them.
     """
 
     readonly: bool = True
     allow_backing: bool = True
-    open_child: Callable[[ChildRequest], BlockDevice] | None = None
+    open_child: Callable[[ChildRequest], BlockDevice | None] | None = None
     options: Mapping[str, Any] = {}
     secrets: Mapping[str, bytes] = {}
     repairing: bool = False

@@ -33,6 +33,7 @@ class FileStore(BlockDevice):
 
     ``locked``: take QEMU's image locks (see ``_locks``).  ``create``: make the file, or empty
     an old one.  ``write_through``: every write is stable when it returns (O_DSYNC).
+    ``ignore_flush``: :meth:`flush` does nothing, for files that need not survive a loss of power.
     Raises :class:`NotFoundError`, :class:`ImageLockedError`, :class:`DeviceError`.
     """
 
@@ -46,9 +47,11 @@ class FileStore(BlockDevice):
         locked: bool = True,
         create: bool = False,
         write_through: bool = False,
+        ignore_flush: bool = False,
         extra_flags: int = 0,
     ) -> None:
         self.name = os.fspath(path)
+        self._ignore_flush = ignore_flush
         self.readonly = readonly
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | getattr(os, "O_CLOEXEC", 0) | extra_flags
         if write_through:
@@ -250,6 +253,8 @@ class FileStore(BlockDevice):
         self._grown_to(offset + length)
 
     def _flush(self) -> None:
+        if self._ignore_flush:
+            return
         try:
             getattr(os, "fdatasync", os.fsync)(self._fd)
         except OSError as error:
@@ -288,6 +293,7 @@ class DirectFileStore(FileStore):
         locked: bool = True,
         create: bool = False,
         write_through: bool = False,
+        ignore_flush: bool = False,
     ) -> None:
         super().__init__(
             path,
@@ -295,6 +301,7 @@ class DirectFileStore(FileStore):
             locked=locked,
             create=create,
             write_through=write_through,
+            ignore_flush=ignore_flush,
             extra_flags=getattr(os, "O_DIRECT", 0),
         )
         self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE + 2 * DIRECT_ALIGNMENT))

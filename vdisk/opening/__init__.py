@@ -1,0 +1,77 @@
+"""How names become devices.
+
+A name is a path, ``file:path``, ``json:{…}`` or a URI such as ``nbd://host/export``; each
+stands for a tree of options (:mod:`~vdisk.opening.names`), and a tree of options is opened node
+by node (:mod:`~vdisk.opening.nodes`)::
+
+    disk.qcow2  ->  {"file": {"filename": "disk.qcow2"}}
+                ->  {"driver": "qcow2",                             the format, stated or guessed
+                     "file": {"driver": "file", "filename": "disk.qcow2"},
+                     "backing": {"driver": "raw", "file": …}}       as the image says
+
+What an image may lead to is decided here: its backing and data file, read relative to its own
+directory, and nothing at all where ``backing=Backing.REFUSE``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vdisk.errors import InvalidRequestError
+from vdisk.opening.names import parse_name, with_format
+from vdisk.opening.nodes import Backing, NodeContext, open_node
+from vdisk.options import nest
+from vdisk.stores import CacheMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vdisk.block import BlockDevice
+
+__all__ = ["Backing", "CacheMode", "NodeContext", "open_image", "open_node", "parse_name"]
+
+
+def open_image(
+    name: str | Mapping[str, Any],
+    *,
+    readonly: bool = True,
+    format: str | None = None,
+    cache: str = "writeback",
+    force_share: bool = False,
+    backing: Backing = Backing.FOLLOW,
+    secrets: Mapping[str, bytes] | None = None,
+    options: Mapping[str, Any] | None = None,
+    repairing: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> BlockDevice:
+    """The device that ``name`` (or a tree of options) means; close it when done.
+
+    ``format``: None guesses it, from the first bytes of this file only.  ``cache``: "none",
+    "writeback", "writethrough", "directsync" or "unsafe".  ``force_share``: open without
+    locks, for reading an image that another process writes.  ``options``: run-time options of
+    the top node, such as ``{"l2-cache-size": 1 << 20}``.  ``repairing``: allow writing to an
+    image that is marked dirty or corrupt.  ``warn``: told, in one line, what the user should
+    know.
+
+    Raises :class:`~vdisk.errors.VdiskError` of the kind that fits; whatever was opened on the
+    way is closed again.
+    """
+    if force_share and not readonly:
+        raise InvalidRequestError("force_share (-U) opens without locks, so only for reading")
+    context = NodeContext(
+        readonly=readonly,
+        cache=CacheMode.parse(cache),
+        force_share=force_share,
+        backing=backing,
+        secrets=secrets or {},
+        repairing=repairing,
+        warn=warn or _ignore,
+    )
+    tree = parse_name(name) if isinstance(name, str) else nest(name)
+    if format is not None:
+        tree = with_format(tree, format)
+    return open_node({**tree, **(options or {})}, context)
+
+
+def _ignore(_message: str) -> None:
+    """The warnings of a caller that did not ask for them."""

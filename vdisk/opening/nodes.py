@@ -1,0 +1,308 @@
+"""Opening a tree of options, node by node.
+
+A node is a format (its bytes come from its child ``file``), a protocol (a file, a connection)
+or a filter (its children are devices).  The order is: find the driver, open the children, open
+the node; when something fails, everything opened before is closed.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vdisk import filters, formats, stores
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError, VdiskError
+from vdisk.formats import OpenContext
+from vdisk.opening.names import parse_filename, parse_name, relative_to, with_format
+from vdisk.options import MAX_OPTION_DEPTH, OptionBag, as_bool, as_string, flatten
+from vdisk.stores import CacheMode, StoreSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vdisk.block import BlockDevice
+    from vdisk.formats import ChildRequest
+
+MAX_CHAIN_DEPTH = 100
+"""Images below one another.  Each holds a descriptor, tables and a few frames of the stack."""
+
+
+class Backing(enum.Enum):
+    """What to do about other files that an image names."""
+
+    FOLLOW = "follow"
+    """Open backing and data files."""
+    LEAVE = "leave"
+    """Open data files but no backing files: what the image does not hold itself reads as
+    zeroes.  For looking at the image, not at the disk."""
+    REFUSE = "refuse"
+    """An image that names a backing or data file is not opened at all."""
+
+
+class FileLink(NamedTuple):
+    """A file that an image was read from: what it is, what it is called, where it lies."""
+
+    identity: object
+    name: str
+    directory: str | None
+
+
+class NodeContext(NamedTuple):
+    """What a node inherits from the node above it.
+
+    ``chain``: the files of the images above, by which loops are seen.  ``files``: where the
+    nodes under one image leave their own.  ``depth``: nodes above this one.
+    """
+
+    readonly: bool = True
+    backing: Backing = Backing.FOLLOW
+    cache: CacheMode = CacheMode()
+    force_share: bool = False
+    secrets: Mapping[str, bytes] = {}
+    objects: Mapping[str, Mapping[str, str]] = {}
+    repairing: bool = False
+    warn: Callable[[str], None] = lambda _message: None
+    chain: tuple[FileLink, ...] = ()
+    files: list[FileLink] = []
+    depth: int = 0
+
+
+Options = dict[str, Any]
+
+
+def open_node(options: Mapping[str, Any], context: NodeContext) -> BlockDevice:
+    """The device that ``options`` describe; without a "driver" it is an image to recognise."""
+    if context.depth > MAX_OPTION_DEPTH:
+        raise InvalidRequestError(f"nodes are stacked more than {MAX_OPTION_DEPTH} deep")
+    own, context = _take_common(options, context)
+    name = own.pop("driver", None)
+    if name is None or name in formats.names():
+        return _open_image(name, own, context)
+    protocol = stores.protocol(as_string(name, "driver"))
+    if protocol is not None:
+        return _open_store(name, own, context)
+    return _open_filter(name, own, context)
+
+
+def _take_common(options: Mapping[str, Any], context: NodeContext) -> tuple[Options, NodeContext]:
+    """The options that every node has, put into the context; the others."""
+    own = dict(options)
+    own.pop("node-name", None)  # a label for QEMU's monitor
+    if as_bool(own.pop("read-only", False), "option 'read-only'"):
+        context = context._replace(readonly=True)
+    if as_bool(own.pop("force-share", False), "option 'force-share'"):
+        context = context._replace(force_share=True)
+    cache = own.pop("cache", {})
+    if not isinstance(cache, dict):
+        raise InvalidRequestError(f"option 'cache' holds cache.direct and cache.no-flush: {cache}")
+    bag = OptionBag(cache, "option 'cache'")
+    mode = context.cache
+    mode = mode._replace(
+        direct=bag.boolean("direct", mode.direct),
+        no_flush=bag.boolean("no-flush", mode.no_flush),
+    )
+    bag.finish()
+    if context.force_share and not context.readonly:
+        raise InvalidRequestError("force-share opens without locks, so only for reading")
+    return own, context._replace(cache=mode, depth=context.depth + 1)
+
+
+# -- protocols and filters -------------------------------------------------------------------
+
+
+def _open_file_child(options: Options, context: NodeContext) -> BlockDevice:
+    """The child that holds an image's bytes: unlike an image, its driver is in its name."""
+    if "driver" not in options and "filename" in options:
+        named = parse_filename(as_string(options["filename"], "option 'filename'"))
+        options = {**options, **named}
+    if "driver" not in options:
+        raise InvalidRequestError("the node that holds the image has neither driver nor filename")
+    return open_node(options, context)
+
+
+def _open_store(name: str, options: Options, context: NodeContext) -> BlockDevice:
+    driver = stores.protocol(name)
+    assert driver is not None
+    link = _link(name, options)
+    for above in context.chain:
+        if link.identity == above.identity:
+            names = " -> ".join([*(each.name for each in context.chain), link.name])
+            raise InvalidRequestError(
+                f"the chain of backing files is a loop: {names}; give one of them another "
+                "backing file (rebase -u)"
+            )
+    settings = StoreSettings(
+        readonly=context.readonly,
+        force_share=context.force_share,
+        cache=context.cache,
+        secrets=context.secrets,
+        objects=context.objects,
+    )
+    try:
+        store = driver.open(OptionBag(options, f"driver {name!r}"), settings)
+    except VdiskError as error:
+        if context.chain:
+            error.message += f" (it is named by {context.chain[-1].name})"
+        raise
+    context.files.append(link)
+    return store
+
+
+def _link(name: str, options: Options) -> FileLink:
+    """What the node reads: for a file the inode, since one file has many names."""
+    filename = options.get("filename")
+    if not isinstance(filename, str):
+        return FileLink((name, *sorted(map(repr, flatten(options)))), name, None)
+    filename = filename.removeprefix("file:")
+    directory = os.path.dirname(filename)
+    try:
+        status = os.stat(filename)
+    except (OSError, ValueError):  # opening it reports why
+        return FileLink(filename, filename, directory)
+    return FileLink((status.st_dev, status.st_ino), filename, directory)
+
+
+def _open_filter(name: str, options: Options, context: NodeContext) -> BlockDevice:
+    driver = filters.filter_driver(name)
+    if driver is None:
+        known = ", ".join(sorted([*formats.names(), *stores.names(), *filters.names()]))
+        raise InvalidRequestError(f"unknown driver {name!r} (known: {known})")
+    children: dict[str, BlockDevice] = {}
+    try:
+        for role in driver.children:
+            if not isinstance(options.get(role), dict):
+                raise InvalidRequestError(f"driver {name!r} needs the node {role!r}")
+            children[role] = _open_file_child(options.pop(role), context)
+    except BaseException:
+        for child in children.values():
+            child.close()
+        raise
+    return driver.open(children, OptionBag(options, f"driver {name!r}"))
+
+
+# -- images ----------------------------------------------------------------------------------
+
+
+def _open_image(name: str | None, options: Options, context: NodeContext) -> BlockDevice:
+    """A format over its file; ``name`` None: the format that the first bytes show."""
+    place = options.pop("file", None)
+    if place is None and "filename" in options:
+        place = {"filename": options.pop("filename")}
+    if isinstance(place, str):
+        raise InvalidRequestError(f"'file' describes a node, and {place!r} is none")
+    if not isinstance(place, dict):
+        raise InvalidRequestError("an image needs 'file', the node that holds its bytes")
+    files: list[FileLink] = []
+    file = _open_file_child(place, context._replace(files=files))
+    context.files.extend(files)
+    try:
+        children = _Children(file.name, options, files, context)
+        if name is None:
+            name = _probe(file)
+            if name == "raw" and not context.readonly:
+                _warn_guessed(file.name, context)
+                options["format-guessed"] = True
+        driver = formats.driver(name)
+        if name == "raw":
+            file = _raw_window(file, options)
+    except BaseException:
+        file.close()
+        raise
+    return driver.open(
+        file,
+        OpenContext(
+            readonly=context.readonly,
+            allow_backing=context.backing is not Backing.REFUSE,
+            open_child=children.open,
+            options=dict(flatten(options)),
+            secrets=context.secrets,
+            repairing=context.repairing,
+        ),
+    )
+
+
+def _probe(file: BlockDevice) -> str:
+    return formats.probe(file.read(0, min(formats.PROBE_SIZE, file.size)))
+
+
+def _warn_guessed(name: str, context: NodeContext) -> None:
+    context.warn(
+        f"{name}: the format was not given and was guessed to be raw. A guest can make a raw "
+        "disk look like another format, so writes to its first sector that do so are refused: "
+        "name the format (-f raw) to lift this"
+    )
+
+
+def _raw_window(file: BlockDevice, options: Options) -> BlockDevice:
+    """The part of ``file`` that the options "offset" and "size" of a raw image choose."""
+    bag = OptionBag({key: options.pop(key, None) for key in ("offset", "size")}, "driver 'raw'")
+    offset, size = bag.size("offset"), bag.size("size")
+    if offset is None and size is None:
+        return file
+    from vdisk.filters.window import Window
+
+    return Window(file, offset or 0, size)
+
+
+class _Children:
+    """Opens what one image names: the callback that its format gets.
+
+    Takes the options "backing" and "data-file", which complete or replace what the image
+    stores; a null "backing" means none.
+    """
+
+    def __init__(
+        self, image: str, options: Options, files: list[FileLink], context: NodeContext
+    ) -> None:
+        self._image = image
+        self._directory = files[0].directory if files else None
+        backing = options.pop("backing", {})
+        self._left_out = backing in (None, "") or context.backing is Backing.LEAVE
+        self._given = {
+            "backing": {} if self._left_out else _as_node(backing, "backing"),
+            "data-file": _as_node(options.pop("data-file", {}), "data-file"),
+        }
+        self._context = context._replace(
+            chain=(*context.chain, *files), files=[], depth=0, repairing=False
+        )
+
+    def open(self, request: ChildRequest) -> BlockDevice | None:
+        """The device of one reference; None where it is to be left out."""
+        context = self._context
+        given = self._backing if request.role == "backing" else self.data_file
+        if request.role == "backing" and (
+            context.backing is Backing.LEAVE or not isinstance(given, dict)
+        ):
+            return None
+        if context.backing is Backing.REFUSE:
+            raise InvalidRequestError(
+                f"names the {request.role} {request.name!r}, and following it was forbidden "
+                "(backing=False, --no-backing)",
+                path=self._image,
+                operation="open",
+            )
+        if len(context.chain) >= MAX_CHAIN_DEPTH:
+            raise UnsupportedFeatureError(
+                f"the chain of backing files is longer than {MAX_CHAIN_DEPTH} images: shorten it "
+                "(commit, rebase or convert)",
+                path=self._image,
+                operation="open",
+            )
+        tree = self._tree(request)
+        return open_node(tree, context._replace(readonly=request.readonly))
+
+    def _tree(self, request: ChildRequest) -> Options:
+        given = self._given[request.role]
+        if "file" in given or "filename" in given:
+            return given
+        stored = parse_name(relative_to(self._directory, request.name))
+        if "driver" in given or request.format is None:
+            return {**stored, **given}
+        return {**with_format(stored, request.format), **given}
+
+
+def _as_node(value: Any, role: str) -> Options:
+    if isinstance(value, dict):
+        return value
+    raise InvalidRequestError(f"option {role!r} describes a node, and {value!r} is none")
