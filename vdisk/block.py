@@ -189,6 +189,11 @@ class BlockDevice(ABC):
             step = min(ZERO_CHUNK, offset + length - start)
             self._write(start, memoryview(ZEROES)[:step])
 
+    def _copy_from(
+        self, _offset: int, _source: BlockDevice, _source_offset: int, _length: int
+    ) -> int:
+        return 0
+
     def _discard(self, offset: int, length: int) -> None:  # noqa: B027 - an optional hook
         """Advice only: a device that cannot discard keeps its bytes."""
 
@@ -291,6 +296,15 @@ class BlockDevice(ABC):
         self._check_write("write zeroes", offset, length)
         if length:
             self._write_zeroes(offset, length, unmap)
+
+    def copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
+        """Let the system copy bytes of ``source`` here, none of them passing through us.
+
+        How many bytes were copied, from the start of the range on: 0 where there is no such
+        way, and the caller reads and writes instead.
+        """
+        self._check_write("copy", offset, length)
+        return self._copy_from(offset, source, source_offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         """The range is no longer needed: it may keep its bytes or read as zeroes."""

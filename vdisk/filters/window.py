@@ -57,6 +57,9 @@ class Window(BlockDevice):
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         self._inner.write_zeroes(self._offset + offset, length, unmap=unmap)
 
+    def _copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
+        return self._inner.copy_from(self._offset + offset, source, source_offset, length)
+
     def _discard(self, offset: int, length: int) -> None:
         self._inner.discard(self._offset + offset, length)
 

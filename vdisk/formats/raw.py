@@ -94,6 +94,11 @@ class RawImage(BlockDevice):
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         self.file.write_zeroes(offset, length, unmap=unmap)
 
+    def _copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
+        if offset < PROBE_SIZE and self._guarded:
+            return 0
+        return self.file.copy_from(offset, source, source_offset, length)
+
     def _discard(self, offset: int, length: int) -> None:
         self.file.discard(offset, length)
 

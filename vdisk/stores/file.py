@@ -222,6 +222,29 @@ class FileStore(BlockDevice):
             ) from error
         return True
 
+    def _copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
+        """copy_file_range: shares the blocks where the file system can (reflink)."""
+        call = getattr(os, "copy_file_range", None)
+        if call is None or not isinstance(source, FileStore):
+            return 0
+        done = 0
+        try:
+            while done < length:
+                count = call(
+                    source.fileno(), self._fd, length - done, source_offset + done, offset + done
+                )
+                if count == 0:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno not in _linux.UNSUPPORTED:
+                raise from_os_error(
+                    error, path=self.name, operation="copy", offset=offset
+                ) from error
+        if offset + done > self._size:
+            self._grown_to(offset + done)
+        return done
+
     def _discard(self, offset: int, length: int) -> None:
         length = min(length, self._size - offset)
         if length <= 0:
