@@ -7,6 +7,7 @@ that reads raw images never pays for qcow2.  Recognition reads the first bytes o
 from __future__ import annotations
 
 import importlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vdisk.errors import InvalidRequestError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PROBE_SIZE = 2048
 """Bytes of the file that recognition looks at."""
+
+NO_SECRETS: Mapping[str, bytes] = MappingProxyType({})
 
 _MODULES = {
     "raw": "vdisk.formats.raw",
@@ -39,7 +42,7 @@ class OpenContext(NamedTuple):
     allow_backing: bool = True
     open_child: Callable[[ChildRequest], BlockDevice | None] | None = None
     options: Mapping[str, Any] = {}
-    secrets: Mapping[str, bytes] = {}
+    secrets: Mapping[str, bytes] = NO_SECRETS
     repairing: bool = False
     """Opened by ``check --repair``: a dirty or corrupt image may be opened for writing."""
 
@@ -72,8 +75,17 @@ class FormatDriver(Protocol):
     def open(self, file: BlockDevice, context: OpenContext) -> BlockDevice:
         """The image in ``file``, which it owns from here on (and closes if opening fails)."""
 
-    def create(self, file: BlockDevice, size: int, options: Mapping[str, Any]) -> None:
-        """Write an empty image of ``size`` bytes into ``file``; options by name, typed."""
+    def create(
+        self,
+        file: BlockDevice,
+        size: int,
+        options: Mapping[str, Any],
+        secrets: Mapping[str, bytes] = NO_SECRETS,
+    ) -> None:
+        """Write an empty image of ``size`` bytes into ``file``; options by name, typed.
+
+        ``secrets``: passphrases by the ids that options such as "key-secret" name.
+        """
 
 
 def driver(name: str) -> FormatDriver:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdisk.block import BlockDevice, Extent, Kind
 from vdisk.errors import InvalidRequestError, ReadOnlyError
-from vdisk.formats import PROBE_SIZE, CreateOption, OpenContext, probe
+from vdisk.formats import NO_SECRETS, PROBE_SIZE, CreateOption, OpenContext, probe
 from vdisk.units import round_up
 
 if TYPE_CHECKING:
@@ -139,7 +139,13 @@ class RawDriver:
         guessed = bool(context.options.get("format-guessed", False))
         return RawImage(file, readonly=context.readonly, guessed=guessed)
 
-    def create(self, file: BlockDevice, size: int, options: Mapping[str, Any]) -> None:
+    def create(
+        self,
+        file: BlockDevice,
+        size: int,
+        options: Mapping[str, Any],
+        secrets: Mapping[str, bytes] = NO_SECRETS,
+    ) -> None:
         file.truncate(0)
         file.truncate(size)
         if size:
