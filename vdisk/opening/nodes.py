@@ -270,10 +270,7 @@ class _Children:
     def open(self, request: ChildRequest) -> BlockDevice | None:
         """The device of one reference; None where it is to be left out."""
         context = self._context
-        given = self._backing if request.role == "backing" else self.data_file
-        if request.role == "backing" and (
-            context.backing is Backing.LEAVE or not isinstance(given, dict)
-        ):
+        if request.role == "backing" and self._left_out:
             return None
         if context.backing is Backing.REFUSE:
             raise InvalidRequestError(

@@ -1,0 +1,218 @@
+"""The options that subcommands share, and what they mean for opening an image.
+
+A subcommand adds the groups it has (``add_source`` is in nearly all of them) and later hands
+its parsed arguments to :func:`open_source`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vdisk.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vdisk.block import BlockDevice
+    from vdisk.opening import Backing
+
+
+class Parser(argparse.ArgumentParser):
+    """Options and names in any order, as getopt takes them; errors are ours to print."""
+
+    def __init__(self, prog: str, description: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._last: str | None = None
+
+    def take_last(self, destination: str) -> None:
+        """The last argument is ``destination`` even if it begins with "-" (a size "-1G")."""
+        self._last = destination
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments, read; raises :class:`InvalidRequestError`."""
+        last: list[str] = []
+        if self._last is not None and "-h" not in arguments and "--help" not in arguments:
+            last, arguments = list(arguments[-1:]), arguments[:-1]
+        args = self.parse_intermixed_args(arguments)
+        if self._last is not None:
+            setattr(args, self._last, last[0] if last else None)
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidRequestError(f"{message}; see '{self.prog} --help'")
+
+
+# -- groups of options -----------------------------------------------------------------------
+
+
+def add_format(parser: Parser, flag: str = "-f", destination: str = "format") -> None:
+    """``-f``: the format of the image; by default it is guessed."""
+    parser.add_argument(flag, dest=destination, metavar="FORMAT", help="format of the image")
+
+
+def add_source(parser: Parser, *, force_share: bool = True) -> None:
+    """What says how an existing image is opened: -f, --image-opts, --object, -U, --no-backing."""
+    add_format(parser)
+    add_objects(parser)
+    parser.add_argument(
+        "--image-opts",
+        action="store_true",
+        help="IMAGE is a list of options: driver=qcow2,file.filename=…",
+    )
+    parser.add_argument(
+        "--no-backing",
+        action="store_true",
+        help="refuse an image that leads to other files (backing or data file)",
+    )
+    if force_share:
+        parser.add_argument(
+            "-U",
+            "--force-share",
+            action="store_true",
+            help="read although another process may be writing",
+        )
+
+
+def add_objects(parser: Parser) -> None:
+    """``--object``: secrets and credentials, defined by id."""
+    parser.add_argument(
+        "--object",
+        action="append",
+        default=[],
+        metavar="TYPE,id=ID,…",
+        help="define a secret: secret,id=ID,data=TEXT or file=PATH[,format=raw|base64]",
+    )
+
+
+def add_cache(
+    parser: Parser, flag: str = "-t", destination: str = "cache", default: str = "writeback"
+) -> None:
+    """``-t`` (of what is written) or ``-T`` (of what is read): the cache mode."""
+    parser.add_argument(
+        flag,
+        dest=destination,
+        default=default,
+        metavar="CACHE",
+        help=f"none, writeback, writethrough, directsync or unsafe (default {default})",
+    )
+
+
+def add_quiet(parser: Parser) -> None:
+    """``-q``: say nothing but errors."""
+    parser.add_argument("-q", dest="quiet", action="store_true", help="print errors only")
+
+
+def add_progress(parser: Parser) -> None:
+    """``-p``: show how far the work has come."""
+    parser.add_argument("-p", dest="progress", action="store_true", help="show progress")
+
+
+def add_output(parser: Parser) -> None:
+    """``--output``: for people or for programs."""
+    parser.add_argument(
+        "--output", choices=("human", "json"), default="human", help="form of the answer"
+    )
+
+
+def add_creation_options(parser: Parser) -> None:
+    """``-o``: options of the image to be made; may be given several times."""
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,…",
+        help="options of the format; '-o help' lists them",
+    )
+
+
+# -- what they mean --------------------------------------------------------------------------
+
+
+def warn(message: str) -> None:
+    """Tell the user what is worth knowing though nothing failed."""
+    sys.stderr.write(f"vdisk: warning: {message}\n")
+
+
+def open_source(
+    args: argparse.Namespace,
+    name: str,
+    *,
+    readonly: bool = True,
+    format: str | None = None,
+    cache: str = "writeback",
+    backing: Backing | None = None,
+    options: Mapping[str, Any] | None = None,
+    repairing: bool = False,
+) -> BlockDevice:
+    """Open ``name`` as the options of :func:`add_source` in ``args`` say.
+
+    ``format``: overrides -f, for commands with more than one image.  ``backing``: what to do
+    about backing files unless --no-backing forbids them.
+    """
+    from vdisk.opening import Backing, open_image
+
+    format = format if format is not None else args.format
+    if args.no_backing:
+        backing = Backing.REFUSE
+    return open_image(
+        image_name(args, name, format),
+        readonly=readonly,
+        format=format,
+        cache=cache,
+        force_share=getattr(args, "force_share", False),
+        backing=backing or Backing.FOLLOW,
+        secrets=secrets(args),
+        options=options,
+        repairing=repairing,
+        warn=warn,
+    )
+
+
+def image_name(
+    args: argparse.Namespace, name: str, format: str | None = None
+) -> str | dict[str, Any]:
+    """``name`` itself, or the tree it spells where --image-opts is given."""
+    if not args.image_opts:
+        return name
+    if format is not None:
+        raise InvalidRequestError("--image-opts states the format by driver=…: leave -f out")
+    from vdisk.opening.names import parse_image_options
+
+    return parse_image_options(name)
+
+
+def secrets(args: argparse.Namespace) -> dict[str, bytes]:
+    """The passphrases that --object defines, by id."""
+    if not args.object:
+        return {}
+    from vdisk.cli.objects import read_secrets
+
+    return read_secrets(args.object)
+
+
+def creation_options(args: argparse.Namespace, format: str) -> dict[str, Any]:
+    """What the -o options say, typed as the format declares them.
+
+    ``-o help`` prints the list and leaves with exit status 0.
+    """
+    from vdisk.opening.creating import parse_create_options
+
+    text = ",".join(args.options)
+    if wants_help(args):
+        from vdisk.cli.output import print_create_options
+
+        print_create_options(format)
+        raise SystemExit(0)
+    return parse_create_options(format, text)
+
+
+def wants_help(args: argparse.Namespace) -> bool:
+    """True for ``-o help`` (or ``?``), alone or among other options."""
+    return any(part in ("help", "?") for text in args.options for part in text.split(","))
