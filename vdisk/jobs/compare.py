@@ -1,0 +1,158 @@
+"""compare: do two images hold the same content?
+
+The maps are laid side by side.  Ranges that both say are zero, and ranges that both read from the
+same place of the same file, are equal without being read; the rest is read in several threads::
+
+    first     | DATA a.raw+0 |    HOLE     |  DATA a.raw+8M  |
+    second    | DATA a.raw+0 | ZERO | DATA |  DATA b.raw+0   |
+              | same         | same | read |  read           |
+
+A shorter image is taken to be followed by zeroes.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from vdisk.block import Extent, Kind, execute_read
+from vdisk.errors import VdiskError
+from vdisk.jobs.parallel import in_order
+from vdisk.jobs.progress import Progress
+from vdisk.jobs.sources import Sources, padded_map, pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vdisk.block import BlockDevice
+    from vdisk.jobs.progress import ProgressCallback
+
+SECTOR = 512
+"""The unit in which the first difference is reported, as disks are addressed."""
+
+_CHUNK = 1 << 20
+_WORKERS = 2
+
+
+class Difference(enum.Enum):
+    """In what two images differ."""
+
+    SIZE = "size"
+    CONTENT = "content"
+    ALLOCATION = "allocation"
+
+
+class CompareResult(NamedTuple):
+    """``difference``: None if there is none.  ``offset``: of the first difference, in bytes."""
+
+    difference: Difference | None
+    offset: int | None = None
+
+    @property
+    def identical(self) -> bool:
+        return self.difference is None
+
+
+class _Range(NamedTuple):
+    """A range to be read from both, and the extents of each that cover it.
+
+    ``strict``: it is known already that the two differ in allocation at ``start``.
+    """
+
+    start: int
+    end: int
+    first: list[Extent]
+    second: list[Extent]
+    strict: bool = False
+
+
+def compare(
+    first: BlockDevice,
+    second: BlockDevice,
+    *,
+    strict: bool = False,
+    progress: ProgressCallback | None = None,
+) -> CompareResult:
+    """Compare the contents of two devices, up to the first difference.
+
+    ``strict``: sizes that differ, and ranges that only one of the two has allocated, count as
+    differences.  A device that fails raises its :class:`VdiskError`, with ``operation`` "read" if
+    its map could be had.
+    """
+    if strict and first.size != second.size:
+        return CompareResult(Difference.SIZE)
+    end = max(first.size, second.size)
+    meter = Progress(end, progress)
+    sides = pairs(padded_map(first, 0, end), padded_map(second, 0, end))
+    for result in in_order(_compare, _ranges(sides, strict, meter), _WORKERS, 2 * _WORKERS):
+        if result is not None:
+            return result
+    meter.finish()
+    return CompareResult(None)
+
+
+def _ranges(
+    sides: Iterator[tuple[Extent, Extent]], strict: bool, meter: Progress
+) -> Iterator[_Range]:
+    """What must be read, in ranges of at most ``_CHUNK`` bytes."""
+    same = Sources().same
+    pending: _Range | None = None
+    for one, other in sides:
+        meter.reach(one.start)
+        differs = strict and _allocation(one) is not _allocation(other)
+        if pending is not None and (differs or same(one, other) or one.start != pending.end):
+            yield pending
+            pending = None
+        if differs:
+            yield _Range(one.start, one.start, [], [], strict=True)
+            return
+        if same(one, other):
+            continue
+        for start in range(one.start, one.end, _CHUNK):
+            stop = min(start + _CHUNK, one.end)
+            part = _Range(start, stop, [one.clipped(start, stop)], [other.clipped(start, stop)])
+            if pending is not None and part.end - pending.start <= _CHUNK:
+                pending = pending._replace(
+                    end=stop,
+                    first=pending.first + part.first,
+                    second=pending.second + part.second,
+                )
+                continue
+            if pending is not None:
+                yield pending
+            pending = part
+    if pending is not None:
+        yield pending
+
+
+def _allocation(extent: Extent) -> Kind:
+    return Kind.DATA if extent.kind is Kind.COMPRESSED else extent.kind
+
+
+def _compare(part: _Range) -> CompareResult | None:
+    """Read one range from both; None if it is the same."""
+    if part.strict:
+        return CompareResult(Difference.ALLOCATION, part.start)
+    length = part.end - part.start
+    one, other = bytearray(length), bytearray(length)
+    try:
+        execute_read(part.first, part.start, memoryview(one))
+        execute_read(part.second, part.start, memoryview(other))
+    except VdiskError as error:
+        error.operation = "read"
+        raise
+    if one == other:
+        return None
+    return CompareResult(Difference.CONTENT, part.start + first_difference(one, other))
+
+
+def first_difference(one: bytearray, other: bytearray) -> int:
+    """Where the first sector begins in which two buffers of one length differ."""
+    low, high = 0, len(one)
+    while high - low > SECTOR:
+        middle = low + max((high - low) // 2 // SECTOR, 1) * SECTOR
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,76 @@
+"""Telling whether two extents are the same bytes on the same disk."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vdisk.block import Extent, Kind
+from vdisk.stores.file import FileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vdisk.block import BlockDevice
+
+
+class Sources:
+    """Knows devices by what they are: a file opened twice is one source."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, object] = {}
+
+    def identity(self, device: BlockDevice) -> object:
+        """Equal for two devices if they are one file, or one object."""
+        found = self._known.get(id(device))
+        if found is None:
+            found = self._known[id(device)] = _identity(device)
+        return found
+
+    def same(self, first: Extent, second: Extent) -> bool:
+        """True if the extents, of equal length, must read alike without being read."""
+        if first.reads_zero or second.reads_zero:
+            return first.reads_zero and second.reads_zero
+        return (
+            first.kind is Kind.DATA
+            and second.kind is Kind.DATA
+            and first.source_offset == second.source_offset
+            and first.source is not None
+            and second.source is not None
+            and self.identity(first.source) == self.identity(second.source)
+        )
+
+
+def _identity(device: BlockDevice) -> object:
+    if isinstance(device, FileStore):
+        status = os.fstat(device.fileno())
+        return status.st_dev, status.st_ino
+    return id(device)
+
+
+def pairs(first: Iterable[Extent], second: Iterable[Extent]) -> Iterator[tuple[Extent, Extent]]:
+    """Two maps of the same range side by side, cut where either has an edge."""
+    left, right = iter(first), iter(second)
+    one, other = next(left, None), next(right, None)
+    while one is not None and other is not None:
+        if one.length == other.length:
+            yield one, other
+            one, other = next(left, None), next(right, None)
+        elif one.end < other.end:
+            yield one, other.clipped(other.start, one.end)
+            other = other.clipped(one.end, other.end)
+            one = next(left, None)
+        else:
+            yield one.clipped(one.start, other.end), other
+            one = one.clipped(other.end, one.end)
+            other = next(right, None)
+
+
+def padded_map(device: BlockDevice, start: int, end: int) -> Iterator[Extent]:
+    """The map of [start, end) of a device that may be shorter: past its end is a hole."""
+    inside = min(end, device.size)
+    if inside > start:
+        yield from device.map(start, inside - start)
+    if inside < end:
+        first = max(inside, start)
+        yield Extent(first, end - first, Kind.HOLE)
