@@ -21,7 +21,7 @@ from vdisk.nbd.wire import CommandFlag, ErrorValue, Option, OptionReply
 
 if TYPE_CHECKING:
     from vdisk.nbd.errors import RequestError
-    from vdisk.nbd.session import ExportInfo, MetaContext, Session
+    from vdisk.nbd.session import ExportInfo, HandshakeStyle, MetaContext, Session
 
 # --- handshake ------------------------------------------------------------------------------------
 
@@ -68,22 +68,26 @@ class SessionStarted:
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
-    """The client knows the server's kind and can send options, one at a time."""
+    """The client knows the server's kind.
 
-    fixed_newstyle: bool
+    Fixed newstyle: it may send options, one at a time.  Newstyle: only NBD_OPT_EXPORT_NAME.
+    Oldstyle: nothing, SessionStarted follows.
+    """
+
+    style: HandshakeStyle
 
 
 @dataclass(frozen=True, slots=True)
 class OptionDone:
     """The server's whole answer to an option.
 
-    ``reply`` is NBD_REP_ACK or an error, ``message`` the server's text for it.  Filled by option:
-    ``exports`` (name, description) by LIST; ``export`` by INFO; ``contexts`` by the two
-    META_CONTEXT options (the ids mean something after SET only).
+    ``reply`` is NBD_REP_ACK or an error (an unknown one stays a number), ``message`` the server's
+    text for it.  Filled by option: ``exports`` (name, description) by LIST; ``export`` by INFO;
+    ``contexts`` by the two META_CONTEXT options (the ids mean something after SET only).
     """
 
     option: Option
-    reply: OptionReply
+    reply: OptionReply | int
     message: str = ""
     exports: tuple[tuple[str, str], ...] = ()
     export: ExportInfo | None = None
@@ -91,7 +95,7 @@ class OptionDone:
 
     @property
     def accepted(self) -> bool:
-        return self.reply is OptionReply.NBD_REP_ACK
+        return self.reply == OptionReply.NBD_REP_ACK
 
 
 # --- transmission, server side --------------------------------------------------------------------

@@ -21,6 +21,14 @@ class HeaderStyle(Enum):
     EXTENDED = "extended"
 
 
+class HandshakeStyle(Enum):
+    """The three versions of the handshake, oldest first."""
+
+    OLDSTYLE = "oldstyle"
+    NEWSTYLE = "newstyle"
+    FIXED_NEWSTYLE = "fixed newstyle"
+
+
 class TlsMode(Enum):
     """A server's NOTLS, SELECTIVETLS and FORCEDTLS; a client's never, if possible, always."""
 
