@@ -271,6 +271,16 @@ class BlockDevice(ABC):
         self._check("map", start, length)
         return merged(self._map(start, length)) if length else iter(())
 
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        """The store and offset where a range stands verbatim, in one piece; None if it does not.
+
+        The shortest road for small reads: formats override it with a lookup that makes no plan.
+        """
+        extents = list(self.map(offset, length))
+        if len(extents) != 1 or extents[0].kind is not Kind.DATA or extents[0].source is None:
+            return None
+        return extents[0].source, extents[0].source_offset or 0
+
     # -- writing -----------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer) -> None:

@@ -1,0 +1,422 @@
+"""The metadata of an open image: L1 and L2 tables, refcounts, and the order they are saved in.
+
+Nothing of the metadata is written when it changes; it is saved by :meth:`Core.flush`, in an
+order that leaves the image consistent whatever part of it reached the disk
+(docs/qcow2-ordering.md states the rules)::
+
+    1 refcount blocks ............ barrier: guest data and new counts are stable
+    2 refcount table (+ header) .. barrier, only when blocks were added
+    3 L2 tables .................. barrier, only when new tables were added
+    4 L1 table ................... barrier: what was acknowledged is reachable
+    5 counts of clusters whose references are now gone go down (saved by a later flush)
+
+Locks, from the outside in: ``gate`` (writers share it, structural changes hold it alone),
+``flush_lock`` (one flush at a time), ``lock`` (the tables in memory; held for short, never
+while guest data moves).
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vdisk.errors import CorruptImageError
+from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts
+from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vdisk.block import BlockDevice
+    from vdisk.formats._qcow2.header import Header
+
+
+class Gate:
+    """Shared by writers of guest data, held alone by what changes the image's structure."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._sharing = 0
+        self._alone: int | None = None
+        self._depth = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Wait for whoever is alone, then keep others from being so."""
+        me = threading.get_ident()
+        with self._condition:
+            if self._alone != me:
+                while self._alone is not None:
+                    self._condition.wait()
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._sharing -= 1
+                if not self._sharing:
+                    self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody shares, then hold the gate alone; may be nested by its holder."""
+        me = threading.get_ident()
+        with self._condition:
+            if self._alone != me:
+                while self._alone is not None or self._sharing:
+                    self._condition.wait()
+                self._alone = me
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._depth -= 1
+                if not self._depth:
+                    self._alone = None
+                    self._condition.notify_all()
+
+
+class _Write:
+    """The unsaved entries of a table, on their way to the disk."""
+
+    __slots__ = ("data", "offset", "span", "table")
+
+    def __init__(self, table: Table, bits: int = 64) -> None:
+        self.table = table
+        self.span = start, end = table.take_dirty()
+        table.saving += 1
+        if bits >= 8:
+            self.offset = table.offset + start * table.words.itemsize
+            self.data = words_to_bytes(table.words[start:end])
+        else:
+            self.offset = table.offset
+            self.data = pack_counts(table.words, bits)
+
+    def restore(self) -> None:
+        """It did not get there: the entries are unsaved again."""
+        self.table.saving -= 1
+        self.table.touch(*self.span)
+
+
+class Core:
+    """Everything that the reader, the writer and the keepers of one image share.
+
+    ``file``: where the metadata is.  ``data``: where guest clusters are (the same device, an
+    external data file, or a decrypting view of either).
+    """
+
+    def __init__(
+        self,
+        file: BlockDevice,
+        header: Header,
+        *,
+        readonly: bool,
+        l2_cache: int = layout.DEFAULT_L2_CACHE,
+        refcount_cache: int = layout.DEFAULT_REFCOUNT_CACHE,
+    ) -> None:
+        self.file = file
+        self.data = file
+        self.header = header
+        self.readonly = readonly
+        self.lock = threading.RLock()
+        self.flush_lock = threading.RLock()
+        self.gate = Gate()
+        self.cluster_bits = header.cluster_bits
+        self.cluster_size = header.cluster_size
+        self.entry_words = header.l2_entry_size // 8
+        self.l2_bits = self.cluster_bits - (4 if header.extended_l2 else 3)
+        self.slice_bytes = min(self.cluster_size, layout.TABLE_SLICE)
+        self.slice_bits = (self.slice_bytes // header.l2_entry_size).bit_length() - 1
+        self.l1 = self._load_l1()
+        self.l2 = TableCache(l2_cache, self.slice_bytes, self._make_room)
+        self.refcounts = Refcounts(file, header, refcount_cache, self._make_room)
+        self.discard_freed = False
+        """Punch holes where clusters were freed (the option pass-discard-request)."""
+        self.on_release: Callable[[], None] = lambda: None
+        """Called when clusters were freed for good: caches of what they held must go."""
+        self._frees: list[tuple[int, int, int]] = []
+        """Clusters whose reference is gone in memory: (first, count, ticket)."""
+        self._stable_frees: list[tuple[int, int, int]] = []
+        """The same, once the removal is on the disk."""
+        self._ticket = 0
+        self._at_work: set[int] = set()
+        self._ticket_lock = threading.Lock()
+
+    def _load_l1(self) -> Table:
+        header = self.header
+        data = self.file.read(header.l1_table_offset, header.l1_size * 8)
+        return Table(header.l1_table_offset, words_from_bytes(data))
+
+    def corrupt(self, message: str, offset: int | None = None) -> CorruptImageError:
+        """The error for a broken rule; a writable image is marked corrupt on the way."""
+        if not self.readonly and self.header.version >= 3:
+            self.header.incompatible_features |= layout.CORRUPT
+            self.save_header()
+            self.readonly = True
+        return CorruptImageError(message, path=self.file.name, offset=offset)
+
+    # -- who is at work ------------------------------------------------------------------------
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """While inside, no cluster that could be seen at the start is handed out again."""
+        with self._ticket_lock:
+            self._ticket = ticket = self._ticket + 1
+            self._at_work.add(ticket)
+        try:
+            yield
+        finally:
+            with self._ticket_lock:
+                self._at_work.discard(ticket)
+
+    def _oldest_at_work(self) -> int:
+        with self._ticket_lock:
+            return min(self._at_work, default=self._ticket + 1)
+
+    # -- L2 tables -----------------------------------------------------------------------------
+
+    def l2_offset(self, l1_index: int) -> int:
+        """Host offset of the L2 table, 0 if there is none; checked."""
+        entry = self.l1.words[l1_index] if l1_index < len(self.l1.words) else 0
+        return self.checked_l2_offset(entry, l1_index)
+
+    def checked_l2_offset(self, entry: int, l1_index: int) -> int:
+        """The offset in an L1 entry, 0 for none; raises :class:`CorruptImageError`."""
+        offset = entry & layout.OFFSET_MASK
+        if offset & (self.cluster_size - 1):
+            raise self.corrupt(
+                f"L1 entry {l1_index} ({entry:#x}): the L2 table is not cluster-aligned", offset
+            )
+        if offset >= self.file.size and offset:
+            raise self.corrupt(
+                f"L1 entry {l1_index} ({entry:#x}): the L2 table is past the end of the file",
+                offset,
+            )
+        return offset
+
+    def l2_slice(self, table_offset: int, cluster: int) -> tuple[Table, int]:
+        """The cached slice of an L2 table that describes guest ``cluster``, and the entry in it."""
+        index = cluster & ((1 << self.l2_bits) - 1)
+        offset = table_offset + (index >> self.slice_bits) * self.slice_bytes
+        table = self.l2.get(offset)
+        if table is None:
+            data = self.file.read(offset, self.slice_bytes)
+            table = self.l2.add(Table(offset, words_from_bytes(data)))
+        return table, index & ((1 << self.slice_bits) - 1)
+
+    def l2_slice_for_write(self, cluster: int) -> tuple[Table, int]:
+        """The same for the active mapping, in a table that only the active L1 refers to."""
+        l1_index = cluster >> self.l2_bits
+        entry = self.l1.words[l1_index]
+        table_offset = self.l2_offset(l1_index)
+        if not entry & layout.COPIED:
+            table_offset = self._own_l2_table(l1_index, table_offset)
+        return self.l2_slice(table_offset, cluster)
+
+    def _own_l2_table(self, l1_index: int, old: int) -> int:
+        """Give the L1 entry a table of its own: empty, or a copy of the ``old`` shared one."""
+        if old and self.refcounts.count(old >> self.cluster_bits) == 1:  # COPIED was just unset
+            self._set_l1(l1_index, old | layout.COPIED)
+            return old
+        cluster, fresh = self.allocate(1)
+        new = cluster << self.cluster_bits
+        self.l2.drop(new, new + self.cluster_size)
+        if old:
+            self.file.write(new, self._l2_table_bytes(old))
+        elif not fresh:
+            self.file.write_zeroes(new, self.cluster_size, unmap=False)
+        else:
+            self.file.truncate(max(self.file.size, new + self.cluster_size))
+        self._set_l1(l1_index, new | layout.COPIED)
+        if old:
+            self.free_later(old >> self.cluster_bits, 1)
+        return new
+
+    def _l2_table_bytes(self, offset: int) -> bytes:
+        """A whole L2 table as it is now, unsaved entries included."""
+        slices = []
+        for start in range(offset, offset + self.cluster_size, self.slice_bytes):
+            cached = self.l2.get(start)
+            if cached is None:
+                slices.append(self.file.read(start, self.slice_bytes))
+            else:
+                slices.append(words_to_bytes(cached.words))
+        return b"".join(slices)
+
+    def _set_l1(self, index: int, entry: int) -> None:
+        self.l1.words[index] = entry
+        self.l1.touch(index, index + 1)
+
+    # -- clusters ------------------------------------------------------------------------------
+
+    def allocate(self, count: int) -> tuple[int, bool]:
+        """``count`` clusters in a row, their counts now 1: (first, fresh); see Refcounts.
+
+        Where reference counts are lazy, the image is marked dirty first.
+        """
+        if self.header.lazy_refcounts and not self.header.incompatible_features & layout.DIRTY:
+            self.header.incompatible_features |= layout.DIRTY
+            self.save_header()
+            self.file.flush()
+        first, fresh = self.refcounts.allocate(count)
+        if not fresh:  # a "free" cluster that holds metadata: the counts are wrong
+            self.check_overlap(first << self.cluster_bits, count << self.cluster_bits)
+        return first, fresh
+
+    def free_later(self, cluster: int, count: int) -> None:
+        """A reference to each cluster was removed in memory; see the module about when."""
+        frees = self._frees
+        if frees:
+            first, length, ticket = frees[-1]
+            if first + length == cluster and ticket == self._ticket:
+                frees[-1] = (first, length + count, ticket)
+                return
+        frees.append((cluster, count, self._ticket))
+
+    def free_unused(self, cluster: int, count: int) -> None:
+        """Give back clusters that nothing ever referred to."""
+        with self.lock:
+            self.refcounts.decrease(cluster, count)
+
+    def check_overlap(self, offset: int, length: int) -> None:
+        """Refuse to write guest data over metadata: such an image is corrupt or hostile."""
+        header, size = self.header, self.cluster_size
+        end = offset + length
+        hit = offset < size
+        for start, extent in (
+            (self.l1.offset, header.l1_size * 8),
+            (self.refcounts.table.offset, len(self.refcounts.table.words) * 8),
+        ):
+            hit |= start < end and offset < start + extent
+        start = offset & -size
+        for cluster in range(start, min(end, start + 64 * size), size):
+            hit |= cluster in self.refcounts.blocks or cluster in self.l2
+        if hit:
+            raise self.corrupt("a guest cluster overlaps the image's own metadata", offset)
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save_header(self) -> None:
+        """Rewrite cluster 0."""
+        self.file.write(0, self.header.to_bytes())
+
+    def _make_room(self) -> None:
+        """A cache is full of unsaved tables. Called with ``lock`` held, so never waits."""
+        if self.readonly or self.refcounts.growing or not self.flush_lock.acquire(blocking=False):
+            return  # somebody is saving already, or it must wait: the cache stretches meanwhile
+        try:
+            self._save(counts=True)
+        finally:
+            self.flush_lock.release()
+
+    def flush(self) -> None:
+        """Save everything, in order; then release what is certainly unused."""
+        with self.flush_lock:
+            self._save(counts=not self.lazy)
+            self._release()
+
+    def settle(self) -> None:
+        """Flush until the released clusters' counts are saved too, and unset the dirty bit."""
+        with self.flush_lock:
+            self._save(counts=True)
+            self._release()
+            if self.refcounts.blocks.dirty():
+                self._save(counts=True)
+            if self.lazy and not self.readonly:
+                self.header.incompatible_features &= ~layout.DIRTY
+                self.save_header()
+                self.file.flush()
+
+    @property
+    def lazy(self) -> bool:
+        """Counts on the disk may be stale now: lazy refcounts, and the dirty bit says so."""
+        header = self.header
+        return header.lazy_refcounts and bool(header.incompatible_features & layout.DIRTY)
+
+    def _save(self, *, counts: bool) -> None:
+        """Write all unsaved metadata (reference counts if ``counts``); holds ``flush_lock``."""
+        if self.readonly:
+            return
+        with self.lock:
+            frees, self._frees = self._frees, []
+            moved = self.refcounts.table_moved_from if counts else None
+            stages = self._collect(counts)
+        try:
+            self._write_stages(stages, moved)
+        except BaseException:
+            with self.lock:
+                for write in (write for stage in stages for write in stage):
+                    write.restore()
+                self._frees = frees + self._frees
+            raise
+        with self.lock:
+            for write in (write for stage in stages for write in stage):
+                write.table.saving -= 1
+            self._stable_frees += frees
+
+    def _collect(self, counts: bool) -> list[list[_Write]]:
+        """All unsaved metadata as it is at this moment: blocks, table, L2, L1."""
+        refcounts = self.refcounts
+        blocks: list[_Write] = []
+        table: list[_Write] = []
+        if counts:
+            bits = refcounts.bits
+            blocks = [_Write(block, bits) for block in refcounts.blocks.dirty()]
+            table = [_Write(refcounts.table)] if refcounts.table.dirty_end else []
+        l2 = [_Write(slice_) for slice_ in self.l2.dirty()]
+        l1 = [_Write(self.l1)] if self.l1.dirty_end else []
+        return [blocks, table, l2, l1]
+
+    def _write_stages(self, stages: list[list[_Write]], moved: tuple[int, int] | None) -> None:
+        blocks, table, l2, l1 = stages
+        for write in blocks:
+            self.file.write(write.offset, write.data)
+        if l2 or l1 or table:
+            self._barrier()
+        if table:
+            self._write_refcount_table(table[0], moved)
+        for write in l2:
+            self.file.write(write.offset, write.data)
+        if l1:
+            self.file.flush()
+            self.file.write(l1[0].offset, l1[0].data)
+        self._barrier()
+
+    def _barrier(self) -> None:
+        if self.data is not self.file:
+            self.data.flush()
+        self.file.flush()
+
+    def _write_refcount_table(self, write: _Write, moved: tuple[int, int] | None) -> None:
+        self.file.write(write.offset, write.data)
+        self.file.flush()
+        if moved is None:
+            return
+        self.header.refcount_table_offset = write.table.offset
+        self.header.refcount_table_clusters = len(write.table.words) * 8 // self.cluster_size
+        self.save_header()
+        self.file.flush()
+        with self.lock:
+            self.refcounts.table_moved_from = None
+            self.free_later(moved[0] >> self.cluster_bits, moved[1])
+
+    def _release(self) -> None:
+        """Lower the counts of clusters that nothing on the disk, and nobody at work, refers to."""
+        with self.lock:
+            oldest = self._oldest_at_work()
+            ready = [free for free in self._stable_frees if free[2] < oldest]
+            self._stable_frees = [free for free in self._stable_frees if free[2] >= oldest]
+            freed = []
+            for first, count, _ticket in ready:
+                freed += self.refcounts.decrease(first, count)
+            for first, count in freed:
+                start = first << self.cluster_bits
+                self.l2.drop(start, start + (count << self.cluster_bits))
+            if freed:
+                self.on_release()
+            if self.discard_freed:
+                for first, count in freed:
+                    self.file.discard(first << self.cluster_bits, count << self.cluster_bits)

@@ -1,0 +1,247 @@
+"""From guest clusters to extents: what an L1 table and its L2 tables say (read-only).
+
+Runs of entries that continue each other are found by comparing whole slices of a table with
+what the run would look like, doubling the step while it fits: a fully allocated or an empty
+table costs a few comparisons, not thousands of steps of Python.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, NamedTuple
+
+from vdisk.block import BlockDevice, Extent, Kind
+from vdisk.formats._qcow2 import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vdisk.formats._qcow2.core import Core
+    from vdisk.formats._qcow2.tables import Table
+
+_LONGEST_STEP = 4096
+_NO_ENTRIES = array("Q", bytes(_LONGEST_STEP * 8))
+
+
+class Run(NamedTuple):
+    """Guest bytes [start, start + length) of one layer; ``kind`` None: not allocated in it.
+
+    ``host``: where the bytes begin in the data device; for COMPRESSED the L2 entry itself.
+    """
+
+    start: int
+    length: int
+    kind: Kind | None
+    host: int | None = None
+
+
+def gallop(matches: Callable[[int, int], bool], known: int, limit: int) -> int:
+    """How many entries, ``known`` at least and ``limit`` at most, belong to a run.
+
+    ``matches(at, step)``: do the ``step`` entries from number ``at`` on continue it?
+    """
+    step, growing = 1, True
+    while step and known < limit:
+        taken = min(step, limit - known)
+        if matches(known, taken):
+            known += taken
+            step = min(step * 2, _LONGEST_STEP) if growing else step // 2
+        else:
+            growing = False
+            step //= 2
+    return known
+
+
+class Mapping:
+    """One guest-visible disk of an image: the active one, or a snapshot's.
+
+    ``l1``: its L1 entries.  ``size``: its bytes.  ``backing``: what shows through, or None.
+    """
+
+    def __init__(self, core: Core, l1: Table, backing: BlockDevice | None) -> None:
+        self.core = core
+        self.l1 = l1
+        self.backing = backing
+        self.compressed_source: BlockDevice | None = None
+        """The device through which COMPRESSED extents are read."""
+        self._extended = core.header.extended_l2
+        self._zero_flag = 0 if self._extended else layout.ZERO
+
+    # -- the map -------------------------------------------------------------------------------
+
+    def extents(self, start: int, length: int) -> Iterator[Extent]:
+        """The plan for a guest range, backing files included."""
+        for run in self.runs(start, length):
+            if run.kind is None:
+                yield from self._below(run.start, run.length)
+            elif run.kind is Kind.COMPRESSED:
+                yield Extent(run.start, run.length, run.kind, self.compressed_source, run.start)
+            elif run.host is None:
+                yield Extent(run.start, run.length, run.kind)
+            else:
+                yield Extent(run.start, run.length, run.kind, self.core.data, run.host)
+
+    def _below(self, start: int, length: int) -> Iterator[Extent]:
+        """What shows through an unallocated range."""
+        covered = 0
+        if self.backing is not None:
+            covered = min(length, max(self.backing.size - start, 0))
+            if covered:
+                for extent in self.backing.map(start, covered):
+                    yield extent._replace(depth=extent.depth + 1)
+        if covered < length:
+            yield Extent(start + covered, length - covered, Kind.HOLE)
+
+    def runs(self, start: int, length: int) -> Iterator[Run]:
+        """What this layer alone says of a guest range, in order and without gaps."""
+        end = start + length
+        while start < end:
+            with self.core.lock:
+                runs, stop = self._slice_runs(start, end)
+            yield from runs
+            start = stop
+
+    def _slice_runs(self, start: int, end: int) -> tuple[list[Run], int]:
+        """The runs of the slice at ``start``, and where the next slice begins."""
+        core = self.core
+        cluster = start >> core.cluster_bits
+        l1_index = cluster >> core.l2_bits
+        entry = self.l1.words[l1_index] if l1_index < len(self.l1.words) else 0
+        table_offset = core.checked_l2_offset(entry, l1_index)
+        if not table_offset:
+            stop = min(end, (l1_index + 1) << (core.l2_bits + core.cluster_bits))
+            return [Run(start, stop - start, None)], stop
+        table, index = core.l2_slice(table_offset, cluster)
+        slice_entries = 1 << core.slice_bits
+        last_cluster = cluster - index + slice_entries
+        stop = min(end, last_cluster << core.cluster_bits)
+        count = -(-stop // core.cluster_size) - cluster
+        find = self._extended_runs if self._extended else self._standard_runs
+        return list(find(table, index, cluster, count, start, stop)), stop
+
+    def _standard_runs(
+        self, table: Table, index: int, cluster: int, count: int, start: int, stop: int
+    ) -> Iterator[Run]:
+        words, size, bits = table.words, self.core.cluster_size, self.core.cluster_bits
+        done = 0
+        while done < count:
+            entry = words[index + done]
+            kind, host = self.classify(entry, cluster + done)
+            step = size if kind is Kind.DATA or (kind is Kind.ZERO and host is not None) else 0
+            length = 1
+            if kind is not Kind.COMPRESSED and done + 1 < count:
+                length = run_length(words, index + done, count - done, step)
+            first = max(start, (cluster + done) << bits)
+            last = min(stop, (cluster + done + length) << bits)
+            if host is not None and kind is not Kind.COMPRESSED:
+                host += first - ((cluster + done) << bits)
+            yield Run(first, last - first, kind, host)
+            done += length
+
+    def classify(self, entry: int, cluster: int) -> tuple[Kind | None, int | None]:
+        """Kind and host offset of a standard L2 entry (``cluster``: whose, for the error)."""
+        if entry & layout.COMPRESSED:
+            return Kind.COMPRESSED, entry
+        core = self.core
+        host: int | None = entry & layout.OFFSET_MASK
+        if entry & self._zero_flag:
+            if core.header.version < 3:
+                raise core.corrupt("a version 2 image has a zero cluster", host)
+            kind: Kind | None = Kind.ZERO
+            if not host and not (entry & layout.COPIED and core.header.external_data):
+                host = None
+        elif host or (entry & layout.COPIED and core.header.external_data):
+            kind = Kind.DATA
+        else:
+            return None, None
+        if host is not None and host & (core.cluster_size - 1):
+            raise core.corrupt(
+                f"L2 entry {entry:#x} of guest cluster {cluster:#x} is not cluster-aligned", host
+            )
+        return kind, host
+
+    def _extended_runs(
+        self, table: Table, index: int, cluster: int, count: int, start: int, stop: int
+    ) -> Iterator[Run]:
+        """Extended L2 entries: 32 subclusters each, by the two halves of a bitmap."""
+        words, bits = table.words, self.core.cluster_bits
+        for done in range(count):
+            entry, bitmap = words[2 * (index + done)], words[2 * (index + done) + 1]
+            base = (cluster + done) << bits
+            first, last = max(start, base), min(stop, base + self.core.cluster_size)
+            kind, host = self.classify(entry, cluster + done)
+            if kind is Kind.COMPRESSED:
+                yield Run(first, last - first, kind, host)
+            else:
+                yield from self._subcluster_runs(base, host, bitmap, first, last)
+
+    def _subcluster_runs(
+        self, base: int, host: int | None, bitmap: int, first: int, last: int
+    ) -> Iterator[Run]:
+        if bitmap & (bitmap >> 32) & layout.ALL_ALLOCATED or (
+            host is None and bitmap & layout.ALL_ALLOCATED
+        ):
+            raise self.core.corrupt(f"invalid subcluster bitmap {bitmap:#x}", host)
+        size = self.core.cluster_size // layout.SUBCLUSTERS
+        position = first
+        while position < last:
+            number = (position - base) // size
+            state = _subcluster_state(bitmap, number)
+            while number < layout.SUBCLUSTERS and _subcluster_state(bitmap, number) == state:
+                number += 1
+            stop = min(last, base + number * size)
+            kind = (None, Kind.DATA, Kind.ZERO)[state]
+            there = None if host is None or kind is None else host + position - base
+            yield Run(position, stop - position, kind, there)
+            position = stop
+
+    # -- the fast path ---------------------------------------------------------------------------
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        """Where a range that lies in one standard data cluster stands, else None."""
+        core = self.core
+        bits = core.cluster_bits
+        cluster = offset >> bits
+        if (offset + length - 1) >> bits != cluster or self._extended:
+            return None
+        with core.lock:
+            l1_index = cluster >> core.l2_bits
+            table_offset = core.checked_l2_offset(self.l1.words[l1_index], l1_index)
+            if not table_offset:
+                entry = 0
+            else:
+                table, index = core.l2_slice(table_offset, cluster)
+                entry = table.words[index]
+        if entry & (layout.COMPRESSED | layout.ZERO):
+            return None
+        kind, host = self.classify(entry, cluster)
+        if host is not None:
+            return core.data, host + (offset & (core.cluster_size - 1))
+        backing = self.backing
+        if kind is None and backing is not None and offset + length <= backing.size:
+            return backing.locate(offset, length)
+        return None
+
+
+def _subcluster_state(bitmap: int, number: int) -> int:
+    """0 unallocated, 1 allocated, 2 reads as zeroes."""
+    if bitmap >> number & 1:
+        return 1
+    return 2 if bitmap >> (number + 32) & 1 else 0
+
+
+def run_length(words: array[int], index: int, limit: int, step: int) -> int:
+    """How many entries from ``index`` on continue it, each ``step`` more than the one before."""
+    entry = words[index]
+    if words[index + 1] != entry + step:
+        return 1
+
+    def matches(at: int, count: int) -> bool:
+        found = words[index + at : index + at + count]
+        if step:
+            return found == array("Q", range(entry + at * step, entry + (at + count) * step, step))
+        if entry:
+            return found == array("Q", [entry]) * count
+        return found == (_NO_ENTRIES if count == _LONGEST_STEP else _NO_ENTRIES[:count])
+
+    return gallop(matches, 2, limit)

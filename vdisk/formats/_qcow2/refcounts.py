@@ -1,0 +1,319 @@
+"""Reference counts of host clusters, and the allocation of clusters by them.
+
+::
+
+    refcount table        refcount blocks (one cluster each)
+    +-----------+         +---+---+---+---+-----
+    | offset    | ------> | 1 | 1 | 2 | 0 | …       counts of refcount_bits each
+    | offset    | ---.    +---+---+---+---+-----
+    | 0         |    '--> …
+    +-----------+         0: block not there, all its counts are 0
+
+Counts wider than a byte are kept as native arrays; narrower ones as one byte a count in memory
+and packed, least significant bits first, in the file.
+
+Freeing is deferred.  A cluster whose reference was removed in memory keeps its count until that
+removal is on the disk and nobody who planned I/O before it is still at work (``Core.flush``);
+only then can it be handed out again.  So no cut and no race ever lets one owner see another's
+bytes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from vdisk.errors import CorruptImageError, NoSpaceError, UnsupportedFeatureError
+from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vdisk.block import BlockDevice
+    from vdisk.formats._qcow2.header import Header
+
+_TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
+_DIGITS = bytes(b"0123456789abcdef"[value & 15] for value in range(256))
+
+
+def _unpacking_table(bits: int) -> list[bytes]:
+    mask = (1 << bits) - 1
+    return [bytes(byte >> shift & mask for shift in range(0, 8, bits)) for byte in range(256)]
+
+
+def unpack_counts(data: bytes, bits: int) -> array[int]:
+    """The counts in a refcount block of ``bits`` a count."""
+    if bits >= 8:
+        return words_from_bytes(data, _TYPECODES[bits])
+    return array("B", b"".join(map(_unpacking_table(bits).__getitem__, data)))
+
+
+def pack_counts(counts: array[int], bits: int) -> bytes:
+    """The bytes of a refcount block; below 8 bits ``len(counts) * bits`` fills whole bytes.
+
+    A packed block is one little-endian number whose digits, in base 2**bits, are the counts.
+    """
+    if bits >= 8:
+        return words_to_bytes(counts)
+    digits = counts.tobytes()[::-1].translate(_DIGITS)
+    return int(digits, 1 << bits).to_bytes(len(counts) * bits // 8, "little")
+
+
+class Refcounts:
+    """The refcount table and blocks of one image, and its allocator."""
+
+    def __init__(
+        self, file: BlockDevice, header: Header, budget: int, make_room: Callable[[], None]
+    ) -> None:
+        self._file = file
+        self._header = header
+        self.bits = header.refcount_bits
+        self._cluster_bits = header.cluster_bits
+        self._cluster_size = header.cluster_size
+        self.block_entries = self._cluster_size * 8 // self.bits
+        self.max_count = (1 << self.bits) - 1
+        in_memory = self.block_entries * max(self.bits, 8) // 8
+        self.blocks = TableCache(budget, in_memory, make_room)
+        self.table = self._load_table()
+        self.table_moved_from: tuple[int, int] | None = None
+        """(offset, clusters) of the table that the header on disk still names, after growth."""
+        self.growing = False
+        """The table in memory is between two places: nothing may be saved just now."""
+        self.packed_tail = 0
+        """Host offset behind the last compressed cluster written, where the next may go; or 0."""
+        self._hint = 0
+        self._fresh = -(-file.size // self._cluster_size)
+
+    def _load_table(self) -> Table:
+        offset = self._header.refcount_table_offset
+        length = self._header.refcount_table_clusters * self._cluster_size
+        return Table(offset, words_from_bytes(self._file.read(offset, length)))
+
+    # -- counts --------------------------------------------------------------------------------
+
+    def _block_offset(self, index: int) -> int:
+        entry = self.table.words[index] if index < len(self.table.words) else 0
+        if entry & (self._cluster_size - 1):
+            raise CorruptImageError(
+                f"refcount table entry {index} ({entry:#x}) is not a cluster's offset",
+                path=self._file.name,
+                offset=self.table.offset + index * 8,
+            )
+        return entry
+
+    def block(self, index: int) -> Table | None:
+        """The refcount block of that index; None if it does not exist (all counts 0)."""
+        offset = self._block_offset(index)
+        if not offset:
+            return None
+        found = self.blocks.get(offset)
+        if found is None:
+            data = self._file.read(offset, self._cluster_size)
+            found = self.blocks.add(Table(offset, unpack_counts(data, self.bits)))
+        return found
+
+    def count(self, cluster: int) -> int:
+        """The reference count of a host cluster."""
+        block = self.block(cluster // self.block_entries)
+        return 0 if block is None else block.words[cluster % self.block_entries]
+
+    def increase(self, cluster: int, count: int = 1) -> None:
+        """One more reference to each of ``count`` clusters.
+
+        Raises :class:`UnsupportedFeatureError`, with nothing changed, where a count would not
+        fit in its bits.
+        """
+        pieces = self._pieces(cluster, count)
+        for block, start, end in pieces:
+            if max(block.words[start:end]) >= self.max_count:
+                raise UnsupportedFeatureError(
+                    f"a cluster would be referenced more than {self.max_count} times, which "
+                    f"{self.bits}-bit reference counts cannot hold (amend refcount_bits)",
+                    path=self._file.name,
+                )
+        for block, start, end in pieces:
+            words = block.words
+            if end - start == 1:
+                words[start] += 1
+            else:
+                words[start:end] = array(words.typecode, [w + 1 for w in words[start:end]])
+            block.touch(start, end)
+
+    def decrease(self, cluster: int, count: int = 1) -> list[tuple[int, int]]:
+        """One reference less to each cluster; the runs (cluster, count) that became free."""
+        freed: list[tuple[int, int]] = []
+        for block, start, end in self._pieces(cluster, count):
+            first = cluster - start
+            for index in range(start, end):
+                value = block.words[index]
+                if value == 0:
+                    raise CorruptImageError(
+                        "a cluster in use has reference count 0; run check with repair",
+                        path=self._file.name,
+                        offset=(first + index) * self._cluster_size,
+                    )
+                block.words[index] = value - 1
+                if value == 1:
+                    _extend_runs(freed, first + index)
+            block.touch(start, end)
+            cluster += end - start
+        if freed:
+            self._hint = min(self._hint, freed[0][0])
+            tail = self.packed_tail >> self._cluster_bits
+            if any(first <= tail < first + length for first, length in freed):
+                self.packed_tail = 0
+        return freed
+
+    def _pieces(self, cluster: int, count: int) -> list[tuple[Table, int, int]]:
+        """(block, first index, end index) for each block that counts the clusters."""
+        pieces = []
+        while count:
+            index, start = divmod(cluster, self.block_entries)
+            end = min(start + count, self.block_entries)
+            block = self.block(index)
+            if block is None:
+                raise CorruptImageError(
+                    "a cluster in use has no refcount block; run check with repair",
+                    path=self._file.name,
+                    offset=cluster * self._cluster_size,
+                )
+            pieces.append((block, start, end))
+            cluster += end - start
+            count -= end - start
+        return pieces
+
+    # -- allocation ----------------------------------------------------------------------------
+
+    def allocate(self, count: int) -> tuple[int, bool]:
+        """``count`` free clusters in a row, now referenced once: (first, fresh).
+
+        ``fresh``: no byte of them was ever written, so the file reads as zeroes there.
+        Raises :class:`NoSpaceError` where the file cannot grow, or offsets would not fit.
+        """
+        self._hint = self._next_free(self._hint)
+        start = self._hint
+        while True:
+            length, blocked = self._free_run(start, count)
+            if length >= count:
+                if self._ensure_blocks(start, count):
+                    break
+                continue  # a new block took a cluster of the run: look again
+            start = self._next_free(blocked)
+        self._check_limits(start + count)
+        self._set_ones(start, count)
+        if start == self._hint:
+            self._hint = start + count
+        fresh = self._file.growable and start >= self._fresh
+        self._fresh = max(self._fresh, start + count)
+        return start, fresh
+
+    def free_run(self, count: int) -> int:
+        """How many of ``count`` clusters the next free place has room for, in a row."""
+        self._hint = self._next_free(self._hint)
+        return self._free_run(self._hint, count)[0]
+
+    def _check_limits(self, end: int) -> None:
+        offset = end << self._cluster_bits
+        if offset - 1 > layout.OFFSET_MASK:
+            raise NoSpaceError("host offsets are limited to 56 bits", path=self._file.name)
+        if not self._file.growable and offset > self._file.size:
+            raise NoSpaceError(
+                f"the device under the image ({self._file.size} bytes) is full",
+                path=self._file.name,
+            )
+
+    def _next_free(self, cluster: int) -> int:
+        """The first cluster at or after ``cluster`` whose count is 0."""
+        while True:
+            index, start = divmod(cluster, self.block_entries)
+            block = self.block(index)
+            if block is None:
+                return cluster
+            try:
+                return cluster - start + block.words.index(0, start)
+            except ValueError:
+                cluster += self.block_entries - start
+
+    def _free_run(self, cluster: int, wanted: int) -> tuple[int, int]:
+        """How many clusters from a free one on are free (up to ``wanted``), and where it ends."""
+        length = 0
+        while length < wanted:
+            index, start = divmod(cluster + length, self.block_entries)
+            end = min(start + wanted - length, self.block_entries)
+            block = self.block(index)
+            if block is not None:
+                words = block.words[start:end]
+                if any(words):
+                    used = next(i for i, word in enumerate(words) if word)
+                    return length + used, cluster + length + used
+            length += end - start
+        return wanted, cluster + wanted
+
+    def _set_ones(self, cluster: int, count: int) -> None:
+        for block, start, end in self._pieces(cluster, count):
+            words = block.words
+            words[start:end] = array(words.typecode, [1]) * (end - start)
+            block.touch(start, end)
+
+    def _ensure_blocks(self, cluster: int, count: int) -> bool:
+        """See that every cluster of the run has a refcount block; False if one had to be made.
+
+        A new block is placed at the start of the run: either an older block counts that
+        cluster, or the new block counts itself.
+        """
+        first = cluster // self.block_entries
+        last = (cluster + count - 1) // self.block_entries
+        for index in range(first, last + 1):
+            if not self._block_offset(index):
+                if index >= len(self.table.words):
+                    self._grow_table(last + 1)
+                else:
+                    self._new_block(index, cluster)
+                return False
+        return True
+
+    def _new_block(self, index: int, cluster: int) -> None:
+        self._check_limits(cluster + 1)
+        bits = max(self.bits, 8)
+        words = array(_TYPECODES[bits], bytes(self.block_entries * bits // 8))
+        block = Table(cluster << self._cluster_bits, words)
+        block.touch(0, len(words))
+        self.blocks.add(block)
+        self.table.words[index] = block.offset
+        self.table.touch(index, index + 1)
+        self._set_ones(cluster, 1)
+        self._fresh = max(self._fresh, cluster + 1)
+
+    def _grow_table(self, entries: int) -> None:
+        """Make room for ``entries`` blocks: a larger table elsewhere, at first in memory only.
+
+        ``Core.flush`` writes it, then points the header at it, then frees the old one.
+        """
+        per_cluster = self._cluster_size // 8
+        clusters = -(-max(entries, len(self.table.words) * 3 // 2) // per_cluster)
+        if clusters * self._cluster_size > layout.MAX_REFCOUNT_TABLE_BYTES:
+            clusters = layout.MAX_REFCOUNT_TABLE_BYTES // self._cluster_size
+            if entries > clusters * per_cluster:
+                raise NoSpaceError("the refcount table is at its largest", path=self._file.name)
+        old = self.table
+        old_clusters = len(old.words) // per_cluster
+        words = old.words + array("Q", bytes(clusters * self._cluster_size - len(old.words) * 8))
+        nested, self.growing = self.growing, True
+        self.table = Table(old.offset, words)
+        new, _fresh = self.allocate(clusters)
+        self.table.offset = new << self._cluster_bits
+        self.table.touch(0, len(self.table.words))
+        self.growing = nested
+        if self.table_moved_from is None:
+            self.table_moved_from = (old.offset, old_clusters)
+        else:  # never reached the disk: free at once
+            self.decrease(old.offset >> self._cluster_bits, old_clusters)
+
+
+def _extend_runs(runs: list[tuple[int, int]], cluster: int) -> None:
+    """Append ``cluster`` to sorted runs of (first, count)."""
+    if runs and sum(runs[-1]) == cluster:
+        runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+    else:
+        runs.append((cluster, 1))

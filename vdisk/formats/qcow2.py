@@ -1,0 +1,266 @@
+"""qcow2: a disk that grows, remembers and refers (QEMU docs/interop/qcow2).
+
+This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the bytes), ``core``
+(tables in memory and the order they are saved in), ``mapping`` (reading), ``allocation``
+(writing), ``snapshots``, ``bitmaps``, ``check``, ``amend``, ``create``.
+
+::
+
+    guest offset --L1, L2--> kind + host offset ----> the file, the data file,
+                                |                     a decompressor
+                                '- unallocated -----> the backing file, or zeroes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vdisk.block import BlockDevice, Extent, execute_read
+from vdisk.errors import (
+    CorruptImageError,
+    InvalidRequestError,
+    UnsupportedFeatureError,
+)
+from vdisk.formats import ChildRequest, CreateOption, OpenContext
+from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.allocation import Writer
+from vdisk.formats._qcow2.compression import CompressedClusters, compress
+from vdisk.formats._qcow2.core import Core
+from vdisk.formats._qcow2.create import OPTIONS, header_from_options, write_empty_image
+from vdisk.formats._qcow2.header import Header, cluster_bits_of, parse
+from vdisk.formats._qcow2.mapping import Mapping
+from vdisk.formats._qcow2.validate import check_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping as Options
+
+    from typing_extensions import Buffer
+
+
+class Qcow2Image(BlockDevice):
+    """An open qcow2 image.
+
+    ``file``: the file with the metadata; ``data_file``: the external data file, if any;
+    ``backing``: the opened backing file, if any.  The image owns and closes all three.
+    """
+
+    format_name = "qcow2"
+    zeroes_fast = True
+
+    def __init__(
+        self,
+        file: BlockDevice,
+        header: Header,
+        *,
+        readonly: bool = True,
+        backing: BlockDevice | None = None,
+        data_file: BlockDevice | None = None,
+        options: Options[str, Any] | None = None,
+    ) -> None:
+        self.file = file
+        self.name = file.name
+        self.header = header
+        self.readonly = readonly
+        self.backing = backing
+        self.data_file = data_file
+        self._options = dict(options or {})
+        self._core = Core(
+            file,
+            header,
+            readonly=readonly,
+            l2_cache=self._options.get("l2-cache-size", layout.DEFAULT_L2_CACHE),
+            refcount_cache=self._options.get("refcount-cache-size", layout.DEFAULT_REFCOUNT_CACHE),
+        )
+        if data_file is not None:
+            self._core.data = data_file
+        self._core.discard_freed = bool(self._options.get("pass-discard-request", True))
+        self._mapping = Mapping(self._core, self._core.l1, backing)
+        self._compressed = CompressedClusters(self._mapping, lambda: self.header.size)
+        self._mapping.compressed_source = self._compressed
+        self._core.on_release = self._compressed.forget
+        self._writer = Writer(self._core, self._mapping, lambda: self.header.size)
+
+    # -- the device ------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        return self.header.size
+
+    @property
+    def cluster_size(self) -> int:
+        """Bytes of a cluster, the unit of allocation."""
+        return self._core.cluster_size
+
+    @property
+    def subcluster_size(self) -> int:
+        """Bytes of a subcluster; a cluster where there are none."""
+        return self.cluster_size // (layout.SUBCLUSTERS if self.header.extended_l2 else 1)
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return self._mapping.locate(offset, length)
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        with self._core.work():
+            found = self._mapping.locate(offset, len(view)) if len(view) else None
+            if found is not None:
+                found[0].read_into(found[1], view)
+            else:
+                execute_read(self._mapping.extents(offset, len(view)), offset, view)
+
+    def _map(self, start: int, length: int) -> Iterator[Extent]:
+        return self._mapping.extents(start, length)
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        self._writev(offset, [view])
+
+    def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        with self._core.gate.shared(), self._core.work():
+            self._writer.write(offset, views)
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        with self._core.gate.shared(), self._core.work():
+            self._writer.write_zeroes(offset, length, unmap)
+
+    def _discard(self, offset: int, length: int) -> None:
+        with self._core.gate.shared(), self._core.work():
+            self._writer.discard(offset, length)
+
+    def _flush(self) -> None:
+        self._core.flush()
+
+    def close(self) -> None:
+        """Save everything and release the files; a second call does nothing."""
+        if self.closed:
+            return
+        try:
+            if not self.readonly:
+                self._core.settle()
+        finally:
+            self.closed = True
+            self._close()
+
+    def _close(self) -> None:
+        for device in (self.file, self.data_file, self.backing):
+            if device is not None:
+                device.close()
+
+    # -- compression -----------------------------------------------------------------------------
+
+    def compress_cluster(self, data: Buffer) -> bytes | None:
+        """The stored form of one cluster of guest data, or None if it would not be smaller.
+
+        Needs no lock and drops the GIL: call it from as many threads as there are cores.
+        """
+        return compress(self.header.compression_type, memoryview(data))
+
+    def write_compressed(self, offset: int, compressed: bytes) -> None:
+        """Store the guest cluster at ``offset`` in the form :meth:`compress_cluster` gave."""
+        self._check_write("write compressed", offset, 1)
+        if offset % self.cluster_size:
+            raise InvalidRequestError("compressed writes are whole clusters", path=self.name)
+        if self.header.external_data or self.header.crypt_method:
+            raise UnsupportedFeatureError(
+                "images with an external data file or encryption hold no compressed clusters",
+                path=self.name,
+            )
+        with self._core.gate.shared(), self._core.work():
+            self._writer.write_compressed(offset, compressed)
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def read_header(file: BlockDevice) -> Header:
+    """The header of the image in ``file``, checked against the file's size."""
+    head = file.read(0, min(file.size, layout.V2_HEADER_LENGTH))
+    cluster_size = 1 << cluster_bits_of(head, path=file.name)
+    header = parse(file.read(0, min(file.size, cluster_size)), path=file.name)
+    check_header(header, file.size, path=file.name)
+    return header
+
+
+def open_image(file: BlockDevice, context: OpenContext) -> Qcow2Image:
+    """Open the image in ``file`` with its data file and backing chain."""
+    header = read_header(file)
+    readonly = context.readonly
+    if not readonly and not context.repairing and header.incompatible_features & layout.CORRUPT:
+        raise CorruptImageError(
+            "the image is marked corrupt and can only be opened read-only; "
+            "repair it with check -r all",
+            path=file.name,
+        )
+    opened: list[BlockDevice] = []
+    try:
+        data_file = _open_data_file(file, header, context)
+        opened += [data_file] if data_file else []
+        backing = _open_backing(header, context)
+        opened += [backing] if backing else []
+        image = Qcow2Image(
+            file,
+            header,
+            readonly=readonly,
+            backing=backing,
+            data_file=data_file,
+            options=context.options,
+        )
+        opened.append(image)
+        if not readonly:
+            _prepare_for_writing(image, context)
+    except BaseException:
+        for device in opened:
+            device.close()
+        raise
+    return image
+
+
+def _open_data_file(file: BlockDevice, header: Header, context: OpenContext) -> BlockDevice | None:
+    if not header.external_data:
+        return None
+    if context.open_child is None:
+        raise UnsupportedFeatureError(
+            "the image keeps its data in another file, which may not be opened here",
+            path=file.name,
+        )
+    name = header.data_file_name
+    if name is None:
+        raise CorruptImageError("the image does not name its external data file", path=file.name)
+    return context.open_child(ChildRequest("data-file", name, "file", context.readonly))
+
+
+def _open_backing(header: Header, context: OpenContext) -> BlockDevice | None:
+    if header.backing_file is None or context.open_child is None:
+        return None
+    return context.open_child(
+        ChildRequest("backing", header.backing_file, header.backing_format, True)
+    )
+
+
+def _prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
+    """What each feature bit demands of a program that is about to write."""
+    header = image.header
+    if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
+        header.autoclear_features &= layout.KNOWN_AUTOCLEAR
+        image._core.save_header()
+        image.file.flush()
+
+
+class Qcow2Driver:
+    """Opens and creates qcow2 images."""
+
+    name = "qcow2"
+    create_options: tuple[CreateOption, ...] = OPTIONS
+
+    def open(self, file: BlockDevice, context: OpenContext) -> Qcow2Image:
+        try:
+            return open_image(file, context)
+        except BaseException:
+            file.close()
+            raise
+
+    def create(self, file: BlockDevice, size: int, options: Options[str, Any]) -> None:
+        header = header_from_options(size, options)
+        write_empty_image(file, header)
+
+
+DRIVER = Qcow2Driver()
