@@ -24,7 +24,7 @@ class Concatenation(BlockDevice):
     readonly = True
 
     def __init__(self, parts: Sequence[BlockDevice]) -> None:
-        self._parts = parts
+        self.parts = parts
         self._ends = list(accumulate(part.size for part in parts))
         self.name = " + ".join(part.name for part in parts)
 
@@ -36,13 +36,13 @@ class Concatenation(BlockDevice):
         end = start + length
         index = bisect_right(self._ends, start)
         while start < end:
-            base = self._ends[index] - self._parts[index].size
+            base = self._ends[index] - self.parts[index].size
             stop = min(end, self._ends[index])
-            for extent in self._parts[index].map(start - base, stop - start):
+            for extent in self.parts[index].map(start - base, stop - start):
                 yield extent.shifted(base)
             start = stop
             index += 1
 
     def _close(self) -> None:
-        for part in self._parts:
+        for part in self.parts:
             part.close()

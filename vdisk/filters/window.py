@@ -31,7 +31,7 @@ class Window(BlockDevice):
                 f"a window of {size} bytes at {offset} does not fit in {inner.size} bytes",
                 path=inner.name,
             )
-        self._inner = inner
+        self.inner = inner
         self._offset = offset
         self._size = room if size is None else size
         self.name = inner.name
@@ -43,32 +43,32 @@ class Window(BlockDevice):
         return self._size
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        self._inner.read_into(self._offset + offset, view)
+        self.inner.read_into(self._offset + offset, view)
 
     def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
-        self._inner.readv(self._offset + offset, views)
+        self.inner.readv(self._offset + offset, views)
 
     def _write(self, offset: int, view: memoryview) -> None:
-        self._inner.write(self._offset + offset, view)
+        self.inner.write(self._offset + offset, view)
 
     def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
-        self._inner.writev(self._offset + offset, views)
+        self.inner.writev(self._offset + offset, views)
 
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        self._inner.write_zeroes(self._offset + offset, length, unmap=unmap)
+        self.inner.write_zeroes(self._offset + offset, length, unmap=unmap)
 
     def _copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
-        return self._inner.copy_from(self._offset + offset, source, source_offset, length)
+        return self.inner.copy_from(self._offset + offset, source, source_offset, length)
 
     def _discard(self, offset: int, length: int) -> None:
-        self._inner.discard(self._offset + offset, length)
+        self.inner.discard(self._offset + offset, length)
 
     def _flush(self) -> None:
-        self._inner.flush()
+        self.inner.flush()
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
-        for extent in self._inner.map(self._offset + start, length):
+        for extent in self.inner.map(self._offset + start, length):
             yield extent.shifted(-self._offset)
 
     def _close(self) -> None:
-        self._inner.close()
+        self.inner.close()

@@ -48,6 +48,18 @@ def _identity(device: BlockDevice) -> object:
     return id(device)
 
 
+def files_under(device: BlockDevice) -> Iterator[FileStore]:
+    """The files that a device is read from, through formats, filters and backing files."""
+    if isinstance(device, FileStore):
+        yield device
+    for role in ("file", "data_file", "backing", "inner"):
+        child = getattr(device, role, None)
+        if child is not None:
+            yield from files_under(child)
+    for part in getattr(device, "parts", ()):
+        yield from files_under(part)
+
+
 def pairs(first: Iterable[Extent], second: Iterable[Extent]) -> Iterator[tuple[Extent, Extent]]:
     """Two maps of the same range side by side, cut where either has an edge."""
     left, right = iter(first), iter(second)

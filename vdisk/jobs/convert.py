@@ -1,0 +1,179 @@
+"""convert: the disk in one image, or in several, in a new image or in one that exists.
+
+What the map calls zero is not read, and not written to a target that is zero by itself; what it
+calls data is looked at for zeroes, so that an image full of written zeroes becomes a sparse one.
+Names, opening and making are dealt with here; :mod:`vdisk.jobs.copying` says what is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
+from vdisk.filters.concat import Concatenation
+from vdisk.jobs.bitmaps import copy_bitmaps, copyable_bitmaps
+from vdisk.jobs.copying import SECTOR, SPARSE_SIZE, CopyOptions, copy_disk
+from vdisk.jobs.parallel import MAX_WORKERS
+from vdisk.jobs.target import TargetSettings, opened_target
+from vdisk.opening import Backing, open_image
+from vdisk.units import round_down
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vdisk.block import BlockDevice
+    from vdisk.formats.qcow2 import BitmapInfo, Qcow2Image
+    from vdisk.jobs.progress import ProgressCallback
+
+    Name = str | Mapping[str, Any]
+
+
+class ConvertResult(NamedTuple):
+    """What was done.
+
+    ``size``: of the disk.  ``copied``, ``zeroed``: bytes written as data and as zeroes.
+    ``bitmaps``: the names of those that were copied.
+    """
+
+    size: int
+    copied: int
+    zeroed: int
+    bitmaps: tuple[str, ...] = ()
+
+
+def convert(
+    sources: Name | Sequence[Name],
+    target: Name,
+    *,
+    format: str | None = None,
+    snapshot: str | None = None,
+    source_cache: str = "writeback",
+    force_share: bool = False,
+    backing: Backing = Backing.FOLLOW,
+    target_format: str | None = "raw",
+    options: Mapping[str, Any] | None = None,
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+    target_exists: bool = False,
+    target_is_zero: bool = False,
+    target_cache: str = "unsafe",
+    sparse_size: int = SPARSE_SIZE,
+    compress: bool = False,
+    copy_offload: bool = False,
+    workers: int | None = None,
+    out_of_order: bool = False,
+    rate_limit: int | None = None,
+    salvage: bool = False,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
+    warn: Callable[[str], None] | None = None,
+    progress: ProgressCallback | None = None,
+) -> ConvertResult:
+    """Copy the disk in ``sources``: one name, or several whose disks follow one another.
+
+    What is read: ``format`` (None guesses it), ``snapshot`` (id or name of an internal one), and
+    ``source_cache``, ``force_share``, ``backing`` as :func:`vdisk.opening.open_image` has them.
+
+    What is written: an image of ``target_format`` made with creation ``options``, perhaps over
+    ``backing_file`` (then only what the source's top layer holds is copied); or, if
+    ``target_exists``, an image that is there, of which ``target_is_zero`` says that it reads as
+    zeroes.  ``target_cache`` "unsafe": the system may write it to its disk when it likes.
+
+    How: ``sparse_size`` (zeroes in a row that become a hole; 0 allocates everything),
+    ``compress``, ``copy_offload`` (let the system copy, without looking for zeroes),
+    ``workers`` (threads), ``out_of_order`` (they write as they come), ``rate_limit`` (bytes a
+    second), ``salvage`` (zeroes for what cannot be read), ``bitmaps`` (persistent bitmaps too)
+    and ``skip_broken_bitmaps`` (but not those that were not closed properly).
+
+    A file made here is removed when the copy fails or ``progress`` cancels it.
+    """
+    tell = warn or _ignore
+    made_with = dict(options or {})
+    if backing_file is not None:
+        made_with.update(backing_file=backing_file, backing_fmt=backing_format)
+    copying = CopyOptions(
+        sparse_size=round_down(sparse_size, SECTOR),
+        over_backing=made_with.get("backing_file") is not None,
+        target_is_zero=True if target_is_zero else None,
+        compress=compress,
+        offload=copy_offload,
+        workers=workers,
+        out_of_order=out_of_order,
+        rate_limit=rate_limit,
+        salvage=tell if salvage else None,
+    )
+    _check(copying, target_exists)
+    target_settings = TargetSettings(
+        target, target_format, made_with, target_exists, target_cache, secrets, tell
+    )
+    with ExitStack() as stack:
+        images = [
+            stack.enter_context(
+                open_image(
+                    name,
+                    format=format,
+                    cache=source_cache,
+                    force_share=force_share,
+                    backing=backing,
+                    secrets=secrets,
+                    warn=tell,
+                )
+            )
+            for name in ([sources] if isinstance(sources, (str, Mapping)) else sources)
+        ]
+        disk = _one_disk(images, snapshot)
+        chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []
+        image = stack.enter_context(opened_target(target_settings, disk.size, images))
+        totals = copy_disk(disk, image, copying, progress)
+        if chosen:
+            copy_bitmaps(images[0], chosen, image)
+    names = tuple(bitmap.name for bitmap in chosen)
+    return ConvertResult(disk.size, totals.copied, totals.zeroed, names)
+
+
+def _check(copying: CopyOptions, target_exists: bool) -> None:
+    """Refuse what contradicts itself, before anything is opened."""
+    if copying.target_is_zero and not target_exists:
+        raise InvalidRequestError(
+            "--target-is-zero is about a target that exists: it needs -n (target_exists)"
+        )
+    if copying.target_is_zero and copying.over_backing:
+        raise InvalidRequestError("a target with a backing file does not read as zeroes")
+    if copying.workers is not None and not 1 <= copying.workers <= MAX_WORKERS:
+        raise InvalidRequestError(f"the number of workers (-m) is between 1 and {MAX_WORKERS}")
+    if copying.compress and copying.out_of_order:
+        raise InvalidRequestError("compressed clusters are written in order: leave -W or -c out")
+    if copying.compress and copying.offload:
+        raise InvalidRequestError("the system cannot compress while copying: leave -C or -c out")
+
+
+def _one_disk(images: Sequence[BlockDevice], snapshot: str | None) -> BlockDevice:
+    """The disk to be copied: the image's, its snapshot's, or that of several in a row."""
+    if not images:
+        raise InvalidRequestError("there is no image to convert")
+    if len(images) > 1:
+        if snapshot is not None:
+            raise InvalidRequestError("a snapshot (-l) is of one image, and there are several")
+        return Concatenation(images)
+    if snapshot is None:
+        return images[0]
+    if not hasattr(images[0], "open_snapshot"):
+        raise UnsupportedFeatureError(
+            "this format has no internal snapshots (qcow2 does)", path=images[0].name
+        )
+    return cast("Qcow2Image", images[0]).open_snapshot(snapshot)
+
+
+def _choose_bitmaps(
+    images: Sequence[BlockDevice], skip_broken: bool, warn: Callable[[str], None]
+) -> list[BitmapInfo]:
+    if len(images) > 1:
+        raise InvalidRequestError("bitmaps are copied from one image, and there are several")
+    return copyable_bitmaps(images[0], skip_broken=skip_broken, warn=warn)
+
+
+def _ignore(_message: str) -> None:
+    """The warnings of a caller that did not ask for them."""

@@ -1,0 +1,128 @@
+"""Copying one disk into another: which ranges are skipped, zeroed or copied, and in what blocks.
+
+the map says    target reads as zeroes    target holds something    target has a backing file
+DATA            copy                      copy                      copy
+ZERO            skip                      zero                      zero
+HOLE            skip                      zero                      zero
+below the top   copy                      copy                      skip: it shows through
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from vdisk.block import execute_read
+from vdisk.errors import UnsupportedFeatureError
+from vdisk.jobs.encoding import Compressed, Sparse, verbatim
+from vdisk.jobs.engine import CopySettings, Totals, run
+from vdisk.jobs.parallel import MAX_WORKERS
+from vdisk.jobs.plan import Action, plan
+from vdisk.jobs.progress import Progress
+from vdisk.jobs.salvage import Salvager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vdisk.block import BlockDevice, Extent
+    from vdisk.jobs.encoding import CompressingDevice, Encoder
+    from vdisk.jobs.progress import ProgressCallback
+
+SPARSE_SIZE = 4096
+"""Zeroes in a row that become a hole unless the caller says otherwise: a file system's block."""
+
+SECTOR = 512
+_FILE_BLOCK = 4096
+
+
+class CopyOptions(NamedTuple):
+    """How to copy a disk.
+
+    ``sparse_size``: zeroes in a row that become a hole; 0: allocate everything.
+    ``over_backing``: the target's backing file shows what the source's does.
+    ``target_is_zero``: the target reads as zeroes; None: find out from its map.
+    ``offload``: let the system copy between files, without looking for zeroes.
+    ``workers``: threads.  ``out_of_order``: let them write as they come.  ``rate_limit``: bytes
+    a second.  ``salvage``: told of each sector that cannot be read, which is then zero.
+    """
+
+    sparse_size: int = SPARSE_SIZE
+    over_backing: bool = False
+    target_is_zero: bool | None = None
+    compress: bool = False
+    offload: bool = False
+    workers: int | None = None
+    out_of_order: bool = False
+    rate_limit: int | None = None
+    salvage: Callable[[str], None] | None = None
+
+
+def copy_disk(
+    source: BlockDevice,
+    target: BlockDevice,
+    options: CopyOptions,
+    progress: ProgressCallback | None = None,
+) -> Totals:
+    """Copy all of ``source`` to the same offsets of ``target``, which is no smaller."""
+    if options.target_is_zero is None:
+        options = options._replace(target_is_zero=_is_zero(target, options))
+    unit = _unit(target, options)
+    settings = CopySettings(
+        encode=_encoder(target, unit, options),
+        compressor=_compressor(target) if options.compress else None,
+        offload=options.offload,
+        workers=options.workers or min(os.cpu_count() or 1, MAX_WORKERS),
+        out_of_order=options.out_of_order,
+        rate_limit=options.rate_limit,
+        read=Salvager(options.salvage) if options.salvage else execute_read,
+    )
+    meter = Progress(source.size, progress)
+    totals = run(plan(source.map(), _chooser(options), unit), target, settings, meter)
+    meter.finish()
+    return totals
+
+
+def _is_zero(target: BlockDevice, options: CopyOptions) -> bool:
+    return not options.over_backing and all(extent.reads_zero for extent in target.map())
+
+
+def _unit(target: BlockDevice, options: CopyOptions) -> int:
+    """Bytes that the target allocates at once: what a plan cuts the disk into."""
+    if options.offload:
+        return SECTOR
+    name = "cluster_size" if options.compress else "subcluster_size"
+    size: int = getattr(target, name, _FILE_BLOCK)
+    return size
+
+
+def _encoder(target: BlockDevice, unit: int, options: CopyOptions) -> Encoder:
+    zero = bool(options.target_is_zero)
+    if options.compress:
+        return Compressed(_compressor(target), unit, target_is_zero=zero)
+    if not options.sparse_size:
+        return verbatim
+    is_file = not hasattr(target, "subcluster_size")
+    block = options.sparse_size if is_file else max(options.sparse_size, unit)
+    return Sparse(block, target_is_zero=zero)
+
+
+def _compressor(target: BlockDevice) -> CompressingDevice:
+    if not hasattr(target, "write_compressed"):
+        raise UnsupportedFeatureError(
+            "this format does not hold compressed clusters (qcow2 does)", path=target.name
+        )
+    return cast("CompressingDevice", target)
+
+
+def _chooser(options: CopyOptions) -> Callable[[Extent], Action]:
+    """What to do with each extent of the source; see the table above."""
+    zero = Action.SKIP if options.target_is_zero else Action.ZERO
+    if not options.sparse_size and not options.compress:
+        zero = Action.COPY
+
+    def choose(extent: Extent) -> Action:
+        if options.over_backing and extent.depth > 0:
+            return Action.SKIP
+        return zero if extent.reads_zero else Action.COPY
+
+    return choose

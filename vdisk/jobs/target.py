@@ -1,0 +1,128 @@
+"""The image that a job writes: made by it and removed if it is not finished, or there before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vdisk.errors import InvalidRequestError
+from vdisk.jobs.sources import files_under
+from vdisk.opening import open_image, parse_name
+from vdisk.opening.creating import plan_creation
+from vdisk.opening.names import relative_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from vdisk.block import BlockDevice
+
+
+class TargetSettings(NamedTuple):
+    """How to open or make a target; see :func:`vdisk.jobs.convert.convert`."""
+
+    name: str | Mapping[str, Any]
+    format: str | None = "raw"
+    options: Mapping[str, Any] = {}
+    exists: bool = False
+    cache: str = "unsafe"
+    secrets: Mapping[str, bytes] | None = None
+    warn: Callable[[str], None] = lambda _message: None
+
+
+@contextlib.contextmanager
+def opened_target(
+    settings: TargetSettings, size: int, sources: Iterable[BlockDevice]
+) -> Iterator[BlockDevice]:
+    """The target, open for writing, with room for ``size`` bytes.
+
+    When the block is left by an exception, a file that was made here is removed; of an image
+    that was there before, ``settings.warn`` is told that it is incomplete.
+    """
+    paths = _paths(settings)
+    for path in paths:
+        _refuse_source(path, sources)
+    if not settings.exists:
+        _make(settings, size)
+    try:
+        with _open(settings) as target:
+            if target.size < size:
+                raise InvalidRequestError(
+                    f"the target holds {target.size} bytes, and the source has {size}",
+                    path=target.name,
+                )
+            yield target
+    except BaseException:
+        if not settings.exists:
+            for path in paths:
+                _remove(path)
+        else:
+            settings.warn(f"{_shown(settings.name)} was not finished: its content is incomplete")
+        raise
+
+
+def _make(settings: TargetSettings, size: int) -> None:
+    if not isinstance(settings.name, str) or settings.format is None:
+        raise InvalidRequestError(
+            "a target given by options cannot be made here: make it first and use -n "
+            "(target_exists)"
+        )
+    plan_creation(
+        settings.name,
+        size,
+        format=settings.format,
+        options=settings.options,
+        secrets=settings.secrets,
+        cache=settings.cache,
+    ).run()
+
+
+def _open(settings: TargetSettings) -> BlockDevice:
+    return open_image(
+        settings.name,
+        readonly=False,
+        format=settings.format,
+        cache=settings.cache,
+        secrets=settings.secrets,
+        warn=settings.warn,
+    )
+
+
+def _shown(name: str | Mapping[str, Any]) -> str:
+    return name if isinstance(name, str) else str(dict(name))
+
+
+def _paths(settings: TargetSettings) -> list[str]:
+    """The files that making the target makes."""
+    tree = parse_name(settings.name) if isinstance(settings.name, str) else settings.name
+    node = tree.get("file", tree)
+    path = node.get("filename") if isinstance(node, dict) else None
+    if not isinstance(path, str):
+        return []
+    path = path.removeprefix("file:")
+    data_file = settings.options.get("data_file")
+    return [path] if data_file is None else [path, relative_to(os.path.dirname(path), data_file)]
+
+
+def _refuse_source(path: str, sources: Iterable[BlockDevice]) -> None:
+    """Raise if ``path`` is one of the files that the sources are read from."""
+    with contextlib.suppress(OSError, ValueError):  # no such file: then it is no source either
+        status = os.stat(path)
+        for source in sources:
+            for file in files_under(source):
+                other = os.fstat(file.fileno())
+                if (status.st_dev, status.st_ino) == (other.st_dev, other.st_ino):
+                    raise InvalidRequestError(
+                        f"the target is a file that is being read ({file.name}): "
+                        "write into another one",
+                        path=path,
+                    )
+
+
+def _remove(path: str) -> None:
+    """Remove an unfinished file, under each of its names; block devices stay."""
+    with contextlib.suppress(OSError):  # it is gone already, or was never made
+        if stat.S_ISREG(os.stat(path).st_mode):
+            os.truncate(path, 0)
+            os.unlink(path)
