@@ -126,6 +126,12 @@ class Qcow2Image(BlockDevice):
         with self._core.gate.shared(), self._core.work():
             self._writer.discard(offset, length)
 
+    def unallocate(self) -> None:
+        """Give up every cluster of the disk, so that the backing file shows through again."""
+        self._check_write("empty", 0, self.size)
+        with self._core.gate.shared(), self._core.work():
+            self._writer.unallocate(0, self.size)
+
     def _flush(self) -> None:
         self._core.flush()
 

@@ -42,6 +42,7 @@ def open_image(
     secrets: Mapping[str, bytes] | None = None,
     options: Mapping[str, Any] | None = None,
     repairing: bool = False,
+    writable_backing: int = 0,
     warn: Callable[[str], None] | None = None,
 ) -> BlockDevice:
     """The device that ``name`` (or a tree of options) means; close it when done.
@@ -50,7 +51,8 @@ def open_image(
     "writeback", "writethrough", "directsync" or "unsafe".  ``force_share``: open without
     locks, for reading an image that another process writes.  ``options``: run-time options of
     the top node, such as ``{"l2-cache-size": 1 << 20}``.  ``repairing``: allow writing to an
-    image that is marked dirty or corrupt.  ``warn``: told, in one line, what the user should
+    image that is marked dirty or corrupt.  ``writable_backing``: open this backing file, counted
+    from 1, for writing too (commit).  ``warn``: told, in one line, what the user should
     know.
 
     Raises :class:`~vdisk.errors.VdiskError` of the kind that fits; whatever was opened on the
@@ -65,6 +67,7 @@ def open_image(
         backing=backing,
         secrets=secrets or {},
         repairing=repairing,
+        writable_backing=writable_backing,
         warn=warn or _ignore,
     )
     tree = parse_name(name) if isinstance(name, str) else nest(name)

@@ -53,6 +53,8 @@ class NodeContext(NamedTuple):
 
     ``chain``: the files of the images above, by which loops are seen.  ``files``: where the
     nodes under one image leave their own.  ``depth``: nodes above this one.
+    ``writable_backing``: which backing file of this image, counted from 1, is opened for
+    writing although the others are not (0: none).
     """
 
     readonly: bool = True
@@ -66,6 +68,7 @@ class NodeContext(NamedTuple):
     chain: tuple[FileLink, ...] = ()
     files: list[FileLink] = []
     depth: int = 0
+    writable_backing: int = 0
 
 
 Options = dict[str, Any]
@@ -286,8 +289,12 @@ class _Children:
                 path=self._image,
                 operation="open",
             )
-        tree = self._tree(request)
-        return open_node(tree, context._replace(readonly=request.readonly))
+        readonly = request.readonly
+        if request.role == "backing":
+            left = context.writable_backing
+            readonly = left != 1
+            context = context._replace(writable_backing=max(left - 1, 0))
+        return open_node(self._tree(request), context._replace(readonly=readonly))
 
     def _tree(self, request: ChildRequest) -> Options:
         given = self._given[request.role]
