@@ -30,11 +30,13 @@ from vdisk.formats._luks.header import SECTOR
 from vdisk.formats._luks.specification import CipherSpec, Hash
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Words = NDArray[np.uint64]
 
-RUN = 64 << 10
+RUN = 128 << 10
 """Bytes handled at a time: the temporary arrays, some five of this size, stay in the caches of
 the processor and below the size from which ``malloc`` asks the system for each."""
 
@@ -69,7 +71,7 @@ class BlockCipher:
 
 
 def _flat_bytes(words: Words) -> memoryview:
-    return memoryview(np.ascontiguousarray(words).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(words).reshape(-1).view(np.uint8).data
 
 
 class IvGenerator:
@@ -229,7 +231,12 @@ class XtsCipher(SectorCipher):
         np.bitwise_xor(self._blocks.encrypt(words ^ tweaks), tweaks, out=out)
 
 
-_MODES = {"ecb": EcbCipher, "cbc": CbcCipher, "ctr": CtrCipher, "xts": XtsCipher}
+_MODES: dict[str, Callable[[CipherSpec, bytes], SectorCipher]] = {
+    "ecb": EcbCipher,
+    "cbc": CbcCipher,
+    "ctr": CtrCipher,
+    "xts": XtsCipher,
+}
 
 
 def make(spec: CipherSpec, key: bytes) -> SectorCipher:

@@ -14,6 +14,7 @@ Parsing is pure: any bytes give a :class:`Header` or a declared error.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import construct as c
@@ -218,7 +219,7 @@ def _broken_rules(header: Header) -> Iterator[str]:
         for number, slot in enumerate(header.slots)
     ]
     areas.sort(key=lambda area: area[1])
-    for (name, _, end), (other, start, _) in zip(areas, areas[1:], strict=False):
+    for (name, _, end), (other, start, _) in pairwise(areas):
         if start < end:
             yield f"{name} and {other} overlap at {start:#x}"
     last, _, end = areas[-1]
