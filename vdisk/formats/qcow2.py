@@ -14,6 +14,7 @@ This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the by
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from vdisk.block import BlockDevice, Extent, execute_read
 from vdisk.errors import (
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as Options
 
     from typing_extensions import Buffer
+
+    from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
 
 
 class Qcow2Image(BlockDevice):
@@ -79,6 +82,7 @@ class Qcow2Image(BlockDevice):
         self._compressed = CompressedClusters(self._mapping, lambda: self.header.size)
         self._mapping.compressed_source = self._compressed
         self._core.on_release = self._compressed.forget
+        self._views: WeakSet[SnapshotView] = WeakSet()
         self._writer = Writer(self._core, self._mapping, lambda: self.header.size)
 
     # -- the device ------------------------------------------------------------------------------
@@ -135,6 +139,19 @@ class Qcow2Image(BlockDevice):
     def _flush(self) -> None:
         self._core.flush()
 
+    def _truncate(self, size: int) -> None:
+        self.resize(size)
+
+    def resize(self, size: int, preallocation: str = "off") -> None:
+        """Change the disk's size; new bytes read as zeroes.
+
+        ``preallocation``: what new clusters get now: "off", "metadata", "falloc" or "full".
+        """
+        from vdisk.formats._qcow2.resize import resize
+
+        self._check_write("resize", 0, 0)
+        resize(self._core, self._mapping, size, preallocation)
+
     def close(self) -> None:
         """Save everything and release the files; a second call does nothing."""
         if self.closed:
@@ -172,6 +189,83 @@ class Qcow2Image(BlockDevice):
             )
         with self._core.gate.shared(), self._core.work():
             self._writer.write_compressed(offset, compressed)
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The internal snapshots, in the order they were taken."""
+        if not self.header.nb_snapshots:
+            return []
+        from vdisk.formats._qcow2 import snapshots
+
+        return snapshots.read_table(self._core)
+
+    def create_snapshot(
+        self,
+        name: str,
+        *,
+        date: float | None = None,
+        vm_state: Buffer = b"",
+        vm_clock_nsec: int = 0,
+    ) -> SnapshotInfo:
+        """Keep the disk as it is now under ``name``; its id is chosen.
+
+        ``date``: seconds since the Epoch (default: now).  ``vm_state``: machine state to keep
+        with it; ``vm_clock_nsec``: how long that machine had been running.
+        Raises :class:`UnsupportedFeatureError` where another reference does not fit in the
+        image's reference counts, or the image has an external data file.
+        """
+        from vdisk.formats._qcow2 import snapshots
+
+        self._check_snapshot_change("create")
+        state = memoryview(vm_state).cast("B")
+        with self._core.gate.alone():
+            snapshots.write_vm_state(self._core, self._mapping, state)
+            taken = snapshots.create(
+                self._core,
+                name,
+                vm_state_size=len(state),
+                vm_clock_nsec=vm_clock_nsec,
+                date=date,
+            )
+            snapshots.drop_vm_state(self._core, self._mapping, len(state))
+        return taken
+
+    def apply_snapshot(self, tag: str) -> None:
+        """Make the disk, and its size, what the snapshot of that id or name holds."""
+        from vdisk.formats._qcow2 import snapshots
+
+        self._check_snapshot_change("apply")
+        snapshots.apply(self._core, tag)
+
+    def delete_snapshot(self, tag: str) -> None:
+        """Delete the snapshot of that id or name; refused while a view of it is open."""
+        from vdisk.formats._qcow2 import snapshots
+
+        self._check_snapshot_change("delete")
+        wanted = snapshots.find(self._core, self.snapshots(), tag)
+        if any(not view.closed and view.snapshot.id == wanted.id for view in self._views):
+            raise InvalidRequestError(f"snapshot {tag!r} is open for reading", path=self.name)
+        snapshots.delete(self._core, tag)
+
+    def _check_snapshot_change(self, operation: str) -> None:
+        self._check_write(f"{operation} snapshot", 0, 0)
+        if self.header.external_data:
+            raise UnsupportedFeatureError(
+                "images with an external data file have no internal snapshots", path=self.name
+            )
+
+    def open_snapshot(self, tag: str) -> SnapshotView:
+        """The disk as the snapshot of that id or name holds it, read-only.
+
+        The view reads through this image, which must stay open.
+        """
+        from vdisk.formats._qcow2 import snapshots
+
+        found = snapshots.find(self._core, self.snapshots(), tag)
+        view = snapshots.SnapshotView(self._core, found, self.backing, self)
+        self._views.add(view)
+        return view
 
 
 # -- opening ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from vdisk.block import ZERO_CHUNK, execute_read
 from vdisk.errors import NoSpaceError, ReadOnlyError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.mapping import run_length
+from vdisk.formats.raw import preallocate as preallocate_file
 from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
@@ -301,6 +302,39 @@ class Writer:
             self.core.free_later(first, last - first + 1)
         elif entry & layout.OFFSET_MASK and not self._external:
             self.core.free_later((entry & layout.OFFSET_MASK) >> self._bits, 1)
+
+    def preallocate(self, offset: int, length: int, mode: str) -> None:
+        """Map whole unallocated clusters to host clusters that read as zeroes.
+
+        With subclusters they stay unallocated inside, so that a backing file still shows.
+        """
+        cluster, end = offset >> self._bits, -(-(offset + length) // self._cluster)
+        while cluster < end:
+            with self.core.lock:
+                table, index = self.core.l2_slice_for_write(cluster)
+                room = (1 << self.core.slice_bits) - index
+                step = self._plan_allocation(table, index, cluster, min(end - cluster, room))
+            try:
+                if not step.own:
+                    self._reserve(step, mode)
+                with self.core.lock:
+                    base = cluster << self._bits
+                    filled = base if self._extended else base + step.clusters * self._cluster
+                    self._link(step, base, filled)
+            except BaseException:
+                if not step.own:
+                    self.core.free_unused(step.host >> self._bits, step.clusters)
+                raise
+            finally:
+                self._land(step.cluster, step.cluster + step.clusters)
+            cluster += step.clusters
+
+    def _reserve(self, step: _Allocation, mode: str) -> None:
+        file, length = self.core.file, step.clusters << self._bits
+        if mode != "metadata":
+            preallocate_file(file, step.host, step.host + length, mode)
+        if not step.fresh and mode != "full":
+            file.write_zeroes(step.host, length, unmap=False)
 
     # -- compressed clusters -----------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterator
 
     from vdisk.block import BlockDevice
@@ -144,6 +145,8 @@ class Core:
         self._ticket = 0
         self._at_work: set[int] = set()
         self._ticket_lock = threading.Lock()
+        self._idle = threading.Condition(self._ticket_lock)
+        self._idle_wanted = 0
 
     def _load_l1(self) -> Table:
         header = self.header
@@ -171,6 +174,8 @@ class Core:
         finally:
             with self._ticket_lock:
                 self._at_work.discard(ticket)
+                if self._idle_wanted:
+                    self._idle.notify_all()
 
     def _oldest_at_work(self) -> int:
         with self._ticket_lock:
@@ -219,7 +224,7 @@ class Core:
     def _own_l2_table(self, l1_index: int, old: int) -> int:
         """Give the L1 entry a table of its own: empty, or a copy of the ``old`` shared one."""
         if old and self.refcounts.count(old >> self.cluster_bits) == 1:  # COPIED was just unset
-            self._set_l1(l1_index, old | layout.COPIED)
+            self.set_l1(l1_index, old | layout.COPIED)
             return old
         cluster, fresh = self.allocate(1)
         new = cluster << self.cluster_bits
@@ -230,7 +235,7 @@ class Core:
             self.file.write_zeroes(new, self.cluster_size, unmap=False)
         else:
             self.file.truncate(max(self.file.size, new + self.cluster_size))
-        self._set_l1(l1_index, new | layout.COPIED)
+        self.set_l1(l1_index, new | layout.COPIED)
         if old:
             self.free_later(old >> self.cluster_bits, 1)
         return new
@@ -246,7 +251,8 @@ class Core:
                 slices.append(words_to_bytes(cached.words))
         return b"".join(slices)
 
-    def _set_l1(self, index: int, entry: int) -> None:
+    def set_l1(self, index: int, entry: int) -> None:
+        """Change an entry of the active L1 table."""
         self.l1.words[index] = entry
         self.l1.touch(index, index + 1)
 
@@ -258,9 +264,7 @@ class Core:
         Where reference counts are lazy, the image is marked dirty first.
         """
         if self.header.lazy_refcounts and not self.header.incompatible_features & layout.DIRTY:
-            self.header.incompatible_features |= layout.DIRTY
-            self.save_header()
-            self.file.flush()
+            self.mark_dirty()
         first, fresh = self.refcounts.allocate(count)
         if not fresh:  # a "free" cluster that holds metadata: the counts are wrong
             self.check_overlap(first << self.cluster_bits, count << self.cluster_bits)
@@ -325,10 +329,82 @@ class Core:
             self._release()
             if self.refcounts.blocks.dirty():
                 self._save(counts=True)
-            if self.lazy and not self.readonly:
+            if self.header.incompatible_features & layout.DIRTY and not self.readonly:
                 self.header.incompatible_features &= ~layout.DIRTY
                 self.save_header()
                 self.file.flush()
+
+    def save(self) -> None:
+        """Save all metadata, counts included, without releasing anything."""
+        with self.flush_lock:
+            self._save(counts=True)
+
+    # -- structural changes ----------------------------------------------------------------------
+
+    @contextmanager
+    def structural(self) -> Iterator[None]:
+        """Hold the image alone, all of it saved, for a change of its structure.
+
+        Where the version allows it the image is marked dirty meanwhile.  A change that fails
+        must leave the structure as it was; only then is the mark removed.
+        """
+        with self.gate.alone():
+            self.settle()
+            self.mark_dirty()
+            yield
+            self.settle()
+
+    def mark_dirty(self) -> None:
+        """Set the dirty bit on the disk: whoever opens the image for writing repairs it first."""
+        if self.header.version >= 3:
+            self.header.incompatible_features |= layout.DIRTY
+            self.save_header()
+            self.file.flush()
+
+    def switch_l1(self, words: array[int], disk_size: int) -> tuple[int, int]:
+        """Make ``words`` the active L1 table, of a disk of ``disk_size`` bytes, in one step.
+
+        Where the old table stands: (offset, clusters); its clusters are the caller's to free.
+        """
+        old = self.l1.offset, max(-(-self.header.l1_size * 8 // self.cluster_size), 1)
+        first, _fresh = self.allocate(max(-(-len(words) * 8 // self.cluster_size), 1))
+        offset = first << self.cluster_bits
+        self.file.write(offset, words_to_bytes(words))
+        self.save()
+        self.file.flush()
+        with self.lock:
+            self.header.l1_table_offset, self.header.l1_size = offset, len(words)
+            self.header.size = disk_size
+            self.save_header()
+            self.l1.words, self.l1.offset = words[:], offset
+        self.file.flush()
+        return old
+
+    def quiesce(self) -> None:
+        """Wait until everybody who is at work now has finished."""
+        with self._ticket_lock:
+            newest = self._ticket
+            self._idle_wanted += 1
+            self._idle.wait_for(lambda: min(self._at_work, default=newest + 1) > newest)
+            self._idle_wanted -= 1
+
+    def release(self, cluster: int, count: int) -> None:
+        """Drop a reference at once: its removal is on the disk and nobody plans by it."""
+        with self.lock:
+            self._forget(self.refcounts.decrease(cluster, count))
+
+    def _forget(self, freed: list[tuple[int, int]]) -> None:
+        """Clusters are free now: no cache may remember them; punch holes where asked to."""
+        for first, count in freed:
+            start = first << self.cluster_bits
+            self.l2.drop(start, start + (count << self.cluster_bits))
+        if freed:
+            self.on_release()
+        if self.discard_freed:
+            for first, count in freed:
+                self.file.discard(first << self.cluster_bits, count << self.cluster_bits)
+
+    # -- saving, continued -----------------------------------------------------------------------
 
     @property
     def lazy(self) -> bool:
@@ -409,14 +485,5 @@ class Core:
             oldest = self._oldest_at_work()
             ready = [free for free in self._stable_frees if free[2] < oldest]
             self._stable_frees = [free for free in self._stable_frees if free[2] >= oldest]
-            freed = []
             for first, count, _ticket in ready:
-                freed += self.refcounts.decrease(first, count)
-            for first, count in freed:
-                start = first << self.cluster_bits
-                self.l2.drop(start, start + (count << self.cluster_bits))
-            if freed:
-                self.on_release()
-            if self.discard_freed:
-                for first, count in freed:
-                    self.file.discard(first << self.cluster_bits, count << self.cluster_bits)
+                self._forget(self.refcounts.decrease(first, count))

@@ -118,6 +118,21 @@ class Refcounts:
         block = self.block(cluster // self.block_entries)
         return 0 if block is None else block.words[cluster % self.block_entries]
 
+    def counts(self, cluster: int, count: int) -> array[int]:
+        """The reference counts of ``count`` clusters in a row."""
+        found = array("Q")
+        while count:
+            index, start = divmod(cluster, self.block_entries)
+            end = min(start + count, self.block_entries)
+            block = self.block(index)
+            if block is None:
+                found.extend(array("Q", bytes(8 * (end - start))))
+            else:
+                found.extend(array("Q", block.words[start:end]))
+            cluster += end - start
+            count -= end - start
+        return found
+
     def increase(self, cluster: int, count: int = 1) -> None:
         """One more reference to each of ``count`` clusters.
 
@@ -182,6 +197,15 @@ class Refcounts:
             cluster += end - start
             count -= end - start
         return pieces
+
+    def last_used(self) -> int:
+        """The highest host cluster whose count is not 0."""
+        for index in range(len(self.table.words) - 1, -1, -1):
+            block = self.block(index)
+            if block is not None and any(block.words):
+                last = max(i for i, count in enumerate(block.words) if count)
+                return index * self.block_entries + last
+        return 0
 
     # -- allocation ----------------------------------------------------------------------------
 
