@@ -20,14 +20,8 @@ from vdisk.errors import CorruptImageError, InvalidRequestError
 from vdisk.formats import NO_SECRETS, CreateOption, OpenContext
 from vdisk.formats._luks.header import SECTOR, default_payload_offset
 from vdisk.formats._luks.keyslots import KeySlots
-from vdisk.formats._luks.options import (
-    AMEND_OPTIONS,
-    CREATE_OPTIONS,
-    amend_slots,
-    find_secret,
-    make_volume,
-    spec_of,
-)
+from vdisk.formats._luks.options import AMEND_OPTIONS, CREATE_OPTIONS
+from vdisk.formats._luks.requests import amend_slots, find_secret, make_volume, spec_of
 from vdisk.formats._luks.view import EncryptedView, LockedSectors
 from vdisk.formats.raw import PREALLOCATION, preallocate
 from vdisk.options import OptionBag

@@ -6,6 +6,7 @@
 ``specification``   names of ciphers, modes, IV generators and hashes; the packages they need
 ``ciphers``         whole runs of 512-byte sectors, encrypted and decrypted
 ``keyslots``        from a passphrase to the master key: unlock, add, erase
+``options``         what ``create`` and ``amend`` take; ``requests``: carrying it out
 ``view``            a device of plain bytes over a device of encrypted ones
 ==================  ===========================================================================
 

@@ -29,6 +29,7 @@ from vdisk.errors import (
 from vdisk.formats._luks import antiforensic
 from vdisk.formats._luks import header as phdr
 from vdisk.formats._luks.header import Header, KeySlot
+from vdisk.formats._luks.options import DEFAULT_ITER_TIME
 from vdisk.formats._luks.specification import CipherSpec, Hash
 from vdisk.units import round_up
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
     from vdisk.block import BlockDevice
-
-DEFAULT_ITER_TIME = 2000
-"""Milliseconds of processor time that deriving a slot's key shall take, as in QEMU."""
 
 MIN_ITERATIONS = 1000
 """The least the specification allows."""

@@ -55,7 +55,7 @@ class LockedSectors:
         )
 
 
-class _WriterLock:
+class WriterLock:
     """Shared by writes of whole sectors; held alone by a write of a part of one."""
 
     def __init__(self) -> None:
@@ -93,16 +93,24 @@ class EncryptedView(BlockDevice):
     """The plain bytes of ``file`` from ``base`` on, which is sector 0 of ``cipher``.
 
     Grows as ``file`` does.  What was never written reads as noise.  Closing it closes ``file``.
+    ``lock``: shared by views of the same sectors, if there are several.
     """
 
-    def __init__(self, file: BlockDevice, cipher: Sectors, *, base: int = 0) -> None:
+    def __init__(
+        self,
+        file: BlockDevice,
+        cipher: Sectors,
+        *,
+        base: int = 0,
+        lock: WriterLock | None = None,
+    ) -> None:
         self.file = file
         self.name = file.name
         self.readonly = file.readonly
         self.growable = file.growable
         self._cipher = cipher
         self._base = base
-        self._writers = _WriterLock()
+        self._writers = lock or WriterLock()
 
     @property
     def size(self) -> int:

@@ -1,0 +1,217 @@
+"""Encrypted guest clusters.  Metadata, and therefore backing files' names, are never encrypted.
+
+Two methods, by the header's ``crypt_method``:
+
+=====  ====  ==================================================================================
+luks   2     A whole LUKS1 volume header, with its key material, stands in clusters that the
+             header extension 0x0537be77 names.  A sector's IV is made from its *host* offset,
+             so a cluster can be moved only by encrypting it anew.
+aes    1     AES-128 in CBC mode; the key is the passphrase itself, cut or zero-padded to 16
+             bytes; IVs are made from *guest* sector numbers.  Weak: kept to read old images.
+=====  ====  ==================================================================================
+
+Either way the plain bytes of a cluster are those of an
+:class:`~vdisk.formats._luks.view.EncryptedView`; :meth:`Encryption.place` gives it.  For "aes"
+it is shifted so that its offsets are guest offsets::
+
+    place(data, host, guest)   luks: (view of data, host)
+                               aes:  (view of data that begins at host - guest, guest)
+
+What the image calls:
+
+* :func:`open_encryption` when opening; options ``encrypt.key-secret`` and ``encrypt.format``;
+* :func:`choose_encryption`, then :meth:`NewEncryption.header_area`, when creating;
+* :meth:`Encryption.info` and :meth:`Encryption.amend`.
+
+Without a passphrase the image is locked: its metadata can be read, checked and changed, and
+guest data is an :class:`~vdisk.errors.AuthenticationError`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vdisk.errors import AuthenticationError, InvalidRequestError, UnsupportedFeatureError
+from vdisk.formats._luks import requests
+from vdisk.formats._luks.header import default_payload_offset
+from vdisk.formats._luks.keyslots import KeySlots
+from vdisk.formats._luks.specification import CipherSpec
+from vdisk.formats._luks.view import EncryptedView, LockedSectors, WriterLock
+from vdisk.formats._qcow2 import layout
+from vdisk.options import OptionBag, nest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vdisk.block import BlockDevice
+    from vdisk.formats._luks.view import Sectors
+    from vdisk.formats._qcow2.header import Header
+
+PREFIX = "encrypt."
+KEY_SECRET = "encrypt.key-secret"
+METHODS = {"aes": layout.CRYPT_AES, "luks": layout.CRYPT_LUKS}
+
+AES_SPEC = CipherSpec("aes", 16, "cbc", "plain64")
+
+
+class Encryption(ABC):
+    """How the guest clusters of an open image are encrypted."""
+
+    format: str
+
+    @abstractmethod
+    def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
+        """The device of plain bytes, and the offset in it, of what stands at ``host`` of ``data``.
+
+        Holds as far as guest and host offsets grow together: to the end of an extent.
+        """
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """QAPI's ImageInfoSpecificQCow2Encryption."""
+
+    @abstractmethod
+    def amend(self, options: Mapping[str, Any], *, force: bool = False) -> None:
+        """Change passphrases; ``options``: ``AMEND_OPTIONS`` without their prefix."""
+
+
+class LuksEncryption(Encryption):
+    """Method 2; see the module."""
+
+    format = "luks"
+
+    def __init__(
+        self,
+        file: BlockDevice,
+        place: tuple[int, int],
+        passphrase: bytes | None,
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        offset, length = place
+        self.slots = KeySlots(file, base=offset, length=length)
+        self._secrets = secrets
+        self._master_key = None if passphrase is None else self.slots.unlock(passphrase)
+        self._sectors: Sectors = (
+            LockedSectors(file.name, KEY_SECRET)
+            if self._master_key is None
+            else self.slots.spec.cipher(self._master_key)
+        )
+        self._view: EncryptedView | None = None
+
+    def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
+        view = self._view
+        if view is None or view.file is not data:
+            view = self._view = EncryptedView(data, self._sectors)
+        return view, host
+
+    def info(self) -> dict[str, Any]:
+        return {"format": self.format, **self.slots.info()}
+
+    def amend(self, options: Mapping[str, Any], *, force: bool = False) -> None:
+        requests.amend_slots(self.slots, self._master_key, options, self._secrets, force=force)
+
+
+class AesEncryption(Encryption):
+    """Method 1; see the module."""
+
+    format = "aes"
+
+    def __init__(self, file: BlockDevice, passphrase: bytes | None) -> None:
+        self._writers = WriterLock()
+        self._sectors: Sectors = (
+            LockedSectors(file.name, KEY_SECRET)
+            if passphrase is None
+            else AES_SPEC.cipher(passphrase[:16].ljust(16, b"\0"))
+        )
+
+    def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
+        return EncryptedView(data, self._sectors, base=host - guest, lock=self._writers), guest
+
+    def info(self) -> dict[str, Any]:
+        return {"format": self.format}
+
+    def amend(self, options: Mapping[str, Any], *, force: bool = False) -> None:
+        raise UnsupportedFeatureError("encryption method aes has no key slots to amend")
+
+
+def open_encryption(
+    file: BlockDevice,
+    header: Header,
+    options: Mapping[str, Any],
+    secrets: Mapping[str, bytes],
+) -> Encryption | None:
+    """The encryption of the image in ``file``, unlocked if ``options`` name a secret.
+
+    ``options``: the image's run-time options, of which those under "encrypt" are read.
+    """
+    bag = OptionBag(nest(options).get("encrypt", {}), "option 'encrypt'")
+    identity, wanted = bag.string("key-secret"), bag.string("format")
+    bag.finish()
+    found = next((name for name, method in METHODS.items() if method == header.crypt_method), None)
+    if wanted is not None and wanted != found:
+        raise InvalidRequestError(
+            f"the image's encryption is {found or 'none'}, not {wanted!r} (encrypt.format)",
+            path=file.name,
+        )
+    if found is None and identity is not None:
+        raise InvalidRequestError(
+            f"the image is not encrypted, but {KEY_SECRET} was given", path=file.name
+        )
+    passphrase = None if identity is None else requests.find_secret(secrets, identity)
+    if header.crypto is not None:
+        return LuksEncryption(file, header.crypto, passphrase, secrets)
+    return None if found is None else AesEncryption(file, passphrase)
+
+
+# -- creating --------------------------------------------------------------------------------------
+
+
+class NewEncryption(NamedTuple):
+    """What ``create`` options ask for.  ``luks``: the options of the volume, without prefix."""
+
+    method: int
+    luks: Mapping[str, Any]
+
+    @property
+    def header_size(self) -> int:
+        """Bytes of the encryption header; 0 where the method has none."""
+        if self.method != layout.CRYPT_LUKS:
+            return 0
+        return default_payload_offset(requests.spec_of(self.luks).key_bytes)
+
+    def header_area(self, secrets: Mapping[str, bytes]) -> bytes:
+        """The encryption header, to be stored in clusters of its own; takes seconds."""
+        if self.method != layout.CRYPT_LUKS:
+            return b""
+        return requests.make_volume(self.luks, secrets, prefix=PREFIX)
+
+
+def choose_encryption(
+    options: Mapping[str, Any], secrets: Mapping[str, bytes] | None = None
+) -> NewEncryption | None:
+    """What ``create`` options such as ``encrypt.format=luks`` ask for; None: no encryption.
+
+    ``secrets`` None: whether there is a passphrase does not matter (measuring).
+    """
+    given = {
+        name.removeprefix(PREFIX): value
+        for name, value in options.items()
+        if name.startswith(PREFIX) and value is not None
+    }
+    if not given:
+        return None
+    format = given.pop("format", None)
+    if format not in METHODS:
+        raise InvalidRequestError(f"options {PREFIX}* need encrypt.format=luks or aes")
+    if format == "aes" and given.keys() - {"key-secret"}:
+        raise InvalidRequestError(
+            "encrypt.format=aes has no options but encrypt.key-secret: its cipher is fixed"
+        )
+    if secrets is not None:
+        if "key-secret" not in given:
+            raise AuthenticationError(
+                f"encryption needs a passphrase: name its secret with the option {KEY_SECRET}"
+            )
+        requests.find_secret(secrets, given["key-secret"])
+    return NewEncryption(METHODS[format], given)
