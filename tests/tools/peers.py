@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,16 +64,38 @@ def run(
     input: bytes = b"",
     check: bool = True,
     timeout: float = TIMEOUT,
+    cwd: str | os.PathLike[str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a peer to its end, its output caught; a failure shows what it said."""
+    """Run a peer to its end, its output caught; with ``check`` it must succeed."""
+    words = command(name, *arguments)
+    return run_words(words, input=input, check=check, timeout=timeout, cwd=cwd)
+
+
+def run_vdisk(
+    *arguments: str | os.PathLike[str],
+    input: bytes = b"",
+    check: bool = True,
+    timeout: float = TIMEOUT,
+    cwd: str | os.PathLike[str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ``vdisk`` in a process of its own."""
+    words = [sys.executable, "-m", "vdisk.cli.main", *(os.fspath(word) for word in arguments)]
+    return run_words(words, input=input, check=check, timeout=timeout, cwd=cwd)
+
+
+def run_words(
+    words: list[str],
+    *,
+    input: bytes,
+    check: bool,
+    timeout: float,
+    cwd: str | os.PathLike[str] | None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command line; a failure shows what the program said."""
     done = subprocess.run(
-        command(name, *arguments),
-        input=input,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
+        words, input=input, capture_output=True, timeout=timeout, cwd=cwd, check=False
     )
     if check and done.returncode != 0:
         said = (done.stdout + done.stderr).decode(errors="replace")
-        raise AssertionError(f"{done.args} exited with {done.returncode}:\n{said}")
+        raise AssertionError(f"{words} exited with {done.returncode}:\n{said}")
     return done

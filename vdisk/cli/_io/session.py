@@ -113,14 +113,14 @@ class Session:
         pending, self._pending = self._pending, []
         for future in pending:
             if future.done():
-                future.result()()
+                _print_result(future.result())
             else:
                 self._pending.append(future)
 
     def finish_pending(self) -> None:
         """Wait for all asynchronous requests and print their results, oldest first."""
         while self._pending:
-            self._pending.pop(0).result()()
+            _print_result(self._pending.pop(0).result())
 
     def __enter__(self) -> Self:
         return self
@@ -131,3 +131,11 @@ class Session:
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
+
+
+def _print_result(report: Callable[[], None]) -> None:
+    """A failure is printed too, and is none of the command that happens to run now."""
+    try:
+        report()
+    except CommandFailed as error:
+        print(error.message)

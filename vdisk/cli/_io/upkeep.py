@@ -139,7 +139,7 @@ def node_options(text: str) -> dict[str, Any]:
     from vdisk.opening.names import parse_image_options
 
     try:
-        return parse_image_options(text)
+        return parse_image_options(text) if text else {}
     except VdiskError as error:
         raise CommandFailed(f"vdisk io: {error}", to_stderr=True) from error
 
