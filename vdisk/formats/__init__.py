@@ -87,6 +87,15 @@ class FormatDriver(Protocol):
         ``secrets``: passphrases by the ids that options such as "key-secret" name.
         """
 
+    def measure(
+        self, size: int, options: Mapping[str, Any], allocated: int | None = None
+    ) -> tuple[int, int]:
+        """Bytes of the file that ``create`` and writing would make: (required, at most).
+
+        ``allocated``: bytes of data, in whole clusters of the new image, that a source fills;
+        None: nothing is written.
+        """
+
 
 def driver(name: str) -> FormatDriver:
     """The format called ``name``; raises :class:`InvalidRequestError` for an unknown one."""

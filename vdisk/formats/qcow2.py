@@ -30,6 +30,7 @@ from vdisk.formats._qcow2.core import Core
 from vdisk.formats._qcow2.create import OPTIONS, header_from_options, write_empty_image
 from vdisk.formats._qcow2.header import Header, cluster_bits_of, parse
 from vdisk.formats._qcow2.mapping import Mapping
+from vdisk.formats._qcow2.measure import measure
 from vdisk.formats._qcow2.validate import check_header
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
 
 
@@ -59,6 +61,7 @@ class Qcow2Image(BlockDevice):
         readonly: bool = True,
         backing: BlockDevice | None = None,
         data_file: BlockDevice | None = None,
+        encryption: Encryption | None = None,
         options: Options[str, Any] | None = None,
     ) -> None:
         self.file = file
@@ -77,6 +80,7 @@ class Qcow2Image(BlockDevice):
         )
         if data_file is not None:
             self._core.data = data_file
+        self._core.encryption = encryption
         self._core.discard_freed = bool(self._options.get("pass-discard-request", True))
         self._mapping = Mapping(self._core, self._core.l1, backing)
         self._compressed = CompressedClusters(self._mapping, lambda: self.header.size)
@@ -95,6 +99,11 @@ class Qcow2Image(BlockDevice):
     def cluster_size(self) -> int:
         """Bytes of a cluster, the unit of allocation."""
         return self._core.cluster_size
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """How the guest data is encrypted; None if it is not."""
+        return self._core.encryption
 
     @property
     def subcluster_size(self) -> int:
@@ -302,6 +311,7 @@ def open_image(file: BlockDevice, context: OpenContext) -> Qcow2Image:
             readonly=readonly,
             backing=backing,
             data_file=data_file,
+            encryption=_open_encryption(file, header, context),
             options=context.options,
         )
         opened.append(image)
@@ -336,6 +346,16 @@ def _open_backing(header: Header, context: OpenContext) -> BlockDevice | None:
     )
 
 
+def _open_encryption(file: BlockDevice, header: Header, context: OpenContext) -> Encryption | None:
+    if not header.crypt_method and not any(
+        name.partition(".")[0] == "encrypt" for name in context.options
+    ):
+        return None
+    from vdisk.formats._qcow2.crypto import open_encryption
+
+    return open_encryption(file, header, context.options, context.secrets)
+
+
 def _prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
     """What each feature bit demands of a program that is about to write."""
     header = image.header
@@ -361,6 +381,12 @@ class Qcow2Driver:
     def create(self, file: BlockDevice, size: int, options: Options[str, Any]) -> None:
         header = header_from_options(size, options)
         write_empty_image(file, header)
+
+    def measure(
+        self, size: int, options: Options[str, Any], allocated: int | None = None
+    ) -> tuple[int, int]:
+        """Bytes of a new file: holding ``allocated`` bytes in whole clusters, and all of them."""
+        return measure(size, options, allocated)
 
 
 DRIVER = Qcow2Driver()

@@ -151,5 +151,12 @@ class RawDriver:
         if size:
             preallocate(file, 0, size, options.get("preallocation", "off"))
 
+    def measure(
+        self, size: int, options: Mapping[str, Any], allocated: int | None = None
+    ) -> tuple[int, int]:
+        """Bytes of the file, whatever it holds."""
+        end = round_up(size, SECTOR)
+        return end, end
+
 
 DRIVER = RawDriver()

@@ -19,13 +19,14 @@ from vdisk.block import Extent, Kind, execute_read
 from vdisk.errors import VdiskError
 from vdisk.jobs.parallel import in_order
 from vdisk.jobs.progress import Progress
-from vdisk.jobs.sources import Sources, padded_map, pairs
+from vdisk.jobs.sources import Sources, as_device, padded_map, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vdisk.block import BlockDevice
     from vdisk.jobs.progress import ProgressCallback
+    from vdisk.jobs.sources import Source
 
 SECTOR = 512
 """The unit in which the first difference is reported, as disks are addressed."""
@@ -67,18 +68,25 @@ class _Range(NamedTuple):
 
 
 def compare(
-    first: BlockDevice,
-    second: BlockDevice,
+    first: Source,
+    second: Source,
     *,
     strict: bool = False,
     progress: ProgressCallback | None = None,
 ) -> CompareResult:
-    """Compare the contents of two devices, up to the first difference.
+    """Compare the contents of two images, up to the first difference.
 
     ``strict``: sizes that differ, and ranges that only one of the two has allocated, count as
-    differences.  A device that fails raises its :class:`VdiskError`, with ``operation`` "read" if
-    its map could be had.
+    differences.  An image that fails raises its :class:`VdiskError`, with ``operation`` "read"
+    if its map could be had.
     """
+    with as_device(first) as one, as_device(second) as other:
+        return _compare_devices(one, other, strict, progress)
+
+
+def _compare_devices(
+    first: BlockDevice, second: BlockDevice, strict: bool, progress: ProgressCallback | None
+) -> CompareResult:
     if strict and first.size != second.size:
         return CompareResult(Difference.SIZE)
     end = max(first.size, second.size)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
+from vdisk.errors import InvalidRequestError
 from vdisk.filters.concat import Concatenation
 from vdisk.jobs.bitmaps import copy_bitmaps, copyable_bitmaps
 from vdisk.jobs.copying import SECTOR, SPARSE_SIZE, CopyOptions, copy_disk
 from vdisk.jobs.parallel import MAX_WORKERS
+from vdisk.jobs.sources import snapshot_of
 from vdisk.jobs.target import TargetSettings, opened_target
 from vdisk.opening import Backing, open_image
 from vdisk.units import round_down
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.block import BlockDevice
-    from vdisk.formats.qcow2 import BitmapInfo, Qcow2Image
+    from vdisk.formats.qcow2 import BitmapInfo
     from vdisk.jobs.progress import ProgressCallback
 
     Name = str | Mapping[str, Any]
@@ -106,9 +107,11 @@ def convert(
         salvage=tell if salvage else None,
     )
     _check(copying, target_exists)
-    target_settings = TargetSettings(
+    place = TargetSettings(
         target, target_format, made_with, target_exists, target_cache, secrets, tell
     )
+    if place.made_zero:
+        copying = copying._replace(target_is_zero=True)
     with ExitStack() as stack:
         images = [
             stack.enter_context(
@@ -126,7 +129,7 @@ def convert(
         ]
         disk = _one_disk(images, snapshot)
         chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []
-        image = stack.enter_context(opened_target(target_settings, disk.size, images))
+        image = stack.enter_context(opened_target(place, disk.size, images))
         totals = copy_disk(disk, image, copying, progress)
         if chosen:
             copy_bitmaps(images[0], chosen, image)
@@ -160,11 +163,7 @@ def _one_disk(images: Sequence[BlockDevice], snapshot: str | None) -> BlockDevic
         return Concatenation(images)
     if snapshot is None:
         return images[0]
-    if not hasattr(images[0], "open_snapshot"):
-        raise UnsupportedFeatureError(
-            "this format has no internal snapshots (qcow2 does)", path=images[0].name
-        )
-    return cast("Qcow2Image", images[0]).open_snapshot(snapshot)
+    return snapshot_of(images[0], snapshot)
 
 
 def _choose_bitmaps(

@@ -77,7 +77,9 @@ def copy_disk(
         read=Salvager(options.salvage) if options.salvage else execute_read,
     )
     meter = Progress(source.size, progress)
-    totals = run(plan(source.map(), _chooser(options), unit), target, settings, meter)
+    choose = _chooser(options)
+    decided = ((extent, choose(extent)) for extent in source.map())
+    totals = run(plan(decided, unit), target, settings, meter)
     meter.finish()
     return totals
 
@@ -101,9 +103,7 @@ def _encoder(target: BlockDevice, unit: int, options: CopyOptions) -> Encoder:
         return Compressed(_compressor(target), unit, target_is_zero=zero)
     if not options.sparse_size:
         return verbatim
-    is_file = not hasattr(target, "subcluster_size")
-    block = options.sparse_size if is_file else max(options.sparse_size, unit)
-    return Sparse(block, target_is_zero=zero)
+    return Sparse(options.sparse_size, target_is_zero=zero)
 
 
 def _compressor(target: BlockDevice) -> CompressingDevice:

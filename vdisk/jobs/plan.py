@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from vdisk.block import Extent
 
@@ -51,43 +51,36 @@ class Step(NamedTuple):
         return self.end - self.start
 
 
-def plan(
-    extents: Iterable[Extent], choose: Callable[[Extent], Action], unit: int
-) -> Iterator[Step]:
-    """Steps that cover the map in order; all but the last end on a multiple of ``unit``."""
-    shared: list[Extent] = []
-    for extent in extents:
-        rest: Extent | None = extent
+def plan(decided: Iterable[tuple[Extent, Action]], unit: int) -> Iterator[Step]:
+    """Steps that cover a map in order; all but the last end on a multiple of ``unit``.
+
+    ``decided``: the map's extents, each with what would be done with it if it stood alone.
+    """
+    shared: list[tuple[Extent, Action]] = []
+    for extent, action in decided:
+        start = extent.start
         if shared:
-            edge = min(round_up(shared[0].start + 1, unit), extent.end)
-            shared.append(extent.clipped(extent.start, edge))
-            if edge % unit:
+            start = min(round_up(shared[0][0].start + 1, unit), extent.end)
+            shared.append((extent.clipped(extent.start, start), action))
+            if start % unit:
                 continue
-            yield _step(shared, choose)
+            yield _shared_step(shared)
             shared = []
-            rest = _after(extent, edge)
-        if rest is None:
-            continue
-        edge = round_down(rest.end, unit)
-        if edge > rest.start:
-            yield Step(choose(rest), (rest.clipped(rest.start, edge),))
-            rest = _after(rest, edge)
-        if rest is not None:
-            shared = [rest]
+        edge = round_down(extent.end, unit)
+        if edge > start:
+            yield Step(action, (extent.clipped(start, edge),))
+            start = edge
+        if extent.end > start:
+            shared = [(extent.clipped(start, extent.end), action)]
     if shared:
-        yield _step(shared, choose)
+        yield _shared_step(shared)
 
 
-def _after(extent: Extent, offset: int) -> Extent | None:
-    """What is left of ``extent`` from ``offset`` on."""
-    return extent.clipped(offset, extent.end) if offset < extent.end else None
-
-
-def _step(extents: list[Extent], choose: Callable[[Extent], Action]) -> Step:
+def _shared_step(parts: list[tuple[Extent, Action]]) -> Step:
     """The step for a unit that these extents share."""
-    actions = {choose(extent) for extent in extents}
+    actions = {action for _, action in parts}
     action = actions.pop() if len(actions) == 1 else Action.COPY
-    return Step(action, tuple(extents))
+    return Step(action, tuple(extent for extent, _ in parts))
 
 
 def batches(steps: Iterable[Step], size: int) -> Iterator[list[Step]]:

@@ -1,17 +1,42 @@
-"""Telling whether two extents are the same bytes on the same disk."""
+"""What jobs read: names or devices, maps side by side, and whether two are the same bytes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from vdisk.block import Extent, Kind
+from vdisk.block import BlockDevice, Extent, Kind
+from vdisk.errors import UnsupportedFeatureError
+from vdisk.opening import open_image
 from vdisk.stores.file import FileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from vdisk.block import BlockDevice
+    from vdisk.formats.qcow2 import Qcow2Image
+
+    Source = str | Mapping[str, Any] | BlockDevice
+    """An image by name, by options, or open already (then it stays open)."""
+
+
+@contextlib.contextmanager
+def as_device(source: Source) -> Iterator[BlockDevice]:
+    """``source`` itself if it is a device; an image opened by its name, and closed again."""
+    if isinstance(source, BlockDevice):
+        yield source
+    else:
+        with open_image(source) as device:
+            yield device
+
+
+def snapshot_of(image: BlockDevice, tag: str) -> BlockDevice:
+    """The internal snapshot with this id or name, as a read-only device."""
+    if not hasattr(image, "open_snapshot"):
+        raise UnsupportedFeatureError(
+            "this format has no internal snapshots (qcow2 does)", path=image.name
+        )
+    return cast("Qcow2Image", image).open_snapshot(tag)
 
 
 class Sources:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
 
 
+_KEYS = ("key-secret", "encrypt.key-secret")
+"""Options for making an encrypted image that are needed for opening it, too."""
+
+
 class TargetSettings(NamedTuple):
     """How to open or make a target; see :func:`vdisk.jobs.convert.convert`."""
 
@@ -29,6 +33,19 @@ class TargetSettings(NamedTuple):
     cache: str = "unsafe"
     secrets: Mapping[str, bytes] | None = None
     warn: Callable[[str], None] = lambda _message: None
+
+    @property
+    def made_zero(self) -> bool | None:
+        """True if the target will be new and read as zeroes; None: its map must tell.
+
+        What was preallocated in a new image counts as zero although the map calls it data; but
+        where it is encrypted, it reads as noise.
+        """
+        if self.exists or self.options.get("backing_file") is not None:
+            return None
+        preallocated = self.options.get("preallocation", "off") != "off"
+        encrypted = self.options.get("encrypt.format") is not None
+        return None if self.format == "luks" or (encrypted and preallocated) else True
 
 
 @contextlib.contextmanager
@@ -85,6 +102,7 @@ def _open(settings: TargetSettings) -> BlockDevice:
         format=settings.format,
         cache=settings.cache,
         secrets=settings.secrets,
+        options={name: settings.options[name] for name in _KEYS if name in settings.options},
         warn=settings.warn,
     )
 
