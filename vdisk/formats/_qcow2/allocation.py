@@ -101,7 +101,8 @@ class Writer:
             else:
                 host, length = step
                 stop = offset + length
-                self.core.data.writev(host, cursor.take(length))
+                device, at = self.core.place(host, offset)
+                device.writev(at, cursor.take(length))
             offset = stop
 
     def _wait_for_landing(self, offset: int, end: int) -> int:
@@ -216,15 +217,15 @@ class Writer:
     ) -> tuple[int, int]:
         """Write the data with what surrounds it; the guest range that is then in place."""
         first, last = self._span_to_fill(step, start, stop)
-        host = step.host + first - (step.cluster << self._bits)
-        sparse = step.fresh and self.core.data is self.core.file
+        device, at = self.core.place(step.host + first - (step.cluster << self._bits), first)
+        sparse = step.fresh and device is self.core.file
         head, tail = self._old_bytes(first, start, sparse), self._old_bytes(stop, last, sparse)
         if head is None and tail is None:
-            self.core.data.writev(host + start - first, data)
+            device.writev(at + start - first, data)
         else:
             before = [memoryview(head or bytes(start - first))]
             after = [memoryview(tail or bytes(last - stop))]
-            self.core.data.writev(host, [*before, *data, *after])
+            device.writev(at, [*before, *data, *after])
         return first, last
 
     def _span_to_fill(self, step: _Allocation, start: int, stop: int) -> tuple[int, int]:
@@ -461,7 +462,8 @@ class Writer:
         length = min(end, self._size()) - start
         raw = self._external and self.core.header.data_file_raw
         if raw and zero:
-            self.core.data.write_zeroes(start, length, unmap=unmap)
+            device, at = self.core.place(start, start)
+            device.write_zeroes(at, length, unmap=unmap)
         position = start
         while position < end:
             with self.core.lock:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vdisk.block import BlockDevice
+    from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.header import Header
 
 
@@ -105,8 +106,9 @@ class _Write:
 class Core:
     """Everything that the reader, the writer and the keepers of one image share.
 
-    ``file``: where the metadata is.  ``data``: where guest clusters are (the same device, an
-    external data file, or a decrypting view of either).
+    ``file``: where the metadata is.  ``data``: where guest clusters are (the same device, or an
+    external data file).  ``encryption``: how they are encrypted; bytes of guest clusters are
+    read and written where :meth:`place` says.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Core:
     ) -> None:
         self.file = file
         self.data = file
+        self.encryption: Encryption | None = None
         self.header = header
         self.readonly = readonly
         self.lock = threading.RLock()
@@ -133,6 +136,7 @@ class Core:
         self.slice_bits = (self.slice_bytes // header.l2_entry_size).bit_length() - 1
         self.l1 = self._load_l1()
         self.l2 = TableCache(l2_cache, self.slice_bytes, self._make_room)
+        self._refcount_cache = refcount_cache
         self.refcounts = Refcounts(file, header, refcount_cache, self._make_room)
         self.discard_freed = False
         """Punch holes where clusters were freed (the option pass-discard-request)."""
@@ -160,6 +164,15 @@ class Core:
             self.save_header()
             self.readonly = True
         return CorruptImageError(message, path=self.file.name, offset=offset)
+
+    def place(self, host: int, guest: int) -> tuple[BlockDevice, int]:
+        """The device and offset of the plain bytes of guest data that stands at ``host``.
+
+        Holds for the rest of a run in which guest and host offsets grow together.
+        """
+        if self.encryption is None:
+            return self.data, host
+        return self.encryption.place(self.data, host, guest)
 
     # -- who is at work ------------------------------------------------------------------------
 
@@ -379,6 +392,19 @@ class Core:
             self.l1.words, self.l1.offset = words[:], offset
         self.file.flush()
         return old
+
+    def switch_refcounts(self, offset: int, clusters: int, order: int) -> None:
+        """Make the refcount table at ``offset``, of counts of 2**order bits, the valid one."""
+        self.file.flush()
+        with self.lock:
+            self.header.refcount_table_offset = offset
+            self.header.refcount_table_clusters = clusters
+            self.header.refcount_order = order
+            self.save_header()
+            self.file.flush()
+            self.refcounts = Refcounts(
+                self.file, self.header, self._refcount_cache, self._make_room
+            )
 
     def quiesce(self) -> None:
         """Wait until everybody who is at work now has finished."""

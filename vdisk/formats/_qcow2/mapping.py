@@ -79,7 +79,7 @@ class Mapping:
             elif run.host is None:
                 yield Extent(run.start, run.length, run.kind)
             else:
-                yield Extent(run.start, run.length, run.kind, self.core.data, run.host)
+                yield Extent(run.start, run.length, run.kind, *self.core.place(run.host, run.start))
 
     def _below(self, start: int, length: int) -> Iterator[Extent]:
         """What shows through an unallocated range."""
@@ -216,7 +216,7 @@ class Mapping:
             return None
         kind, host = self.classify(entry, cluster)
         if host is not None:
-            return core.data, host + (offset & (core.cluster_size - 1))
+            return core.place(host + (offset & (core.cluster_size - 1)), offset)
         backing = self.backing
         if kind is None and backing is not None and offset + length <= backing.size:
             return backing.locate(offset, length)
