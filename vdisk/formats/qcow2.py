@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from vdisk.block import BlockDevice, Extent, execute_read
+from vdisk.block import BlockDevice, Extent, Kind, execute_read
 from vdisk.errors import (
     CorruptImageError,
     InvalidRequestError,
@@ -34,7 +34,7 @@ from vdisk.formats._qcow2.measure import measure
 from vdisk.formats._qcow2.validate import check_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Mapping as Options
 
     from typing_extensions import Buffer
@@ -276,6 +276,73 @@ class Qcow2Image(BlockDevice):
         self._views.add(view)
         return view
 
+    # -- what the image is -----------------------------------------------------------------------
+
+    def format_info(self) -> dict[str, Any]:
+        """The format's own facts, in the shape of QEMU's ImageInfoSpecificQCow2."""
+        header = self.header
+        info: dict[str, Any] = {
+            "compat": "0.10" if header.version == 2 else "1.1",
+            "compression-type": ("zlib", "zstd")[header.compression_type],
+        }
+        if header.version >= 3:
+            info["lazy-refcounts"] = header.lazy_refcounts
+        info["refcount-bits"] = header.refcount_bits
+        if header.version >= 3:
+            if header.external_data:
+                info["data-file"] = header.data_file_name
+                info["data-file-raw"] = header.data_file_raw
+            info["corrupt"] = bool(header.incompatible_features & layout.CORRUPT)
+            info["extended-l2"] = header.extended_l2
+        return info
+
+    @property
+    def dirty(self) -> bool:
+        """Marked dirty: its reference counts may be stale (it was not closed cleanly)."""
+        return bool(self.header.incompatible_features & layout.DIRTY)
+
+    def amend(
+        self, options: Options[str, Any], *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Change creation options: compat, refcount_bits, lazy_refcounts, backing_file and so on.
+
+        Raises :class:`InvalidRequestError` for what cannot be changed, before changing anything.
+        """
+        from vdisk.formats._qcow2.amend import amend
+
+        self._check_write("amend", 0, 0)
+        amend(self, options, progress=progress)
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        """Rewrite the name and format of the backing file in the header, and nothing else.
+
+        The disk's content is then what its clusters and the new backing file make it.
+        """
+        self._check_write("change backing file", 0, 0)
+        if name is not None and self.header.data_file_raw:
+            raise InvalidRequestError(
+                "an image whose external data file is raw cannot have a backing file",
+                path=self.name,
+            )
+        with self._core.gate.alone():
+            self._core.settle()
+            old = self.header.backing_file, self.header.backing_format
+            self.header.backing_file, self.header.backing_format = name, format
+            try:
+                self._core.save_header()
+            except InvalidRequestError:
+                self.header.backing_file, self.header.backing_format = old
+                raise
+            self.file.flush()
+
+    def expand_zero_clusters(self, progress: Callable[[int, int], None]) -> None:
+        """Write out every zero cluster of the disk, so that none is left (version 2)."""
+        with self._core.gate.alone():
+            for run in self._mapping.runs(0, self.size):
+                if run.kind is Kind.ZERO:
+                    self._writer.expand_zeroes(run.start, run.length)
+                progress(run.start, self.size)
+
 
 # -- opening ---------------------------------------------------------------------------------------
 
@@ -381,6 +448,11 @@ class Qcow2Driver:
     def create(self, file: BlockDevice, size: int, options: Options[str, Any]) -> None:
         header = header_from_options(size, options)
         write_empty_image(file, header)
+        mode = options.get("preallocation", "off")
+        if mode != "off":
+            from vdisk.formats._qcow2.resize import preallocate_new
+
+            preallocate_new(Qcow2Image(file, header, readonly=False), mode)
 
     def measure(
         self, size: int, options: Options[str, Any], allocated: int | None = None

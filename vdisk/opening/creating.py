@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk import formats
 from vdisk.errors import InvalidRequestError
+from vdisk.formats.raw import preallocate
 from vdisk.opening import Backing, open_image
 from vdisk.opening.names import parse_filename, relative_to
 from vdisk.opening.nodes import NodeContext, open_node
@@ -63,6 +64,8 @@ class Creation(NamedTuple):
         name = relative_to(directory, self.options["data_file"])
         with _create_file(name, self.cache) as file:
             file.truncate(self.size)
+            mode = self.options.get("preallocation", "off")
+            preallocate(file, 0, self.size, "off" if mode == "metadata" else mode)
 
 
 def plan_creation(

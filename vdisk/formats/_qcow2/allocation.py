@@ -164,6 +164,8 @@ class Writer:
 
     def _subcluster_mask(self, start: int, stop: int) -> int:
         """Allocation bits of the subclusters that bytes [start, stop) of a cluster touch."""
+        if start >= stop:
+            return 0
         first, last = start // self._unit, -(-stop // self._unit)
         return (1 << last) - (1 << first)
 
@@ -456,6 +458,15 @@ class Writer:
         self._change_clusters(
             offset, round_up(offset + length, self._cluster), zero=False, unmap=True
         )
+
+    def expand_zeroes(self, offset: int, length: int) -> None:
+        """Turn whole zero clusters into unallocated ones, or data where a backing file shows."""
+        if self._shows_backing(offset, offset + length):
+            for position in range(offset, offset + length, ZERO_CHUNK):
+                step = min(ZERO_CHUNK, offset + length - position)
+                self.write(position, [memoryview(bytes(step))])
+        else:
+            self.unallocate(offset, length)
 
     def _change_clusters(self, start: int, end: int, *, zero: bool, unmap: bool) -> None:
         """Make [start, end), a multiple of the unit, zero or unallocated, slice by slice."""

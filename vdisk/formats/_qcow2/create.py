@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
 
 DEFAULT_CLUSTER_SIZE = 65536
+DEFAULT_REFCOUNT_BITS = 16
 PREALLOCATION = ("off", "metadata", "falloc", "full")
 
 OPTIONS = (
@@ -57,9 +58,9 @@ def header_from_options(size: int, options: Mapping[str, Any]) -> Header:
         raise InvalidRequestError(f"a virtual size of {size} bytes is not possible")
     header = Header()
     header.size = round_up(size, layout.SECTOR)
-    header.version = 2 if options.get("compat", "1.1") in ("0.10", "v2") else 3
+    header.version = 2 if is_version_2(options.get("compat", "1.1")) else 3
     header.cluster_bits = _cluster_bits(options.get("cluster_size", DEFAULT_CLUSTER_SIZE))
-    header.refcount_order = _refcount_order(options.get("refcount_bits", 16))
+    header.refcount_order = refcount_order(options.get("refcount_bits", DEFAULT_REFCOUNT_BITS))
     if options.get("lazy_refcounts"):
         header.compatible_features |= layout.LAZY_REFCOUNTS
     if options.get("extended_l2"):
@@ -75,6 +76,11 @@ def header_from_options(size: int, options: Mapping[str, Any]) -> Header:
     return header
 
 
+def is_version_2(compat: str) -> bool:
+    """Whether a value of the option ``compat`` means version 2."""
+    return compat in ("0.10", "v2")
+
+
 def _cluster_bits(size: int) -> int:
     bits = size.bit_length() - 1
     if size != 1 << bits or not layout.MIN_CLUSTER_BITS <= bits <= layout.MAX_CLUSTER_BITS:
@@ -82,7 +88,8 @@ def _cluster_bits(size: int) -> int:
     return bits
 
 
-def _refcount_order(bits: int) -> int:
+def refcount_order(bits: int) -> int:
+    """log2 of a refcount width; raises :class:`InvalidRequestError`."""
     order = bits.bit_length() - 1
     if bits < 1 or bits != 1 << order or order > 6:
         raise InvalidRequestError(f"refcount_bits {bits} is not a power of two between 1 and 64")

@@ -28,7 +28,7 @@ from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.header import Header
@@ -198,6 +198,15 @@ class Refcounts:
             count -= end - start
         return pieces
 
+    def own_clusters(self) -> Iterator[int]:
+        """The host clusters that the refcount table and blocks themselves occupy."""
+        first = self.table.offset >> self._cluster_bits
+        yield from range(first, first + len(self.table.words) * 8 // self._cluster_size)
+        for index in range(len(self.table.words)):
+            offset = self._block_offset(index)
+            if offset:
+                yield offset >> self._cluster_bits
+
     def last_used(self) -> int:
         """The highest host cluster whose count is not 0."""
         for index in range(len(self.table.words) - 1, -1, -1):
@@ -333,6 +342,42 @@ class Refcounts:
             self.table_moved_from = (old.offset, old_clusters)
         else:  # never reached the disk: free at once
             self.decrease(old.offset >> self._cluster_bits, old_clusters)
+
+
+def write_structures(
+    file: BlockDevice,
+    cluster_size: int,
+    bits: int,
+    end: int,
+    counts: Callable[[int, int], array[int]],
+) -> tuple[int, int]:
+    """Write refcount blocks and a refcount table anew, behind cluster ``end`` of the file.
+
+    ``counts(first, n)``: the counts of clusters below ``end``.  Nothing refers to the new
+    structures until the header does.  Where the table is: (offset, clusters).
+    """
+    entries = cluster_size * 8 // bits
+    blocks = table_clusters = 0
+    while blocks * entries < end + blocks + table_clusters or not table_clusters:
+        blocks += 1
+        table_clusters = -(-blocks * 8 // cluster_size)
+    if table_clusters * cluster_size > layout.MAX_REFCOUNT_TABLE_BYTES:
+        raise UnsupportedFeatureError("the refcount table would be too large", path=file.name)
+    used = end + blocks + table_clusters
+    offsets = array("Q")
+    for first in range(0, used, entries):
+        content = array(_TYPECODES[max(bits, 8)])
+        if first < end:
+            content.extend(array(content.typecode, counts(first, min(entries, end - first))))
+        content.extend(
+            array(content.typecode, [1]) * (min(first + entries, used) - first - len(content))
+        )
+        content.extend(array(content.typecode, [0]) * (entries - len(content)))
+        offsets.append((end + len(offsets)) * cluster_size)
+        file.write(offsets[-1], pack_counts(content, bits))
+    table_offset = (end + blocks) * cluster_size
+    file.write(table_offset, words_to_bytes(offsets).ljust(table_clusters * cluster_size, b"\0"))
+    return table_offset, table_clusters
 
 
 def _extend_runs(runs: list[tuple[int, int]], cluster: int) -> None:

@@ -19,6 +19,7 @@ from vdisk.units import round_up
 if TYPE_CHECKING:
     from vdisk.formats._qcow2.core import Core
     from vdisk.formats._qcow2.mapping import Mapping
+    from vdisk.formats.qcow2 import Qcow2Image
 
 PREALLOCATION = ("off", "metadata", "falloc", "full")
 _STEP = 256 << 20
@@ -74,7 +75,11 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
 
 
 def _hide_leftovers(core: Core, mapping: Mapping, writer: Writer, old: int, size: int) -> None:
-    """What lies behind the old end, in its last cluster or in the backing file, must not show."""
+    """What lies behind the old end must not show: in its last cluster, in the backing file, or
+    as the VM state of a snapshot that was applied."""
+    first, covered = round_up(old, core.cluster_size), len(core.l1.words) * core.header.l2_coverage
+    if first < covered:
+        writer.unallocate(first, covered - first)
     end = min(round_up(old, core.cluster_size), size)
     if mapping.backing is not None:
         end = max(end, min(mapping.backing.size, size))
@@ -105,6 +110,18 @@ def _trim_file(core: Core) -> None:
         core.file.truncate(end << core.cluster_bits)
 
 
+def preallocate_new(image: Qcow2Image, mode: str) -> None:
+    """Preallocate the whole of an image just created (its file stays open)."""
+    if image.header.backing_file is not None and not image.header.extended_l2:
+        raise InvalidRequestError(
+            "preallocation would hide the backing file (it needs extended_l2 to go with one)",
+            path=image.name,
+        )
+    core = image._core
+    preallocate(core, image._mapping, image._writer, 0, image.size, mode)
+    core.settle()
+
+
 def preallocate(
     core: Core, mapping: Mapping, writer: Writer, start: int, end: int, mode: str
 ) -> None:
@@ -112,7 +129,7 @@ def preallocate(
 
     "metadata": only mapped; "falloc": the file reserves room; "full": zeroes are written.
     """
-    if core.header.external_data:
+    if core.header.external_data and core.data is not core.file:
         preallocate_file(core.data, start, end, mode if mode != "metadata" else "off")
     for position in range(start, end, _STEP):
         stop = min(position + _STEP, end)

@@ -1,0 +1,166 @@
+"""Changing what an image was created with: version, features, names, refcount width.
+
+Each change is made true by one write of the header; what it needs (new reference counts, zero
+clusters written out) is on the disk before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vdisk.block import Kind
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
+from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.create import DEFAULT_REFCOUNT_BITS, is_version_2, refcount_order
+from vdisk.formats._qcow2.refcounts import write_structures
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Mapping
+
+    from vdisk.formats._qcow2.header import Header
+    from vdisk.formats.qcow2 import Qcow2Image
+
+_CREATION_ONLY: dict[str, Callable[[Header], Any]] = {
+    "cluster_size": lambda header: header.cluster_size,
+    "compression_type": lambda header: ("zlib", "zstd")[header.compression_type],
+    "extended_l2": lambda header: header.extended_l2,
+    "data_file": lambda header: header.data_file_name,
+}
+"""Options that can be named only with the value they have."""
+
+
+def amend(
+    image: Qcow2Image,
+    options: Mapping[str, Any],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Apply creation options to an existing image.
+
+    Everything that can be refused is refused before anything is changed.
+    Raises :class:`InvalidRequestError`, :class:`UnsupportedFeatureError`.
+    """
+    header = image.header
+    report = progress or (lambda _done, _total: None)
+    for name, current in _CREATION_ONLY.items():
+        if name in options and options[name] != current(header):
+            raise InvalidRequestError(
+                f"{name} cannot be changed; convert the image", path=image.name
+            )
+    version = header.version
+    if "compat" in options:
+        version = 2 if is_version_2(options["compat"]) else 3
+    order = refcount_order(options.get("refcount_bits", header.refcount_bits))
+    _check_features(image, options, version, order)
+    if version > header.version:
+        _upgrade(image)
+    if order != header.refcount_order:
+        _change_refcounts(image, order)
+    if "size" in options:
+        image.resize(options["size"])
+    _set_features(image, options)
+    if "backing_file" in options or "backing_fmt" in options:
+        backing = options.get("backing_file", header.backing_file) or None
+        image.change_backing(backing, options.get("backing_fmt", header.backing_format))
+    if version < header.version:
+        _downgrade(image, report)
+    report(1, 1)
+
+
+def _check_features(
+    image: Qcow2Image, options: Mapping[str, Any], version: int, order: int
+) -> None:
+    header = image.header
+    lazy = options.get("lazy_refcounts", header.lazy_refcounts)
+    if version == 2:
+        if lazy or 1 << order != DEFAULT_REFCOUNT_BITS:
+            raise InvalidRequestError(
+                "compat=0.10 has no lazy_refcounts and only refcount_bits=16", path=image.name
+            )
+        if header.incompatible_features & ~layout.DIRTY or header.external_data:
+            raise UnsupportedFeatureError(
+                "the image uses features that version 2 does not have", path=image.name
+            )
+    if options.get("data_file_raw", False) and not header.data_file_raw:
+        raise InvalidRequestError(
+            "data_file_raw can only be set when the image is created", path=image.name
+        )
+
+
+def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:
+    header = image.header
+    before = header.compatible_features, header.autoclear_features
+    if "lazy_refcounts" in options:
+        header.compatible_features &= ~layout.LAZY_REFCOUNTS
+        if options["lazy_refcounts"]:
+            header.compatible_features |= layout.LAZY_REFCOUNTS
+    if options.get("data_file_raw") is False:
+        header.autoclear_features &= ~layout.RAW_EXTERNAL_DATA
+    if before != (header.compatible_features, header.autoclear_features):
+        image._core.settle()
+        image._core.save_header()
+        image.file.flush()
+
+
+def _upgrade(image: Qcow2Image) -> None:
+    """Version 2 to 3: the header grows, and snapshots say how large their disk is."""
+    core = image._core
+    with core.gate.alone():
+        core.settle()
+        snapshots = image.snapshots()
+        image.header.version = 3
+        core.save_header()
+        core.file.flush()
+        if snapshots:
+            from vdisk.formats._qcow2.snapshots import write_table
+
+            with core.structural():
+                write_table(core, snapshots, snapshots)
+
+
+def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
+    """Version 3 to 2: zero clusters, which version 2 lacks, are written out first."""
+    for snapshot in image.snapshots():
+        with image.open_snapshot(snapshot.id) as view:
+            if any(run.kind is Kind.ZERO for run in view.own_runs()):
+                raise UnsupportedFeatureError(
+                    f"snapshot {snapshot.name!r} has zero clusters, which version 2 lacks; "
+                    "delete it or convert the image",
+                    path=image.name,
+                )
+    image.expand_zero_clusters(report)
+    core = image._core
+    with core.gate.alone():
+        core.settle()
+        header = image.header
+        header.version = 2
+        header.compatible_features = header.autoclear_features = 0
+        core.save_header()
+        core.file.flush()
+
+
+def _change_refcounts(image: Qcow2Image, order: int) -> None:
+    """Write all reference counts anew, in another width, then point the header at them."""
+    core = image._core
+    limit = (1 << (1 << order)) - 1
+    with core.gate.alone():
+        core.settle()
+        old = core.refcounts
+        end = old.last_used() + 1
+        own = set(old.own_clusters())
+
+        def counts(first: int, count: int) -> array[int]:
+            found = old.counts(first, count)
+            for cluster in own.intersection(range(first, first + count)):
+                found[cluster - first] = 0
+            if max(found) > limit:
+                raise InvalidRequestError(
+                    f"a cluster is referenced {max(found)} times; {1 << order}-bit reference "
+                    f"counts hold at most {limit}",
+                    path=image.name,
+                )
+            return found
+
+        offset, clusters = write_structures(core.file, core.cluster_size, 1 << order, end, counts)
+        core.switch_refcounts(offset, clusters, order)
