@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vdisk.cli.options import Parser
+from vdisk.cli.options import Parser, complain
 from vdisk.errors import InvalidRequestError, VdiskError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except OSError as error:
-        _complain(str(error))
+        complain(str(error))
         status = 1
     return status
 
@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str]) -> int:
         return status
     except VdiskError as error:
         sys.stdout.flush()
-        _complain(str(error))
+        complain(str(error))
         return error_status
 
 
@@ -117,12 +117,6 @@ def _overview() -> str:
             "'vdisk COMMAND --help' shows the options of one command.",
         ]
     )
-
-
-def _complain(message: str) -> None:
-    """One line on stderr, whatever bytes stand in the names it quotes."""
-    line = " ".join(message.splitlines())
-    sys.stderr.write(f"vdisk: {line.encode(errors='backslashreplace').decode()}\n")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,15 @@ def add_creation_options(parser: Parser) -> None:
 # -- what they mean --------------------------------------------------------------------------
 
 
+def complain(message: str) -> None:
+    """One line on stderr, whatever bytes stand in the names it quotes."""
+    line = " ".join(message.splitlines())
+    sys.stderr.write(f"vdisk: {line.encode(errors='backslashreplace').decode()}\n")
+
+
 def warn(message: str) -> None:
     """Tell the user what is worth knowing though nothing failed."""
-    sys.stderr.write(f"vdisk: warning: {message}\n")
+    complain(f"warning: {message}")
 
 
 def open_source(

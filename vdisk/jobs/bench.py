@@ -19,7 +19,7 @@ MAX_DEPTH = 1024
 
 
 class Workload(NamedTuple):
-    """``count`` requests of ``buffer_size`` bytes, ``depth`` at a time.
+    """So many ``requests`` of ``buffer_size`` bytes, ``depth`` at a time.
 
     The first is at ``offset``, each other ``step`` bytes (None: ``buffer_size``) behind the one
     before, starting again at the end of the disk.  ``pattern``: None reads; a byte is written.
@@ -27,7 +27,7 @@ class Workload(NamedTuple):
     False, while others are under way.
     """
 
-    count: int = 75000
+    requests: int = 75000
     depth: int = 64
     buffer_size: int = 4096
     step: int | None = None
@@ -53,14 +53,16 @@ def bench(image: BlockDevice, workload: Workload) -> BenchResult:
     drained = workload.flush_interval if workload.drain else 0
     begin = time.perf_counter()
     with ThreadPoolExecutor(workload.depth) as pool:
-        for first in range(0, workload.count, drained or max(workload.count, 1)):
+        for first in range(0, workload.requests, drained or max(workload.requests, 1)):
             if first:
                 image.flush()
-            numbers = iter(range(first, min(first + (drained or workload.count), workload.count)))
+            numbers = iter(
+                range(first, min(first + (drained or workload.requests), workload.requests))
+            )
             workers = [pool.submit(_work, image, workload, numbers) for _ in range(workload.depth)]
             for worker in workers:
                 worker.result()
-    return BenchResult(workload.count, time.perf_counter() - begin)
+    return BenchResult(workload.requests, time.perf_counter() - begin)
 
 
 def _work(image: BlockDevice, workload: Workload, numbers: Iterator[int]) -> None:
@@ -81,7 +83,7 @@ def _work(image: BlockDevice, workload: Workload, numbers: Iterator[int]) -> Non
 
 
 def _check(image: BlockDevice, workload: Workload) -> None:
-    if workload.count < 0 or workload.offset < 0 or (workload.step or 0) < 0:
+    if workload.requests < 0 or workload.offset < 0 or (workload.step or 0) < 0:
         raise InvalidRequestError("the count, the offset and the step are not negative")
     if not 1 <= workload.depth <= MAX_DEPTH:
         raise InvalidRequestError(f"the depth (-d) is between 1 and {MAX_DEPTH}")
@@ -91,5 +93,5 @@ def _check(image: BlockDevice, workload: Workload) -> None:
         raise InvalidRequestError("a flush interval is for write tests (-w) only")
     if 0 < workload.flush_interval < workload.depth and workload.drain:
         raise InvalidRequestError("the flush interval is not smaller than the depth (-d)")
-    if workload.count and not image.size:
+    if workload.requests and not image.size:
         raise InvalidRequestError("the disk is empty", path=image.name)
