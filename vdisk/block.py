@@ -162,12 +162,14 @@ class BlockDevice(ABC):
     :class:`ReadOnlyError`.  ``growable``: a file under an image; writes past the end extend
     it, and bytes past the end read as zeroes.  ``backing``: the device that shows through
     where this one has nothing.  ``zeroes_fast``: ``write_zeroes`` costs less than writing.
+    ``verbatim``: what is read is what is stored, not its decrypted form.
     """
 
     name: str = ""
     readonly: bool = False
     growable: bool = False
     zeroes_fast: bool = False
+    verbatim: bool = True
     backing: BlockDevice | None = None
     closed: bool = False
 

@@ -46,12 +46,13 @@ class RawImage(BlockDevice):
         return self._size
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
-        """As the file; the padding of the last sector is a hole."""
+        """As the file; the padding of the last sector is room that the file can grow into."""
         inside = min(length, max(self.file.size - start, 0))
         if inside:
             yield from self.file.map(start, inside)
         if inside < length:
-            yield Extent(start + inside, length - inside, Kind.HOLE)
+            end = start + inside
+            yield Extent(end, length - inside, Kind.ZERO, self.file, end)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self.readv_file(offset, [view])

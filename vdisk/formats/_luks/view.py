@@ -96,6 +96,8 @@ class EncryptedView(BlockDevice):
     ``lock``: shared by views of the same sectors, if there are several.
     """
 
+    verbatim = False
+
     def __init__(
         self,
         file: BlockDevice,
