@@ -7,14 +7,14 @@ differs in the images.
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import Iterator, Sequence
+    from types import FrameType, TracebackType
     from typing import Self
 
 _BUCKETS = 512
@@ -29,20 +29,59 @@ def _bucket(key: str) -> int:
     return (1103515243 * value + 12345) % (1 << 32) % _BUCKETS
 
 
-def ordered(value: Any) -> Any:
-    """``value`` with the keys of every dictionary in QEMU's order."""
-    if isinstance(value, dict):
-        return {key: ordered(value[key]) for key in sorted(value, key=_bucket)}
-    if isinstance(value, list):
-        return [ordered(item) for item in value]
-    return value
-
-
 def print_json(value: Any) -> None:
     """Print ``value`` as ``--output=json`` does."""
-    import json
+    print("".join(_json(value, "\n")))
 
-    print(json.dumps(ordered(value), indent=4))
+
+def _json(value: Any, newline: str) -> Iterator[str]:
+    """The text of ``value`` in pieces; ``newline`` ends with the indentation of its line."""
+    if isinstance(value, dict):
+        members = [(_string(key) + ": ", value[key]) for key in sorted(value, key=_bucket)]
+        yield from _items("{", members, "}", newline)
+    elif isinstance(value, list | tuple):
+        yield from _items("[", [("", item) for item in value], "]", newline)
+    elif isinstance(value, str):
+        yield _string(value)
+    elif isinstance(value, bool):
+        yield "true" if value else "false"
+    else:
+        yield "null" if value is None else str(value)
+
+
+def _items(
+    opening: str, items: Sequence[tuple[str, Any]], closing: str, newline: str
+) -> Iterator[str]:
+    yield opening
+    for index, (prefix, item) in enumerate(items):
+        yield ("," if index else "") + newline + "    " + prefix
+        yield from _json(item, newline + "    ")
+    yield newline + closing
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r"}
+_ESCAPES["\t"] = "\\t"
+
+
+def _string(text: str) -> str:
+    """``text`` quoted, all but printable ASCII escaped; bytes that are no UTF-8 as U+FFFD."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    if 0x20 <= code < 0x7F:
+        return character
+    if 0xD800 <= code < 0xE000:  # a byte that is no UTF-8, as file names may hold
+        return "\\uFFFD"
+    if code < 0x10000:
+        return f"\\u{code:04X}"
+    code -= 0x10000
+    return f"\\u{0xD800 | code >> 10:04X}\\u{0xDC00 | code & 0x3FF:04X}"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
@@ -84,7 +123,8 @@ class Progress:
     """``-p``: a callback for jobs, ``progress(done, total)``, and what it draws.
 
     On a terminal a bar with the time left; elsewhere qemu-img's ``(12.34/100%)`` and carriage
-    return, which programs read.  Use it as a context manager, so that the line is ended.
+    return, which programs read.  Without ``-p``, as with qemu-img, the signal SIGUSR1 makes it
+    tell on stderr how far it is.  Use it as a context manager, so that the line is ended.
     """
 
     REDRAW_SECONDS = 0.1
@@ -95,26 +135,33 @@ class Progress:
         self._began = time.monotonic()
         self._next = 0.0
         self._drawn = False
+        self._reached = (0, 0)
 
     def __call__(self, done: int, total: int) -> None:
+        self._reached = (done, total)
         now = time.monotonic()
         if not self._enabled or (now < self._next and done < total):
             return
         self._next = now + self.REDRAW_SECONDS
         self._drawn = True
-        share = min(done / total, 1.0) if total else 1.0
-        sys.stdout.write(self._bar(share, now) if self._terminal else f"    ({share:.2%}/100%)\r")
+        share = _share(done, total)
+        sys.stdout.write(self._bar(share, now) if self._terminal else f"{_percentage(share)}\r")
         sys.stdout.flush()
 
     def _bar(self, share: float, now: float) -> str:
         spent = now - self._began
         left = f"{_duration(spent / share - spent)} left" if 0 < share < 1 else _duration(spent)
         text = f" {share:6.1%}  {left}"
-        room = max(shutil.get_terminal_size().columns - len(text) - 4, 10)
+        room = max(os.get_terminal_size().columns - len(text) - 4, 10)
         full = round(share * room)
         return f"\r[{'#' * full}{'.' * (room - full)}]{text}\x1b[K"
 
+    def _tell(self, _number: int, _frame: FrameType | None) -> None:
+        sys.stderr.write(f"{_percentage(_share(*self._reached))}\n")
+
     def __enter__(self) -> Self:
+        if not self._enabled and hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, self._tell)
         return self
 
     def __exit__(
@@ -125,6 +172,14 @@ class Progress:
     ) -> None:
         if self._drawn:
             sys.stdout.write("\n")
+
+
+def _share(done: int, total: int) -> float:
+    return min(done / total, 1.0) if total else 1.0
+
+
+def _percentage(share: float) -> str:
+    return f"    ({share * 100:.2f}/100%)"
 
 
 def _duration(seconds: float) -> str:
