@@ -14,7 +14,7 @@ GiB = 1 << 30
 TiB = 1 << 40
 
 _SUFFIXES = "bkmgtpe"
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?|\.\d+)([bkmgtpeBKMGTPE]?)$")
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?|\.\d+)([bkmgtpeBKMGTPE]?)", re.ASCII)
 _LARGEST_SIZE = (1 << 63) - 1  # an off_t
 
 
@@ -23,7 +23,7 @@ def parse_size(text: str, *, what: str = "size") -> int:
 
     Raises :class:`InvalidRequestError` for anything else and for more than 2**63 - 1.
     """
-    match = _SIZE.match(text.strip())
+    match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InvalidRequestError(f"{what} {text!r} is not a number with an optional suffix kMGTPE")
     number, suffix = match.groups()

@@ -155,14 +155,14 @@ class FileStore(BlockDevice):
         """The first run of data at or after ``position``: (start, end), clipped to ``end``."""
         try:
             data = os.lseek(self._fd, position, os.SEEK_DATA)
+            if data >= end:
+                return end, end
+            return data, min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
         except OSError as error:
             # ENXIO: a hole up to the end of the file. Others: no SEEK_DATA here, all is data.
             return (end, end) if error.errno == errno.ENXIO else (position, end)
         except AttributeError:
             return position, end
-        if data >= end:
-            return end, end
-        return data, min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -345,6 +345,16 @@ class DirectFileStore(FileStore):
         stop = round_up(offset + length, DIRECT_ALIGNMENT)
         super()._readv(start, [self._bounce[: stop - start]])
         return offset - start
+
+    def _read_rest(self, offset: int, views: Sequence[memoryview], done: int) -> None:
+        """A short read that stops inside a block has met the end of the file.
+
+        Asking again, from there, would not be aligned, and some file systems refuse that.
+        """
+        if (offset + done) % DIRECT_ALIGNMENT:
+            fill_zeroes(views[0][done:])  # the bounce buffer is the only one
+        else:
+            super()._read_rest(offset, views, done)
 
     def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
         for view in views:

@@ -17,6 +17,12 @@ MAX_REQUEST = round_down((1 << 31) - 1, 512)
 
 _LOOKS_LIKE_SIZE = re.compile(r"0x[0-9a-f]+|\d+[bkmgtpe]?|\d+\.\d+[kmgtpe]", re.IGNORECASE)
 
+_C_NUMBERS = (
+    (re.compile(r"0x[0-9a-f]+", re.IGNORECASE), 16),
+    (re.compile(r"0[0-7]*"), 8),
+    (re.compile(r"[1-9][0-9]*"), 10),
+)
+
 
 class CommandFailed(Exception):
     """A command did not work; the message is printed where qemu-io prints it.
@@ -91,11 +97,7 @@ def parse_lengths(texts: list[str]) -> list[int]:
 
 def parse_pattern(text: str) -> int:
     """A byte in C's notation: 170, 0xaa, 0252."""
-    base = 8 if text.startswith("0") and text.isdigit() else 0
-    try:
-        pattern = int(text, base)
-    except ValueError:
-        pattern = -1
-    if not 0 <= pattern <= 0xFF or not text[:1].isdigit():
-        raise CommandFailed(f"{text} is not a valid pattern byte")
-    return pattern
+    for notation, base in _C_NUMBERS:
+        if notation.fullmatch(text) and int(text, base) <= 0xFF:
+            return int(text, base)
+    raise CommandFailed(f"{text} is not a valid pattern byte")

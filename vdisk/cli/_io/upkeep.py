@@ -193,7 +193,7 @@ def close(session: Session, _arguments: Arguments) -> None:
 def sleep(_session: Session, arguments: Arguments) -> None:
     """sleep milliseconds"""
     text = arguments.operands[0]
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise CommandFailed(f"{text} is not a valid number")
     time.sleep(int(text) / 1000)
 
