@@ -312,7 +312,7 @@ class ClientNegotiation:
             exchange.replies > self._limits.option_replies
             or exchange.bytes > self._limits.option_replies_data
         ):
-            raise self._violation(f"endless replies to {option.name}")
+            raise self._violation(f"endless replies to {exchange.option.name}")
         self._advance(Trigger.REPLY_HEADER)
         return True
 

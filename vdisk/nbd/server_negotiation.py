@@ -515,9 +515,10 @@ class ServerNegotiation:
 _NEGOTIATED_FLAGS: Final = (
     TransmissionFlag.NBD_FLAG_SEND_DF | TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
 )
-_OFFERED_CLIENT_FLAGS: Final = (
+_OFFERED_CLIENT_FLAGS: Final = int(
     ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE | ClientFlag.NBD_FLAG_C_NO_ZEROES
 )
+"""A plain number: the complement of an IntFlag would leave out the unknown bits."""
 
 _STEPS: Final[dict[State, Callable[[ServerNegotiation], bool]]] = {
     State.CLIENT_FLAGS: ServerNegotiation._read_client_flags,
