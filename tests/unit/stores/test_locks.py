@@ -1,0 +1,71 @@
+"""Locks between two users of vdisk; tests/interop/test_locks.py has those with QEMU."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vdisk.errors import DeviceError, ImageLockedError
+from vdisk.stores import _locks
+from vdisk.stores.file import FileStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(b"abc")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [("r", "r", True), ("r", "w", False), ("w", "r", False), ("w", "w", False)],
+)
+def test_a_writer_is_alone_and_readers_are_not(
+    path: Path, first: str, second: str, together: bool
+) -> None:
+    with FileStore(path, readonly=first == "r"):
+        if together:
+            FileStore(path, readonly=second == "r").close()
+        else:
+            with pytest.raises(ImageLockedError) as caught:
+                FileStore(path, readonly=second == "r")
+            assert caught.value.errno == errno.EAGAIN
+    FileStore(path, readonly=second == "r").close()
+
+
+def test_opening_without_locks_is_seen_by_nobody(path: Path) -> None:
+    with FileStore(path, readonly=False), FileStore(path, locked=False) as other:
+        assert other.read(0, 3) == b"abc"
+    with FileStore(path, readonly=False, locked=False), FileStore(path, readonly=False):
+        pass
+
+
+def test_creating_does_not_empty_a_file_in_use(path: Path) -> None:
+    with FileStore(path), pytest.raises(ImageLockedError):
+        FileStore(path, readonly=False, create=True)
+    assert path.read_bytes() == b"abc"
+
+
+def test_a_file_system_without_locks_is_used_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _kind: int, _byte: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(_locks, "_set", refuse)
+    FileStore(path, readonly=False).close()
+
+
+def test_a_failing_lock_fails_the_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_fd: int, _kind: int, _byte: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(_locks, "_set", fail)
+    with pytest.raises(DeviceError):
+        FileStore(path)
