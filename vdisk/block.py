@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.errors import (
@@ -37,6 +38,7 @@ from vdisk.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
@@ -282,6 +284,14 @@ class BlockDevice(ABC):
         if len(extents) != 1 or extents[0].kind is not Kind.DATA or extents[0].source is None:
             return None
         return extents[0].source, extents[0].source_offset or 0
+
+    def hold(self) -> AbstractContextManager[None]:
+        """While inside, what :meth:`map` and :meth:`locate` found stays this device's own.
+
+        For whoever carries out a plan by other means than this device's methods: a format may
+        not reuse the room of something that was freed meanwhile.
+        """
+        return nullcontext()
 
     # -- writing -----------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vdisk.formats._qcow2.crypto import Encryption
+    from vdisk.formats._qcow2.gate import Work
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
 
 
@@ -114,12 +115,19 @@ class Qcow2Image(BlockDevice):
         return self._mapping.locate(offset, length)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        with self._core.work():
-            found = self._mapping.locate(offset, len(view)) if len(view) else None
+        ticket = self._core.at_work.begin()
+        try:
+            found = self._mapping.locate(offset, len(view))
             if found is not None:
                 found[0].read_into(found[1], view)
             else:
                 execute_read(self._mapping.extents(offset, len(view)), offset, view)
+        finally:
+            self._core.at_work.end(ticket)
+
+    def hold(self) -> Work:
+        """While inside, host offsets found by ``map`` and ``locate`` stay this disk's own."""
+        return self._core.working()
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
         return self._mapping.extents(start, length)
@@ -128,21 +136,21 @@ class Qcow2Image(BlockDevice):
         self._writev(offset, [view])
 
     def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
-        with self._core.gate.shared(), self._core.work():
+        with self._core.gate.shared, self._core.working():
             self._writer.write(offset, views)
 
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        with self._core.gate.shared(), self._core.work():
+        with self._core.gate.shared, self._core.working():
             self._writer.write_zeroes(offset, length, unmap)
 
     def _discard(self, offset: int, length: int) -> None:
-        with self._core.gate.shared(), self._core.work():
+        with self._core.gate.shared, self._core.working():
             self._writer.discard(offset, length)
 
     def unallocate(self) -> None:
         """Give up every cluster of the disk, so that the backing file shows through again."""
         self._check_write("empty", 0, self.size)
-        with self._core.gate.shared(), self._core.work():
+        with self._core.gate.shared, self._core.working():
             self._writer.unallocate(0, self.size)
 
     def _flush(self) -> None:
@@ -196,7 +204,7 @@ class Qcow2Image(BlockDevice):
                 "images with an external data file or encryption hold no compressed clusters",
                 path=self.name,
             )
-        with self._core.gate.shared(), self._core.work():
+        with self._core.gate.shared, self._core.working():
             self._writer.write_compressed(offset, compressed)
 
     # -- snapshots -------------------------------------------------------------------------------
@@ -228,7 +236,7 @@ class Qcow2Image(BlockDevice):
 
         self._check_snapshot_change("create")
         state = memoryview(vm_state).cast("B")
-        with self._core.gate.alone():
+        with self._core.gate.alone:
             snapshots.write_vm_state(self._core, self._mapping, state)
             taken = snapshots.create(
                 self._core,
@@ -324,7 +332,7 @@ class Qcow2Image(BlockDevice):
                 "an image whose external data file is raw cannot have a backing file",
                 path=self.name,
             )
-        with self._core.gate.alone():
+        with self._core.gate.alone:
             self._core.settle()
             old = self.header.backing_file, self.header.backing_format
             self.header.backing_file, self.header.backing_format = name, format
@@ -337,7 +345,7 @@ class Qcow2Image(BlockDevice):
 
     def expand_zero_clusters(self, progress: Callable[[int, int], None]) -> None:
         """Write out every zero cluster of the disk, so that none is left (version 2)."""
-        with self._core.gate.alone():
+        with self._core.gate.alone:
             for run in self._mapping.runs(0, self.size):
                 if run.kind is Kind.ZERO:
                     self._writer.expand_zeroes(run.start, run.length)

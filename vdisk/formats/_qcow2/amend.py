@@ -106,7 +106,7 @@ def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:
 def _upgrade(image: Qcow2Image) -> None:
     """Version 2 to 3: the header grows, and snapshots say how large their disk is."""
     core = image._core
-    with core.gate.alone():
+    with core.gate.alone:
         core.settle()
         snapshots = image.snapshots()
         image.header.version = 3
@@ -131,7 +131,7 @@ def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
                 )
     image.expand_zero_clusters(report)
     core = image._core
-    with core.gate.alone():
+    with core.gate.alone:
         core.settle()
         header = image.header
         header.version = 2
@@ -144,7 +144,7 @@ def _change_refcounts(image: Qcow2Image, order: int) -> None:
     """Write all reference counts anew, in another width, then point the header at them."""
     core = image._core
     limit = (1 << (1 << order)) - 1
-    with core.gate.alone():
+    with core.gate.alone:
         core.settle()
         old = core.refcounts
         end = old.last_used() + 1

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.errors import CorruptImageError
 from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.gate import AtWork, Gate, Work
 from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
 
@@ -33,52 +34,6 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.header import Header
-
-
-class Gate:
-    """Shared by writers of guest data, held alone by what changes the image's structure."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._sharing = 0
-        self._alone: int | None = None
-        self._depth = 0
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Wait for whoever is alone, then keep others from being so."""
-        me = threading.get_ident()
-        with self._condition:
-            if self._alone != me:
-                while self._alone is not None:
-                    self._condition.wait()
-            self._sharing += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._sharing -= 1
-                if not self._sharing:
-                    self._condition.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until nobody shares, then hold the gate alone; may be nested by its holder."""
-        me = threading.get_ident()
-        with self._condition:
-            if self._alone != me:
-                while self._alone is not None or self._sharing:
-                    self._condition.wait()
-                self._alone = me
-            self._depth += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._depth -= 1
-                if not self._depth:
-                    self._alone = None
-                    self._condition.notify_all()
 
 
 class _Write:
@@ -146,11 +101,7 @@ class Core:
         """Clusters whose reference is gone in memory: (first, count, ticket)."""
         self._stable_frees: list[tuple[int, int, int]] = []
         """The same, once the removal is on the disk."""
-        self._ticket = 0
-        self._at_work: set[int] = set()
-        self._ticket_lock = threading.Lock()
-        self._idle = threading.Condition(self._ticket_lock)
-        self._idle_wanted = 0
+        self.at_work = AtWork()
 
     def _load_l1(self) -> Table:
         header = self.header
@@ -174,25 +125,9 @@ class Core:
             return self.data, host
         return self.encryption.place(self.data, host, guest)
 
-    # -- who is at work ------------------------------------------------------------------------
-
-    @contextmanager
-    def work(self) -> Iterator[None]:
+    def working(self) -> Work:
         """While inside, no cluster that could be seen at the start is handed out again."""
-        with self._ticket_lock:
-            self._ticket = ticket = self._ticket + 1
-            self._at_work.add(ticket)
-        try:
-            yield
-        finally:
-            with self._ticket_lock:
-                self._at_work.discard(ticket)
-                if self._idle_wanted:
-                    self._idle.notify_all()
-
-    def _oldest_at_work(self) -> int:
-        with self._ticket_lock:
-            return min(self._at_work, default=self._ticket + 1)
+        return Work(self.at_work)
 
     # -- L2 tables -----------------------------------------------------------------------------
 
@@ -266,6 +201,7 @@ class Core:
 
     def set_l1(self, index: int, entry: int) -> None:
         """Change an entry of the active L1 table."""
+        self.l2.generation += 1
         self.l1.words[index] = entry
         self.l1.touch(index, index + 1)
 
@@ -285,13 +221,11 @@ class Core:
 
     def free_later(self, cluster: int, count: int) -> None:
         """A reference to each cluster was removed in memory; see the module about when."""
-        frees = self._frees
-        if frees:
-            first, length, ticket = frees[-1]
-            if first + length == cluster and ticket == self._ticket:
-                frees[-1] = (first, length + count, ticket)
-                return
-        frees.append((cluster, count, self._ticket))
+        frees, ticket = self._frees, self.at_work.now()
+        if frees and sum(frees[-1][:2]) == cluster:
+            frees[-1] = (frees[-1][0], frees[-1][1] + count, ticket)
+        else:
+            frees.append((cluster, count, ticket))
 
     def free_unused(self, cluster: int, count: int) -> None:
         """Give back clusters that nothing ever referred to."""
@@ -361,7 +295,7 @@ class Core:
         Where the version allows it the image is marked dirty meanwhile.  A change that fails
         must leave the structure as it was; only then is the mark removed.
         """
-        with self.gate.alone():
+        with self.gate.alone:
             self.settle()
             self.mark_dirty()
             yield
@@ -390,6 +324,7 @@ class Core:
             self.header.size = disk_size
             self.save_header()
             self.l1.words, self.l1.offset = words[:], offset
+            self.l2.generation += 1
         self.file.flush()
         return old
 
@@ -405,14 +340,6 @@ class Core:
             self.refcounts = Refcounts(
                 self.file, self.header, self._refcount_cache, self._make_room
             )
-
-    def quiesce(self) -> None:
-        """Wait until everybody who is at work now has finished."""
-        with self._ticket_lock:
-            newest = self._ticket
-            self._idle_wanted += 1
-            self._idle.wait_for(lambda: min(self._at_work, default=newest + 1) > newest)
-            self._idle_wanted -= 1
 
     def release(self, cluster: int, count: int) -> None:
         """Drop a reference at once: its removal is on the disk and nobody plans by it."""
@@ -508,7 +435,7 @@ class Core:
     def _release(self) -> None:
         """Lower the counts of clusters that nothing on the disk, and nobody at work, refers to."""
         with self.lock:
-            oldest = self._oldest_at_work()
+            oldest = self.at_work.oldest()
             ready = [free for free in self._stable_frees if free[2] < oldest]
             self._stable_frees = [free for free in self._stable_frees if free[2] >= oldest]
             for first, count, _ticket in ready:

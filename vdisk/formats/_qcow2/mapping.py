@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LONGEST_STEP = 4096
 _NO_ENTRIES = array("Q", bytes(_LONGEST_STEP * 8))
+_EMPTY = array("Q")
 
 
 class Run(NamedTuple):
@@ -66,6 +67,11 @@ class Mapping:
         """The device through which COMPRESSED extents are read."""
         self._extended = core.header.extended_l2
         self._zero_flag = 0 if self._extended else layout.ZERO
+        self._within = core.cluster_size - 1
+        self._slice_mask = (1 << core.slice_bits) - 1
+        self._not_plain = layout.COMPRESSED | layout.ZERO | (self._within & layout.OFFSET_MASK)
+        self._slices: dict[int, array[int]] = {}
+        self._generation = core.l2.generation
 
     # -- the map -------------------------------------------------------------------------------
 
@@ -198,29 +204,49 @@ class Mapping:
     # -- the fast path ---------------------------------------------------------------------------
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
-        """Where a range that lies in one standard data cluster stands, else None."""
+        """Where a range that lies in one standard data cluster stands, else None.
+
+        The one lookup that every small read makes: no lock, no plan.  Slices are remembered by
+        number as long as none has left the cache; an entry read while another thread changes it
+        is the old or the new one, both right for requests that overlap in time.
+        """
         core = self.core
-        bits = core.cluster_bits
-        cluster = offset >> bits
-        if (offset + length - 1) >> bits != cluster or self._extended:
+        within = offset & self._within
+        if within + length > core.cluster_size or self._extended:
             return None
+        cluster = offset >> core.cluster_bits
+        if self._generation != core.l2.generation:
+            self._forget_slices()
+        words = self._slices.get(cluster >> core.slice_bits)
+        if words is None:
+            words = self._remember_slice(cluster)
+        entry = words[cluster & self._slice_mask] if words else 0
+        if entry & self._not_plain:
+            return None
+        host = entry & layout.OFFSET_MASK
+        if host:
+            return core.place(host + within, offset)
+        backing = self.backing
+        if entry or backing is None or offset + length > backing.size:
+            return None
+        return backing.locate(offset, length)
+
+    def _forget_slices(self) -> None:
+        with self.core.lock:
+            self._slices.clear()
+            self._generation = self.core.l2.generation
+
+    def _remember_slice(self, cluster: int) -> array[int]:
+        """The words of the slice that describes ``cluster``; empty where there is no L2 table."""
+        core = self.core
         with core.lock:
             l1_index = cluster >> core.l2_bits
-            table_offset = core.checked_l2_offset(self.l1.words[l1_index], l1_index)
-            if not table_offset:
-                entry = 0
-            else:
-                table, index = core.l2_slice(table_offset, cluster)
-                entry = table.words[index]
-        if entry & (layout.COMPRESSED | layout.ZERO):
-            return None
-        kind, host = self.classify(entry, cluster)
-        if host is not None:
-            return core.place(host + (offset & (core.cluster_size - 1)), offset)
-        backing = self.backing
-        if kind is None and backing is not None and offset + length <= backing.size:
-            return backing.locate(offset, length)
-        return None
+            entry = self.l1.words[l1_index] if l1_index < len(self.l1.words) else 0
+            table_offset = core.checked_l2_offset(entry, l1_index)
+            words = core.l2_slice(table_offset, cluster)[0].words if table_offset else _EMPTY
+            if self._generation == core.l2.generation:
+                self._slices[cluster >> core.slice_bits] = words
+        return words
 
 
 def _subcluster_state(bitmap: int, number: int) -> int:

@@ -42,7 +42,7 @@ def resize(core: Core, mapping: Mapping, size: int, preallocation: str = "off") 
             "their size (amend compat=1.1)",
             path=core.file.name,
         )
-    with core.gate.alone():
+    with core.gate.alone:
         core.settle()
         old = header.size
         if size > old:
@@ -92,7 +92,7 @@ def _shrink(core: Core, mapping: Mapping, old: int, size: int) -> None:
         core.header.size = size
         core.save_header()
     core.file.flush()
-    core.quiesce()
+    core.at_work.wait()
     first = round_up(size, core.cluster_size)
     if first < old:
         Writer(core, mapping, lambda: old).unallocate(first, old - first)

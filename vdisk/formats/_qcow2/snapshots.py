@@ -282,7 +282,7 @@ def apply(core: Core, tag: str) -> int:
         except BaseException:
             trees.drop_references(core, words)
             raise
-        core.quiesce()
+        core.at_work.wait()
         trees.drop_references(core, old_words)
         core.release(old_offset >> core.cluster_bits, old_clusters)
         trees.update_copied(core)
@@ -321,7 +321,7 @@ class SnapshotView(BlockDevice):
         return self._mapping.locate(offset, length)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        with self._core.work():
+        with self._core.working():
             execute_read(self._mapping.extents(offset, len(view)), offset, view)
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
@@ -335,7 +335,7 @@ class SnapshotView(BlockDevice):
         """The machine state saved with the snapshot, stored behind the end of its disk."""
         start = vm_state_offset(self._core, self._size)
         content = bytearray(self.snapshot.vm_state_size)
-        with self._core.work():
+        with self._core.working():
             extents = self._mapping.extents(start, len(content))
             execute_read(extents, start, memoryview(content))
         return bytes(content)

@@ -75,6 +75,9 @@ class TableCache:
 
     def __init__(self, budget: int, table_bytes: int, make_room: Callable[[], None]) -> None:
         self._tables: OrderedDict[int, Table] = OrderedDict()
+        self.generation = 0
+        """Changes whenever a table leaves, so that whoever kept it outside forgets it."""
+        self._table_bytes = table_bytes
         self._capacity = max(budget // table_bytes, 2)
         self._make_room = make_room
 
@@ -103,21 +106,24 @@ class TableCache:
         for offset, table in self._tables.items():
             if not table.busy:
                 del self._tables[offset]
+                self.generation += 1
                 return True
         return False
 
     def drop(self, start: int, end: int) -> None:
         """Forget tables inside host range [start, end): their clusters hold something else now."""
-        if end - start <= 1 << 21:
-            for offset in [o for o in self._tables if start <= o < end]:
-                del self._tables[offset]
+        if (end - start) // self._table_bytes < len(self._tables):
+            inside = [o for o in range(start, end, self._table_bytes) if o in self._tables]
         else:
-            kept = [(o, t) for o, t in self._tables.items() if not start <= o < end]
-            self._tables = OrderedDict(kept)
+            inside = [o for o in self._tables if start <= o < end]
+        for offset in inside:
+            del self._tables[offset]
+            self.generation += 1
 
     def clear(self) -> None:
         """Forget everything, changes included."""
         self._tables.clear()
+        self.generation += 1
 
     def dirty(self) -> list[Table]:
         """The tables with unsaved entries, by host offset."""

@@ -1,0 +1,159 @@
+"""Who is using the image: writers against structural changes, and I/O that is still under way.
+
+:class:`Gate` is a readers-writer lock: writers of guest data share it, whatever changes the
+structure (a snapshot, a resize) holds it alone.  :class:`AtWork` hands out tickets: a cluster
+freed after ticket n was drawn may be used again once no ticket up to n is still out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class _Shared:
+    """The context manager of :meth:`Gate.shared`; one serves all, it holds nothing."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate.begin_sharing()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._gate.end_sharing()
+
+
+class _Alone(_Shared):
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        self._gate.begin_alone()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._gate.end_alone()
+
+
+class Gate:
+    """Shared by many or held by one thread, which may enter it again either way."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._sharing = 0
+        self._holder: int | None = None
+        self._depth = 0
+        self.shared = _Shared(self)
+        """``with gate.shared:`` wait for whoever is alone, then keep others from being so."""
+        self.alone = _Alone(self)
+        """``with gate.alone:`` wait until nobody shares, then hold the gate."""
+
+    def begin_sharing(self) -> None:
+        """Enter as one of many."""
+        with self._condition:
+            if self._holder is not None and self._holder != threading.get_ident():
+                self._condition.wait_for(lambda: self._holder is None)
+            self._sharing += 1
+
+    def end_sharing(self) -> None:
+        """Leave; whoever wants to be alone may be waiting."""
+        with self._condition:
+            self._sharing -= 1
+            if not self._sharing:
+                self._condition.notify_all()
+
+    def begin_alone(self) -> None:
+        """Enter as the only one."""
+        me = threading.get_ident()
+        with self._condition:
+            if self._holder != me:
+                self._condition.wait_for(lambda: self._holder is None and not self._sharing)
+                self._holder = me
+            self._depth += 1
+
+    def end_alone(self) -> None:
+        """Leave; everybody else may be waiting."""
+        with self._condition:
+            self._depth -= 1
+            if not self._depth:
+                self._holder = None
+                self._condition.notify_all()
+
+
+class Work:
+    """One piece of I/O under way, as a context manager."""
+
+    __slots__ = ("_log", "_ticket")
+
+    def __init__(self, log: AtWork) -> None:
+        self._log = log
+
+    def __enter__(self) -> None:
+        self._ticket = self._log.begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._log.end(self._ticket)
+
+
+class AtWork:
+    """Tickets of the I/O under way.
+
+    A ticket is drawn before the mapping is looked up.  Whoever has drawn but not yet noted
+    itself cannot have seen a mapping that was changed before: so neither call needs a lock,
+    only that each operation on the set is atomic.
+    """
+
+    def __init__(self) -> None:
+        self._tickets = itertools.count(1)
+        self._out: set[int] = set()
+        self._left = threading.Condition()
+        self._awaited = 0
+
+    def begin(self) -> int:
+        """Start a piece of I/O; its ticket."""
+        ticket = next(self._tickets)
+        self._out.add(ticket)
+        return ticket
+
+    def end(self, ticket: int) -> None:
+        """That piece of I/O is over."""
+        self._out.discard(ticket)
+        if self._awaited:
+            with self._left:
+                self._left.notify_all()
+
+    def now(self) -> int:
+        """A ticket number higher than that of all I/O begun so far."""
+        return next(self._tickets)
+
+    def oldest(self) -> int:
+        """The lowest ticket out; if none is, higher than all so far."""
+        return min(tuple(self._out), default=0) or self.now()
+
+    def wait(self) -> None:
+        """Return when everything that was under way at the call is over."""
+        now = self.now()
+        with self._left:
+            self._awaited += 1
+            self._left.wait_for(lambda: self.oldest() > now)
+            self._awaited -= 1
