@@ -22,7 +22,7 @@ from vdisk.jobs.progress import Progress
 from vdisk.jobs.sources import Sources, as_device, padded_map, pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vdisk.block import BlockDevice
     from vdisk.jobs.progress import ProgressCallback
@@ -55,16 +55,22 @@ class CompareResult(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """A range to be read from both, and the extents of each that cover it.
+    """A range to be read from both, and the extents of each that cover it; at least one.
 
-    ``strict``: it is known already that the two differ in allocation at ``start``.
+    ``strict``: that the two differ in allocation is known, and the range is not read.
     """
 
-    start: int
-    end: int
     first: list[Extent]
     second: list[Extent]
     strict: bool = False
+
+    @property
+    def start(self) -> int:
+        return self.first[0].start
+
+    @property
+    def length(self) -> int:
+        return self.first[-1].end - self.first[0].start
 
 
 def compare(
@@ -100,37 +106,35 @@ def _compare_devices(
 
 
 def _ranges(
-    sides: Iterator[tuple[Extent, Extent]], strict: bool, meter: Progress
+    sides: Iterable[tuple[Extent, Extent]], strict: bool, meter: Progress
 ) -> Iterator[_Range]:
-    """What must be read, in ranges of at most ``_CHUNK`` bytes."""
+    """What must be read: long extents cut, neighbouring short ones together."""
     same = Sources().same
-    pending: _Range | None = None
+    pending = _Range([], [])
     for one, other in sides:
         meter.reach(one.start)
         differs = strict and _allocation(one) is not _allocation(other)
-        if pending is not None and (differs or same(one, other) or one.start != pending.end):
+        alike = not differs and same(one, other)
+        if pending.first and (differs or alike or pending.length + one.length > _CHUNK):
             yield pending
-            pending = None
+            pending = _Range([], [])
         if differs:
-            yield _Range(one.start, one.start, [], [], strict=True)
+            yield _Range([one], [other], strict=True)
             return
-        if same(one, other):
-            continue
-        for start in range(one.start, one.end, _CHUNK):
-            stop = min(start + _CHUNK, one.end)
-            part = _Range(start, stop, [one.clipped(start, stop)], [other.clipped(start, stop)])
-            if pending is not None and part.end - pending.start <= _CHUNK:
-                pending = pending._replace(
-                    end=stop,
-                    first=pending.first + part.first,
-                    second=pending.second + part.second,
-                )
-                continue
-            if pending is not None:
-                yield pending
-            pending = part
-    if pending is not None:
+        if not alike and one.length < _CHUNK:
+            pending.first.append(one)
+            pending.second.append(other)
+        elif not alike:
+            yield from _cut(one, other)
+    if pending.first:
         yield pending
+
+
+def _cut(one: Extent, other: Extent) -> Iterator[_Range]:
+    """The same range of both in pieces of ``_CHUNK`` bytes."""
+    for start in range(one.start, one.end, _CHUNK):
+        end = min(start + _CHUNK, one.end)
+        yield _Range([one.clipped(start, end)], [other.clipped(start, end)])
 
 
 def _allocation(extent: Extent) -> Kind:
@@ -141,8 +145,7 @@ def _compare(part: _Range) -> CompareResult | None:
     """Read one range from both; None if it is the same."""
     if part.strict:
         return CompareResult(Difference.ALLOCATION, part.start)
-    length = part.end - part.start
-    one, other = bytearray(length), bytearray(length)
+    one, other = bytearray(part.length), bytearray(part.length)
     try:
         execute_read(part.first, part.start, memoryview(one))
         execute_read(part.second, part.start, memoryview(other))
