@@ -49,7 +49,7 @@ ask for 2**40."""
 _CALIBRATION_TIME = 0.05
 _CALIBRATION_START = 1 << 14
 _MASTER_KEY_SHARE = 8
-"""The digest of the master key gets an eighth of the iterations: it is computed for each slot."""
+"""The digest of the master key takes an eighth of the time: it is computed for each slot."""
 
 
 class KeySlots:
@@ -286,16 +286,28 @@ def _digest(header: Header, key: bytes, hash: Hash) -> bytes:
 # -- making --------------------------------------------------------------------------------------
 
 
-def iterations_for(hash: Hash, size: int, milliseconds: int) -> int:
-    """Iterations of PBKDF2 for ``size`` bytes that take this long here."""
+def _iterations_a_second(hash: Hash, size: int) -> float:
     iterations = _CALIBRATION_START
     while True:
         start = time.thread_time()
         hash.pbkdf2(b"secret", bytes(phdr.SALT_SIZE), iterations, size)
         taken = time.thread_time() - start
         if taken >= _CALIBRATION_TIME:
-            return int(iterations * milliseconds / 1000 / taken)
+            return iterations / taken
         iterations *= 2
+
+
+def iterations_for(hash: Hash, size: int, milliseconds: int) -> int:
+    """Iterations of PBKDF2 for ``size`` bytes that take this long here; at least the minimum.
+
+    Raises :class:`InvalidRequestError` for more than could be unlocked again.
+    """
+    iterations = int(_iterations_a_second(hash, size) * milliseconds / 1000) if milliseconds else 0
+    if hash.rounds(iterations, size) > MAX_UNLOCK_ROUNDS // 2:
+        raise InvalidRequestError(
+            f"iter-time {milliseconds} makes {iterations} iterations, too many to unlock again"
+        )
+    return max(iterations, MIN_ITERATIONS)
 
 
 def make_slot(
@@ -308,11 +320,7 @@ def make_slot(
 ) -> tuple[KeySlot, bytes]:
     """An active slot for ``passphrase``, and its key material, which belongs at ``offset``."""
     hash = Hash(header.hash_spec)
-    iterations = max(iterations_for(hash, len(master_key), iter_time), MIN_ITERATIONS)
-    if hash.rounds(iterations, len(master_key)) > MAX_UNLOCK_ROUNDS // 2:
-        raise InvalidRequestError(
-            f"iter-time {iter_time} makes {iterations} iterations, too many to unlock again"
-        )
+    iterations = iterations_for(hash, len(master_key), iter_time)
     slot = KeySlot(True, iterations, random_bytes(phdr.SALT_SIZE), offset)
     slot_key = hash.pbkdf2(passphrase, slot.salt, iterations, len(master_key))
     material = antiforensic.split(master_key, slot.stripes, hash, random_bytes)
@@ -332,7 +340,7 @@ def make_volume(
     """A new volume: all its bytes up to the first encrypted sector."""
     spec.check()
     master_key = random_bytes(spec.key_bytes)
-    digest_iterations = iterations_for(hash, phdr.DIGEST_SIZE, iter_time) // _MASTER_KEY_SHARE
+    digest_time = iter_time // _MASTER_KEY_SHARE
     spacing = phdr.material_spacing(spec.key_bytes)
     header = Header(
         cipher_name=spec.name,
@@ -342,7 +350,7 @@ def make_volume(
         key_bytes=spec.key_bytes,
         mk_digest=b"",
         mk_digest_salt=random_bytes(phdr.SALT_SIZE),
-        mk_digest_iterations=max(digest_iterations, MIN_ITERATIONS),
+        mk_digest_iterations=iterations_for(hash, phdr.DIGEST_SIZE, digest_time),
         uuid=str(uuid.UUID(bytes=random_bytes(16), version=4)),
         slots=tuple(
             KeySlot(False, 0, bytes(phdr.SALT_SIZE), phdr.MATERIAL_ALIGNMENT + number * spacing)
