@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from vdisk.errors import InvalidRequestError
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vdisk.block import BlockDevice
+    from vdisk.formats.qcow2 import Qcow2Image
     from vdisk.opening import Backing
 
 
@@ -30,18 +31,18 @@ class Parser(argparse.ArgumentParser):
         )
         self._last: str | None = None
 
-    def take_last(self, destination: str) -> None:
+    def take_last(self, destination: str, metavar: str, help: str) -> None:
         """The last argument is ``destination`` even if it begins with "-" (a size "-1G")."""
         self._last = destination
+        self.add_argument(destination, metavar=metavar, help=help)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments, read; raises :class:`InvalidRequestError`."""
-        last: list[str] = []
-        if self._last is not None and "-h" not in arguments and "--help" not in arguments:
-            last, arguments = list(arguments[-1:]), arguments[:-1]
-        args = self.parse_intermixed_args(arguments)
-        if self._last is not None:
-            setattr(args, self._last, last[0] if last else None)
+        if self._last is None or not arguments or {"-h", "--help"} & {*arguments}:
+            return self.parse_intermixed_args(arguments)
+        *others, last = arguments
+        args = self.parse_intermixed_args([*others, "0"])  # whatever it is, it is no option
+        setattr(args, self._last, last)
         return args
 
     def error(self, message: str) -> NoReturn:
@@ -192,6 +193,16 @@ def image_name(
     from vdisk.opening.names import parse_image_options
 
     return parse_image_options(name)
+
+
+def as_qcow2(image: BlockDevice, what: str) -> Qcow2Image:
+    """``image``, which has to be qcow2 because only qcow2 has ``what``."""
+    format = getattr(image, "format_name", "raw")
+    if format != "qcow2":
+        raise UnsupportedFeatureError(
+            f"images of format {format} have no {what}: convert it to qcow2", path=image.name
+        )
+    return cast("Qcow2Image", image)
 
 
 def secrets(args: argparse.Namespace) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType, TracebackType
     from typing import Self
 
@@ -30,6 +30,11 @@ def _bucket(key: str) -> int:
     return (1103515243 * value + 12345) % (1 << 32) % _BUCKETS
 
 
+def in_json_order(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The items of a dictionary as QEMU orders them."""
+    return [(key, value[key]) for key in sorted(value, key=_bucket)]
+
+
 def print_json(value: Any) -> None:
     """Print ``value`` as ``--output=json`` does."""
     print("".join(_json(value, "\n")))
@@ -38,7 +43,7 @@ def print_json(value: Any) -> None:
 def _json(value: Any, newline: str) -> Iterator[str]:
     """The text of ``value`` in pieces; ``newline`` ends with the indentation of its line."""
     if isinstance(value, dict):
-        members = [(_string(key) + ": ", value[key]) for key in sorted(value, key=_bucket)]
+        members = [(_string(key) + ": ", item) for key, item in in_json_order(value)]
         yield from _items("{", members, "}", newline)
     elif isinstance(value, list | tuple):
         yield from _items("[", [("", item) for item in value], "]", newline)
@@ -86,13 +91,13 @@ def _escaped(character: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
-    """``rows`` in columns under their ``headings``; ``right``: headings of right-aligned ones.
+    """``rows`` in columns under their ``headings``; ``right``: the right-aligned ones, by commas.
 
     Only as wide as needed, two spaces between columns, no space at the end of a line.
     """
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    flush_right = [heading in right.split() for heading in headings]
+    flush_right = [heading in right.split(",") for heading in headings]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)

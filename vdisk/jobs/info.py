@@ -7,17 +7,20 @@ can still be looked at.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from vdisk.errors import InvalidRequestError
-from vdisk.opening import Backing, open_image
-from vdisk.opening.names import MAX_CHAIN_DEPTH, describe, parse_name, relative_to, with_format
+from vdisk.opening import Backing, NodeContext, open_node
+from vdisk.opening.names import describe_tree, parse_name, relative_to, with_format
+from vdisk.opening.nodes import MAX_CHAIN_DEPTH
+from vdisk.options import nest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.snapshots import SnapshotInfo
+    from vdisk.formats.qcow2 import Qcow2Image
+    from vdisk.opening.nodes import FileLink
 
 
 class ImageInfo(NamedTuple):
@@ -103,21 +106,72 @@ def info(
     ``backing`` False: an image that names a backing or data file is refused.  An encrypted
     image needs no secret.  Raises :class:`~vdisk.errors.VdiskError`.
     """
-    tree = parse_name(os.fspath(name)) if isinstance(name, str | os.PathLike) else dict(name)
-    wanted = Backing.LEAVE if backing else Backing.REFUSE
+    tree = parse_name(os.fspath(name)) if isinstance(name, str | os.PathLike) else nest(name)
+    files: list[FileLink] = []
+    context = NodeContext(
+        backing=Backing.LEAVE if backing else Backing.REFUSE,
+        force_share=force_share,
+        secrets=secrets or {},
+    )
     found: list[ImageInfo] = []
-    seen: list[object] = []
-    while True:
-        with open_image(
-            tree, format=format, force_share=force_share, backing=wanted, secrets=secrets
-        ) as image:
-            _refuse_loop(image, seen, found)
-            found.append(describe_image(image, tree))
-        backing_name = found[-1].full_backing_filename
-        if not chain or backing_name is None:
+    while len(found) < MAX_CHAIN_DEPTH:
+        files, above = [], files
+        context = context._replace(chain=(*context.chain, *above), files=files)
+        with open_node(tree if format is None else with_format(tree, format), context) as image:
+            found.append(describe_image(image, tree, files[0].directory if files else None))
+        below = found[-1].full_backing_filename
+        if not chain or below is None:
             break
-        tree, format = parse_name(backing_name), found[-1].backing_format
+        tree, format = parse_name(below), found[-1].backing_format
     described = found.pop()
     while found:
         described = found.pop()._replace(backing=described)
     return described
+
+
+def describe_image(
+    image: BlockDevice, tree: Mapping[str, Any], directory: str | None = None
+) -> ImageInfo:
+    """What the open ``image`` says of itself; ``tree``: the options it was opened by.
+
+    ``directory``: where the image lies, for the name of its backing file.
+    """
+    format = getattr(image, "format_name", None) or str(tree.get("driver", "raw"))
+    described = ImageInfo(
+        filename=describe_tree(tree, format),
+        format=format,
+        virtual_size=image.size,
+        actual_size=_actual_size(image),
+    )
+    format_info = getattr(image, "format_info", None)
+    if format_info is not None:
+        described = described._replace(format_specific={"type": format, "data": format_info()})
+    if format == "qcow2":
+        return _with_qcow2(described, cast("Qcow2Image", image), directory)
+    if format == "luks":
+        return described._replace(encrypted=True)
+    return described
+
+
+def _with_qcow2(described: ImageInfo, image: Qcow2Image, directory: str | None) -> ImageInfo:
+    header = image.header
+    backing = header.backing_file
+    return described._replace(
+        dirty=image.dirty,
+        cluster_size=image.cluster_size,
+        encrypted=bool(header.crypt_method),
+        backing_filename=backing,
+        full_backing_filename=None if backing is None else relative_to(directory, backing),
+        backing_format=header.backing_format,
+        snapshots=tuple(image.snapshots()),
+    )
+
+
+def _actual_size(image: BlockDevice) -> int | None:
+    """Storage in use by the image and its external data file."""
+    found: list[int] = []
+    for device in (getattr(image, "file", image), getattr(image, "data_file", None)):
+        size = getattr(device, "allocated_size", None)
+        if size is not None:
+            found.append(size)
+    return sum(found) if found else None

@@ -20,7 +20,7 @@ from vdisk.options import as_bool, as_size, as_string, parse_keyval
 from vdisk.stores import CacheMode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vdisk.block import BlockDevice
     from vdisk.formats import CreateOption
@@ -153,16 +153,19 @@ def parse_create_options(format: str, text: str) -> dict[str, Any]:
     return convert_options(format, parse_keyval(text) if text else {})
 
 
-def convert_options(format: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` typed as ``format`` declares them; refuses names it does not have."""
-    declared = {option.name: option for option in formats.driver(format).create_options}
+def convert_options(
+    format: str, options: Mapping[str, Any], declared: Sequence[CreateOption] | None = None
+) -> dict[str, Any]:
+    """``options`` typed as ``declared`` (None: as ``format`` declares those of creation)."""
+    if declared is None:
+        declared = formats.driver(format).create_options
+    by_name = {option.name: option for option in declared}
     typed = {}
     for name, value in options.items():
-        if name not in declared:
-            raise InvalidRequestError(
-                f"format {format!r} has no option {name!r}; '-f {format} -o help' lists them"
-            )
-        typed[name] = convert_option(declared[name], value)
+        if name not in by_name:
+            known = ", ".join(sorted(by_name))
+            raise InvalidRequestError(f"format {format} has no such option {name!r}: {known}")
+        typed[name] = convert_option(by_name[name], value)
     return typed
 
 

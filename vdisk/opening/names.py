@@ -11,10 +11,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError
 from vdisk.options import nest, parse_keyval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_JSON_NAME = 1 << 20
 """Characters of a ``json:`` name: far more than a stack of nodes needs, little to parse."""
@@ -91,3 +94,19 @@ def with_format(tree: dict[str, Any], format: str) -> dict[str, Any]:
     if driver is not None and driver not in formats.names():  # the tree is but the file
         return {"driver": format, "file": tree}
     return {**tree, "driver": format}
+
+
+def describe_tree(tree: Mapping[str, Any], format: str) -> str:
+    """The shortest name that opens ``tree``: a path or URI if it is but that, else json:{…}.
+
+    ``format``: the driver of the top node, which may have been guessed.
+    """
+    file = tree.get("file", {})
+    simple = tree.keys() <= {"driver", "file"} and isinstance(file, dict)
+    if simple and file.keys() <= {"driver", "filename"} and file.get("driver", "file") == "file":
+        return str(file.get("filename")).removeprefix("file:")
+    if tree.get("driver") == "file" and tree.keys() == {"driver", "filename"}:
+        return str(tree["filename"])
+    import json
+
+    return "json:" + json.dumps({"driver": format, **tree})

@@ -34,8 +34,8 @@ class Backing(enum.Enum):
     FOLLOW = "follow"
     """Open backing and data files."""
     LEAVE = "leave"
-    """Open data files but no backing files: what the image does not hold itself reads as
-    zeroes.  For looking at the image, not at the disk."""
+    """Open neither: for looking at the image or changing what its header says, not for
+    reading the disk."""
     REFUSE = "refuse"
     """An image that names a backing or data file is not opened at all."""
 
@@ -261,9 +261,9 @@ class _Children:
         self._image = image
         self._directory = files[0].directory if files else None
         backing = options.pop("backing", {})
-        self._left_out = backing in (None, "") or context.backing is Backing.LEAVE
+        self._without_backing = backing in (None, "")
         self._given = {
-            "backing": {} if self._left_out else _as_node(backing, "backing"),
+            "backing": {} if self._without_backing else _as_node(backing, "backing"),
             "data-file": _as_node(options.pop("data-file", {}), "data-file"),
         }
         self._context = context._replace(
@@ -273,7 +273,9 @@ class _Children:
     def open(self, request: ChildRequest) -> BlockDevice | None:
         """The device of one reference; None where it is to be left out."""
         context = self._context
-        if request.role == "backing" and self._left_out:
+        if context.backing is Backing.LEAVE:
+            return None
+        if request.role == "backing" and self._without_backing:
             return None
         if context.backing is Backing.REFUSE:
             raise InvalidRequestError(
@@ -297,10 +299,17 @@ class _Children:
         return open_node(self._tree(request), context._replace(readonly=readonly))
 
     def _tree(self, request: ChildRequest) -> Options:
+        """What the image stores, completed or replaced by what the user gave."""
         given = self._given[request.role]
         if "file" in given or "filename" in given:
             return given
         stored = parse_name(relative_to(self._directory, request.name))
+        if request.role == "data-file":  # bytes without a format
+            return (
+                {**stored, **given}
+                if "driver" in stored
+                else parse_filename(stored["file"]["filename"])
+            )
         if "driver" in given or request.format is None:
             return {**stored, **given}
         return {**with_format(stored, request.format), **given}

@@ -1,0 +1,60 @@
+"""Checking an image's tables, and repairing them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+from vdisk.errors import UnsupportedFeatureError
+from vdisk.opening import Backing, open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vdisk.formats._qcow2.check import CheckResult
+    from vdisk.formats.qcow2 import Qcow2Image
+
+
+class NoCheckError(UnsupportedFeatureError):
+    """The image's format has nothing that could be checked."""
+
+
+REPAIRS = {"leaks": ("leaks",), "all": ("leaks", "errors")}
+"""What ``-r`` asks for, as what :meth:`~vdisk.formats.qcow2.Qcow2Image.check` may repair."""
+
+
+def check(
+    name: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    repair: str | None = None,
+    format: str | None = None,
+    backing: bool = True,
+    cache: str = "writeback",
+    force_share: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
+    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckResult:
+    """Check the image ``name``; the disk's content is not read.
+
+    ``repair``: "leaks" gives unused clusters back, "all" mends everything that can be mended.
+    ``backing`` False: an image that names a backing or data file is refused.
+    Raises :class:`NoCheckError` for a format that has no check, and what opening raises.
+    """
+    with open_image(
+        os.fspath(name) if isinstance(name, str | os.PathLike) else name,
+        readonly=repair is None,
+        format=format,
+        cache=cache,
+        force_share=force_share,
+        backing=Backing.FOLLOW if backing else Backing.REFUSE,
+        secrets=secrets,
+        repairing=repair is not None,
+        warn=warn,
+    ) as image:
+        if getattr(image, "format_name", None) != "qcow2":
+            format = getattr(image, "format_name", "raw")
+            raise NoCheckError(f"format {format} has no check", path=image.name)
+        return cast("Qcow2Image", image).check(
+            repair=REPAIRS[repair] if repair is not None else (), progress=progress
+        )
