@@ -72,6 +72,18 @@ FEATURE_NAMES = (
 )
 """(type, bit, name): what the feature name table says of every bit this library knows."""
 
+# -- bitmaps ---------------------------------------------------------------------------------
+
+BITMAP_IN_USE = 1 << 0
+BITMAP_AUTO = 1 << 1
+BITMAP_EXTRA_DATA_COMPATIBLE = 1 << 2
+KNOWN_BITMAP_FLAGS = BITMAP_IN_USE | BITMAP_AUTO | BITMAP_EXTRA_DATA_COMPATIBLE
+
+DIRTY_TRACKING_BITMAP = 1
+LARGEST_GRANULARITY_BITS = 63
+BITMAP_ALL_ONES = 1 << 0
+BITMAP_TABLE_RESERVED = 0xFF00_0000_0000_01FE
+
 # -- header extensions -----------------------------------------------------------------------
 
 EXT_END = 0x0000_0000
@@ -95,7 +107,10 @@ MAX_SNAPSHOT_EXTRA = 1024
 MAX_BITMAPS = 65535
 MAX_BITMAP_NAME = 1023
 MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * (24 + MAX_BITMAP_NAME + 1)
-MAX_BITMAP_TABLE_ENTRIES = 1 << 17
+MAX_BITMAP_DATA_BYTES = 512 << 20
+"""Of one bitmap, as its table has room for."""
+MAX_BITMAP_BITS = 1 << 29
+"""Of a bitmap that is used: what is written is recorded in at most 64 MiB of memory."""
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 
 TABLE_SLICE = 64 << 10
