@@ -29,7 +29,7 @@ from enum import IntEnum, IntFlag, unique
 from struct import Struct
 from typing import Final
 
-from vdisk.nbd.errors import LocalProtocolError
+from vdisk.errors import InvalidRequestError
 
 NBD_DEFAULT_PORT: Final = 10809
 
@@ -278,12 +278,12 @@ MAX_STRING: Final = 4096
 
 
 def encode_string(text: str) -> bytes:
-    """UTF-8 bytes of one of our own strings.  Raises LocalProtocolError when it cannot be sent."""
+    """UTF-8 bytes of one of our own strings.  Raises InvalidRequestError when it cannot be sent."""
     try:
         data = text.encode("utf-8")
         _check_string(data)
     except ValueError as error:
-        raise LocalProtocolError(f"not a string of the protocol: {error}") from error
+        raise InvalidRequestError(f"not a string of the protocol: {error}") from error
     return data
 
 

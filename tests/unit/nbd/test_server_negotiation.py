@@ -6,6 +6,7 @@ from struct import pack, unpack_from
 
 import pytest
 
+from vdisk.errors import InvalidRequestError
 from vdisk.nbd.errors import LocalProtocolError, RemoteProtocolError
 from vdisk.nbd.events import (
     ExportsWanted,
@@ -513,7 +514,7 @@ def test_answers_without_question() -> None:
         machine.send_export(DISK)
     with pytest.raises(LocalProtocolError):
         machine.refuse(OptionReply.NBD_REP_ACK)
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(InvalidRequestError):
         machine.send_exports([("bad\0name", "")])
     machine.send_exports([])  # the question is still open
 

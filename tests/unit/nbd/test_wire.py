@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from vdisk.errors import VdiskError
+from vdisk.errors import InvalidRequestError
 from vdisk.nbd import wire
 from vdisk.nbd.wire import ErrorValue
 
@@ -56,7 +56,7 @@ def test_an_unexpected_error_value_counts_as_einval() -> None:
 
 @pytest.mark.parametrize("text", ["nul\0inside", "x" * 4097, "lone \ud800 surrogate"])
 def test_strings_that_must_not_be_sent(text: str) -> None:
-    with pytest.raises(VdiskError):
+    with pytest.raises(InvalidRequestError):
         wire.encode_string(text)
 
 

@@ -1,0 +1,102 @@
+"""The hot path: runs of plain requests, and replies packed behind each other."""
+
+from __future__ import annotations
+
+from struct import pack
+
+import pytest
+
+from vdisk.nbd.bulk import BulkParser, BulkReplies
+from vdisk.nbd.gate import Gate
+from vdisk.nbd.session import BlockSizes, ExportInfo, HeaderStyle, Session
+from vdisk.nbd.wire import TransmissionFlag
+
+SIZE = 1 << 20
+FUA = TransmissionFlag.NBD_FLAG_SEND_FUA
+
+
+def parser(
+    style: HeaderStyle = HeaderStyle.STRUCTURED, flags: TransmissionFlag = FUA
+) -> BulkParser:
+    sizes = BlockSizes(512, 4096, 1 << 16)
+    session = Session(ExportInfo("", SIZE, flags, "", sizes), style)
+    return BulkParser(session, Gate(session, 2**25))
+
+
+def read(cookie: int, offset: int, length: int, flags: int = 0, command: int = 0) -> bytes:
+    return pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length)
+
+
+def write(cookie: int, offset: int, data: bytes, flags: int = 0) -> bytes:
+    return read(cookie, offset, len(data), flags, 1) + data
+
+
+def test_a_run_of_reads() -> None:
+    buffer = memoryview(read(1, 0, 512) + read(2, 4096, 4096) + read(3, 0, 512)[:-1])
+    assert parser().reads(buffer, 100) == ([(1, 0, 512), (2, 4096, 4096)], 56)
+    assert parser().reads(buffer, 1) == ([(1, 0, 512)], 28)
+    assert parser().reads(buffer[:27], 100) == ([], 0)
+
+
+def test_extended_reads() -> None:
+    buffer = memoryview(pack(">IHHQQQ", 0x21E41C71, 0, 0, 9, 512, 1024))
+    assert parser(HeaderStyle.EXTENDED).reads(buffer, 100) == ([(9, 512, 1024)], 32)
+    assert parser(HeaderStyle.STRUCTURED).reads(buffer, 100) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        read(2, 0, 512, flags=4),
+        read(2, 0, 0, command=3),
+        read(2, 0, 0),
+        read(2, 1, 512),
+        read(2, 0, 511),
+        read(2, SIZE, 512),
+        read(2, 2**64 - 512, 512),
+        read(2, 0, (1 << 16) + 512),
+        b"\0" + read(2, 0, 512)[1:],
+    ],
+)
+def test_anything_unusual_ends_the_run(unusual: bytes) -> None:
+    buffer = memoryview(read(1, 0, 512) + unusual + read(3, 0, 512))
+    assert parser().reads(buffer, 100) == ([(1, 0, 512)], 28)
+    buffer = memoryview(write(1, 0, bytes(512)) + unusual)
+    assert parser().writes(buffer, 100)[1] == 28 + 512
+
+
+def test_a_run_of_writes() -> None:
+    first, second = b"a" * 512, b"b" * 1024
+    whole = write(1, 0, first) + write(2, 512, second, flags=1)
+    buffer = memoryview(whole + write(3, 0, first)[:-1])
+    writes, used = parser().writes(buffer, 100)
+    assert writes == [(1, 0, memoryview(first), False), (2, 512, memoryview(second), True)]
+    assert used == len(whole)
+    assert parser().writes(buffer, 1)[1] == 28 + 512
+
+
+@pytest.mark.parametrize("flags", [TransmissionFlag(0), FUA | TransmissionFlag.NBD_FLAG_READ_ONLY])
+def test_writes_that_are_not_allowed(flags: TransmissionFlag) -> None:
+    buffer = memoryview(write(1, 0, bytes(512), flags=1))
+    assert parser(flags=flags).writes(buffer, 100) == ([], 0)
+
+
+def test_extended_writes_carry_their_flag() -> None:
+    payload_len, fua = 1 << 5, 1
+    for flags, taken in [(0, 0), (payload_len, 1), (payload_len | fua, 1), (fua, 0)]:
+        header = pack(">IHHQQQ", 0x21E41C71, flags, 1, 7, 0, 512)
+        writes, _ = parser(HeaderStyle.EXTENDED).writes(memoryview(header + bytes(512)), 100)
+        assert len(writes) == taken
+
+
+@pytest.mark.parametrize("style", list(HeaderStyle))
+def test_replies_are_packed_where_they_belong(style: HeaderStyle) -> None:
+    replies = BulkReplies(style)
+    out = bytearray(200)
+    position = replies.pack_read(out, 5, 1, 512, 4)
+    assert position == 5 + replies.read_header
+    out[position : position + 4] = b"data"
+    end = replies.pack_done(out, position + 4, 2, 0)
+    assert end == position + 4 + replies.done
+    assert not any(out[:5])
+    assert not any(out[end:])
