@@ -56,6 +56,9 @@ WRONG_WORDS = [
 AROUND_THE_IMAGE = [
     ["length", "flush", "f", "l", "map", "alloc 0", "alloc 0 128k", "alloc 64k 128k", "a 512"],
     ["write 128k 64k", "write -z 512k 4k", "map", "alloc 0 1M", "alloc 65k"],
+    ["info", "i", "truncate 10G", "info"],
+    ["read -b -v 0 512", "write -b -P 5 64k 100k", "read -b -P 5 64k 100k", "read -P 0 200k 100k"],
+    ["truncate -m off 2M", "length", "truncate -m falloc 3M", "length", "truncate -m full 4M"],
     ["truncate 2M", "length", "map", "truncate 1.5M", "length", "read 1M 512k"],
     ["close", "length", "close"],
     ["reopen -r", "write 0 1k", "read 0 1k", "reopen -w", "write 0 1k", "reopen -c none", "reopen"],

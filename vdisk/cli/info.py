@@ -70,7 +70,7 @@ def _lines(image: ImageInfo) -> Iterator[str]:
         yield listing(image.snapshots)
     if image.format_specific is not None:
         yield "Format specific information:"
-        yield from _tree(image.format_specific["data"], "    ")
+        yield from tree_lines(image.format_specific["data"], "    ")
 
 
 def _backing_lines(image: ImageInfo) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _backing_lines(image: ImageInfo) -> Iterator[str]:
         yield f"backing file format: {image.backing_format}"
 
 
-def _tree(value: dict[str, Any] | list[Any], indent: str) -> Iterator[str]:
+def tree_lines(value: dict[str, Any] | list[Any], indent: str) -> Iterator[str]:
     """Nested dictionaries and lists, one leaf a line, in the order of the JSON form."""
     from vdisk.cli.output import in_json_order
 
@@ -92,7 +92,7 @@ def _tree(value: dict[str, Any] | list[Any], indent: str) -> Iterator[str]:
     for name, item in pairs:
         if isinstance(item, dict | list):
             yield f"{indent}{name}:"
-            yield from _tree(item, indent + "    ")
+            yield from tree_lines(item, indent + "    ")
         else:
             shown = str(item).lower() if isinstance(item, bool) else item
             yield f"{indent}{name}: {shown}"

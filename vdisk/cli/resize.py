@@ -48,7 +48,7 @@ def run(args: Namespace) -> int:
             )
         if size <= image.size and args.preallocation != "off":
             raise InvalidRequestError("--preallocation is about growing, and this would not grow")
-        _resize(image, size, args.preallocation)
+        resize_device(image, size, args.preallocation)
     if not args.quiet:
         print("Image resized.")
     return 0
@@ -63,7 +63,7 @@ def _new_size(text: str, current: int) -> int:
     return size
 
 
-def _resize(image: BlockDevice, size: int, preallocation: str) -> None:
+def resize_device(image: BlockDevice, size: int, preallocation: str) -> None:
     """Resize; what a format does not do itself about new space is said, not left out."""
     if preallocation == "off":
         image.truncate(size)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.gate import Work
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
+    from vdisk.formats._qcow2.vm_state import VmStateArea
 
 
 class Qcow2Image(BlockDevice):
@@ -283,6 +284,12 @@ class Qcow2Image(BlockDevice):
         view = snapshots.SnapshotView(self._core, found, self.backing, self)
         self._views.add(view)
         return view
+
+    def vm_state(self) -> VmStateArea:
+        """The room behind the disk for a machine's state; it goes through this image."""
+        from vdisk.formats._qcow2.vm_state import VmStateArea
+
+        return VmStateArea(self._core, self._mapping, readonly=self.readonly)
 
     # -- what the image is -----------------------------------------------------------------------
 

@@ -136,7 +136,8 @@ def read(session: Session, arguments: Arguments) -> None:
     offset, length = _offset_and_length(arguments)
     check.resolve(length)
     device = _target(session, arguments, "read", offset, length)
-    _populate(session, offset, length)
+    if not arguments.has("b"):
+        _populate(session, offset, length)
     content = bytearray(length)
     seconds = _timed("read", lambda: device.read_into(offset, content))
     mismatch = check.failed(content, offset)
@@ -307,7 +308,11 @@ def _target(
     ):
         if value % _SECTOR:
             raise CommandFailed(f"{text} is not a sector-aligned value for '{name}'")
-    raise CommandFailed(f"{operation} failed: {os.strerror(errno.ENOTSUP)}")
+    from vdisk.formats.qcow2 import Qcow2Image
+
+    if not isinstance(session.device, Qcow2Image):
+        raise CommandFailed(f"{operation} failed: {os.strerror(errno.ENOTSUP)}")
+    return session.device.vm_state()
 
 
 # -- asynchronous ----------------------------------------------------------------------------------

@@ -57,8 +57,10 @@ def truncate(session: Session, arguments: Arguments) -> None:
     if len(arguments.operands) != 1:
         raise UsageError
     size = parse_number(arguments.operands[0])
+    from vdisk.cli.resize import resize_device
+
     try:
-        session.device.truncate(size)
+        resize_device(session.device, size, mode)
     except VdiskError as error:
         raise CommandFailed(f"vdisk io: {error}", to_stderr=True) from error
 
@@ -100,10 +102,18 @@ def alloc(session: Session, arguments: Arguments) -> None:
 
 def info(session: Session, _arguments: Arguments) -> None:
     """info"""
+    from vdisk.cli.info import tree_lines
+    from vdisk.formats.qcow2 import Qcow2Image
+
     device: Any = session.device
+    image = device if isinstance(device, Qcow2Image) else None
     print(f"format name: {getattr(device, 'format_name', 'raw')}")
-    print(f"cluster size: {size_text(getattr(device, 'cluster_size', 0))}")
-    print(f"vm state offset: {size_text(getattr(device, 'vm_state_offset', 0))}")
+    print(f"cluster size: {size_text(image.cluster_size if image else 0)}")
+    print(f"vm state offset: {size_text(image.vm_state().offset if image else 0)}")
+    if hasattr(device, "format_info"):
+        print("Format specific information:")
+        for line in tree_lines(device.format_info(), "    "):
+            print(line)
 
 
 # -- opening and closing -----------------------------------------------------------------------

@@ -350,11 +350,14 @@ def vm_state_offset(core: Core, disk_size: int) -> int:
     return core.header.l1_entries_for(disk_size) * core.header.l2_coverage
 
 
-def write_vm_state(core: Core, mapping: Mapping, state: memoryview) -> None:
-    """Store machine state behind the disk's end, where the next snapshot will keep it."""
+def write_vm_state(core: Core, mapping: Mapping, state: memoryview, offset: int = 0) -> None:
+    """Store machine state behind the disk's end, where the next snapshot will keep it.
+
+    ``offset``: where in the area for such state.
+    """
     if not len(state):
         return
-    start = vm_state_offset(core, core.header.size)
+    start = vm_state_offset(core, core.header.size) + offset
     entries = core.header.l1_entries_for(start + len(state))
     if entries * 8 > layout.MAX_L1_BYTES:
         raise InvalidRequestError("the VM state is too large", path=core.file.name)
