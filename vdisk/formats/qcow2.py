@@ -22,9 +22,10 @@ from vdisk.errors import (
     InvalidRequestError,
     UnsupportedFeatureError,
 )
-from vdisk.formats import ChildRequest, CreateOption, OpenContext
+from vdisk.formats import NO_SECRETS, ChildRequest, CreateOption, OpenContext
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.allocation import Writer
+from vdisk.formats._qcow2.bitmaps import Bitmaps
 from vdisk.formats._qcow2.compression import CompressedClusters, compress
 from vdisk.formats._qcow2.core import Core
 from vdisk.formats._qcow2.create import OPTIONS, header_from_options, write_empty_image
@@ -34,11 +35,12 @@ from vdisk.formats._qcow2.measure import measure
 from vdisk.formats._qcow2.validate import check_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Mapping as Options
 
     from typing_extensions import Buffer
 
+    from vdisk.formats._qcow2.bitmaps import BitmapInfo
     from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.gate import Work
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
@@ -90,6 +92,7 @@ class Qcow2Image(BlockDevice):
         self._core.on_release = self._compressed.forget
         self._views: WeakSet[SnapshotView] = WeakSet()
         self._writer = Writer(self._core, self._mapping, lambda: self.header.size)
+        self._bitmaps = Bitmaps(self._core)
 
     # -- the device ------------------------------------------------------------------------------
 
@@ -138,14 +141,20 @@ class Qcow2Image(BlockDevice):
 
     def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
         with self._core.gate.shared, self._core.working():
+            if (record := self._bitmaps.record) is not None:
+                record(offset, sum(map(len, views)))
             self._writer.write(offset, views)
 
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         with self._core.gate.shared, self._core.working():
+            if (record := self._bitmaps.record) is not None:
+                record(offset, length)
             self._writer.write_zeroes(offset, length, unmap)
 
     def _discard(self, offset: int, length: int) -> None:
         with self._core.gate.shared, self._core.working():
+            if (record := self._bitmaps.record) is not None:
+                record(offset, length)
             self._writer.discard(offset, length)
 
     def unallocate(self) -> None:
@@ -168,7 +177,8 @@ class Qcow2Image(BlockDevice):
         from vdisk.formats._qcow2.resize import resize
 
         self._check_write("resize", 0, 0)
-        resize(self._core, self._mapping, size, preallocation)
+        with self._bitmaps.resizing(size):
+            resize(self._core, self._mapping, size, preallocation)
 
     def close(self) -> None:
         """Save everything and release the files; a second call does nothing."""
@@ -176,10 +186,16 @@ class Qcow2Image(BlockDevice):
             return
         try:
             if not self.readonly:
-                self._core.settle()
+                self._settle()
         finally:
             self.closed = True
             self._close()
+
+    def _settle(self) -> None:
+        try:
+            self._bitmaps.save()
+        finally:
+            self._core.settle()
 
     def _close(self) -> None:
         for device in (self.file, self.data_file, self.backing):
@@ -206,6 +222,8 @@ class Qcow2Image(BlockDevice):
                 path=self.name,
             )
         with self._core.gate.shared, self._core.working():
+            if (record := self._bitmaps.record) is not None:
+                record(offset, min(self.cluster_size, self.size - offset))
             self._writer.write_compressed(offset, compressed)
 
     # -- snapshots -------------------------------------------------------------------------------
@@ -254,7 +272,10 @@ class Qcow2Image(BlockDevice):
         from vdisk.formats._qcow2 import snapshots
 
         self._check_snapshot_change("apply")
-        snapshots.apply(self._core, tag)
+        wanted = snapshots.find(self._core, self.snapshots(), tag)
+        size = self.size if wanted.disk_size is None else wanted.disk_size
+        with self._bitmaps.resizing(size, replaced=True):
+            snapshots.apply(self._core, tag)
 
     def delete_snapshot(self, tag: str) -> None:
         """Delete the snapshot of that id or name; refused while a view of it is open."""
@@ -291,6 +312,63 @@ class Qcow2Image(BlockDevice):
 
         return VmStateArea(self._core, self._mapping, readonly=self.readonly)
 
+    # -- dirty bitmaps ---------------------------------------------------------------------------
+
+    def bitmaps(self) -> list[BitmapInfo]:
+        """The persistent dirty bitmaps; raises :class:`CorruptImageError` if they are broken."""
+        return self._bitmaps.infos()
+
+    def add_bitmap(
+        self, name: str, granularity: int | None = None, *, enabled: bool = True
+    ) -> None:
+        """Add a bitmap that records what is written from now on, if it is ``enabled``.
+
+        ``granularity``: bytes of the disk a bit stands for, a power of two from 512 to 2 GiB;
+        by default a cluster, but 4 KiB at least and 64 KiB at most.
+        """
+        self._check_write("add bitmap", 0, 0)
+        self._bitmaps.add(name, granularity, enabled)
+
+    def remove_bitmap(self, name: str) -> None:
+        """Remove a bitmap; the only thing that can be done with an inconsistent one."""
+        self._check_write("remove bitmap", 0, 0)
+        self._bitmaps.remove(name)
+
+    def clear_bitmap(self, name: str) -> None:
+        """Unset every bit of a bitmap."""
+        self._check_write("clear bitmap", 0, 0)
+        self._bitmaps.clear(name)
+
+    def enable_bitmap(self, name: str) -> None:
+        """Let a bitmap record what is written from now on."""
+        self._check_write("enable bitmap", 0, 0)
+        self._bitmaps.enable(name)
+
+    def disable_bitmap(self, name: str) -> None:
+        """Let a bitmap stay as it is from now on."""
+        self._check_write("disable bitmap", 0, 0)
+        self._bitmaps.disable(name)
+
+    def merge_bitmap(self, name: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Add (start, length) ranges, such as :meth:`dirty_ranges` of any bitmap, to a bitmap."""
+        self._check_write("merge bitmap", 0, 0)
+        self._bitmaps.merge(name, ranges)
+
+    def dirty_ranges(
+        self, name: str, start: int = 0, length: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """(start, length) of what a bitmap says was written, inside a range of the disk.
+
+        In order, adjoining ranges joined; what was written a moment ago is included.
+        """
+        self._check("read bitmap", start, length or 0)
+        return self._bitmaps.dirty_ranges(name, start, length)
+
+    def save_bitmaps(self) -> None:
+        """Store what enabled bitmaps recorded; otherwise that is done by :meth:`close`."""
+        self._check_write("save bitmaps", 0, 0)
+        self._bitmaps.save()
+
     # -- what the image is -----------------------------------------------------------------------
 
     def format_info(self) -> dict[str, Any]:
@@ -302,7 +380,14 @@ class Qcow2Image(BlockDevice):
         }
         if header.version >= 3:
             info["lazy-refcounts"] = header.lazy_refcounts
+        if header.bitmaps is not None:
+            info["bitmaps"] = [
+                {"flags": list(one.flags), "name": one.name, "granularity": one.granularity}
+                for one in self.bitmaps()
+            ]
         info["refcount-bits"] = header.refcount_bits
+        if self.encryption is not None:
+            info["encrypt"] = self.encryption.info()
         if header.version >= 3:
             if header.external_data:
                 info["data-file"] = header.data_file_name
@@ -317,16 +402,21 @@ class Qcow2Image(BlockDevice):
         return bool(self.header.incompatible_features & layout.DIRTY)
 
     def amend(
-        self, options: Options[str, Any], *, progress: Callable[[int, int], None] | None = None
+        self,
+        options: Options[str, Any],
+        *,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Change creation options: compat, refcount_bits, lazy_refcounts, backing_file and so on.
 
+        ``force``: erase even the last passphrase of an encrypted image, and with it all data.
         Raises :class:`InvalidRequestError` for what cannot be changed, before changing anything.
         """
         from vdisk.formats._qcow2.amend import amend
 
         self._check_write("amend", 0, 0)
-        amend(self, options, progress=progress)
+        amend(self, options, force=force, progress=progress)
 
     def change_backing(self, name: str | None, format: str | None) -> None:
         """Rewrite the name and format of the backing file in the header, and nothing else.
@@ -445,6 +535,8 @@ def _prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
         header.autoclear_features &= layout.KNOWN_AUTOCLEAR
         image._core.save_header()
         image.file.flush()
+    if not context.repairing:
+        image.bitmaps()  # they must be readable, or writing would make enabled ones wrong
 
 
 class Qcow2Driver:
@@ -460,14 +552,27 @@ class Qcow2Driver:
             file.close()
             raise
 
-    def create(self, file: BlockDevice, size: int, options: Options[str, Any]) -> None:
+    def create(
+        self,
+        file: BlockDevice,
+        size: int,
+        options: Options[str, Any],
+        secrets: Options[str, bytes] = NO_SECRETS,
+    ) -> None:
         header = header_from_options(size, options)
-        write_empty_image(file, header)
+        encryption = None
+        if any(name.startswith("encrypt.") for name in options):
+            from vdisk.formats._qcow2.crypto import create_encrypted
+
+            encryption = create_encrypted(file, header, options, secrets)
+        else:
+            write_empty_image(file, header)
         mode = options.get("preallocation", "off")
         if mode != "off":
             from vdisk.formats._qcow2.resize import preallocate_new
 
-            preallocate_new(Qcow2Image(file, header, readonly=False), mode)
+            image = Qcow2Image(file, header, readonly=False, encryption=encryption)
+            preallocate_new(image, mode)
 
     def measure(
         self, size: int, options: Options[str, Any], allocated: int | None = None

@@ -34,11 +34,13 @@ def amend(
     image: Qcow2Image,
     options: Mapping[str, Any],
     *,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Apply creation options to an existing image.
+    """Apply creation options to an existing image, and those of its passphrases (encrypt.*).
 
     Everything that can be refused is refused before anything is changed.
+    ``force``: erase passphrases even where all data is lost with them.
     Raises :class:`InvalidRequestError`, :class:`UnsupportedFeatureError`.
     """
     header = image.header
@@ -53,6 +55,7 @@ def amend(
         version = 2 if is_version_2(options["compat"]) else 3
     order = refcount_order(options.get("refcount_bits", header.refcount_bits))
     _check_features(image, options, version, order)
+    _amend_encryption(image, options, force)
     if version > header.version:
         _upgrade(image)
     if order != header.refcount_order:
@@ -68,6 +71,23 @@ def amend(
     report(1, 1)
 
 
+def _amend_encryption(image: Qcow2Image, options: Mapping[str, Any], force: bool) -> None:
+    """Passphrases: the options that begin with "encrypt."."""
+    prefix = "encrypt."
+    given = {
+        name.removeprefix(prefix): value
+        for name, value in options.items()
+        if name.startswith(prefix)
+    }
+    if not given:
+        return
+    if image.encryption is None:
+        raise InvalidRequestError(
+            "the image is not encrypted, so no passphrase can be changed", path=image.name
+        )
+    image.encryption.amend(given, force=force)
+
+
 def _check_features(
     image: Qcow2Image, options: Mapping[str, Any], version: int, order: int
 ) -> None:
@@ -81,6 +101,10 @@ def _check_features(
         if header.incompatible_features & ~layout.DIRTY or header.external_data:
             raise UnsupportedFeatureError(
                 "the image uses features that version 2 does not have", path=image.name
+            )
+        if header.bitmaps is not None:
+            raise UnsupportedFeatureError(
+                "version 2 has no bitmaps; remove them first", path=image.name
             )
     if options.get("data_file_raw", False) and not header.data_file_raw:
         raise InvalidRequestError(

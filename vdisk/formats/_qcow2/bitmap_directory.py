@@ -2,11 +2,11 @@
 
 ::
 
-    0              8          12      16    17            18         20          24
-    +--------------+----------+-------+-----+-------------+----------+-----------+-----
-    | table offset | table    | flags | type| granularity | name     | extra     | extra data,
-    |              | entries  |       |     | bits        | size     | data size | name, padding to 8
-    +--------------+----------+-------+-----+-------------+----------+-----------+-----
+    0         8         12      16     17            18        20           24
+    +---------+---------+-------+------+-------------+---------+------------+------------+------+--
+    | table   | table   | flags | type | granularity | name    | extra data | extra data | name | …
+    | offset  | entries |       |      | bits        | size    | size       |            |      |
+    +---------+---------+-------+------+-------------+---------+------------+------------+------+--
 """
 
 from __future__ import annotations
