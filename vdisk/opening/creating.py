@@ -99,6 +99,7 @@ def plan_creation(
         raise InvalidRequestError(f"the size of {name} is missing")
     if not 0 <= size <= MAX_IMAGE_SIZE:
         raise InvalidRequestError(f"the size {size} is not between 0 and {MAX_IMAGE_SIZE}")
+    formats.driver(format).measure(size, typed)  # refuses, before an old file is emptied
     return Creation(name, format, size, typed, CacheMode.parse(cache))
 
 
