@@ -136,10 +136,19 @@ def add_creation_options(parser: Parser) -> None:
 # -- what they mean --------------------------------------------------------------------------
 
 
+_program = "vdisk"
+
+
+def speak_as(program: str) -> None:
+    """Name the program that :func:`complain` complains for."""
+    global _program
+    _program = program
+
+
 def complain(message: str) -> None:
     """One line on stderr, whatever bytes stand in the names it quotes."""
     line = " ".join(message.splitlines())
-    sys.stderr.write(f"vdisk: {line.encode(errors='backslashreplace').decode()}\n")
+    sys.stderr.write(f"{_program}: {line.encode(errors='backslashreplace').decode()}\n")
 
 
 def warn(message: str) -> None:

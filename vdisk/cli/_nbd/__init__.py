@@ -1,0 +1,1 @@
+"""The subcommands of ``vdisk-nbd``, one module each."""

@@ -1,0 +1,106 @@
+"""A program of subcommands: finds the one asked for, runs it, reports how it ended.
+
+A subcommand is a module of the program's package, imported when it is used.  It has
+``configure(parser)``, which adds its options, and ``run(args)``, which returns the exit
+status; where that is not 1 for every error it also has ``ERROR_STATUS``.
+
+Errors are one line on stderr, an interrupt (Ctrl-C) is silent and exits with 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vdisk.cli.options import Parser, complain, speak_as
+from vdisk.errors import InvalidRequestError, VdiskError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status of a program that Ctrl-C ended, as a shell reports it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, so that half-made targets are cleaned up."""
+
+
+class Program(NamedTuple):
+    """``package``: where the modules of the ``commands`` are; each with what it is for."""
+
+    name: str
+    package: str
+    commands: Mapping[str, str]
+    operands: str
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Run with ``arguments`` (None: of this process); returns the exit status."""
+        arguments = sys.argv[1:] if arguments is None else arguments
+        speak_as(self.name)
+        status = 1
+        try:
+            signal.signal(signal.SIGTERM, _terminate)
+            status = self._run(arguments)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            status = 128 + signal.SIGTERM if isinstance(error, Terminated) else INTERRUPTED
+        except BrokenPipeError:  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
+        except OSError as error:
+            complain(str(error))
+            status = 1
+        return status
+
+    def _run(self, arguments: Sequence[str]) -> int:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(self._overview())
+            return 0 if arguments else 1
+        if arguments[0] in ("-V", "--version"):
+            from vdisk import __version__
+
+            print(f"{self.name} {__version__}")
+            return 0
+        name, *rest = arguments
+        error_status = 1
+        try:
+            command = self._find(name)
+            error_status = getattr(command, "ERROR_STATUS", 1)
+            parser = Parser(prog=f"{self.name} {name}", description=command.__doc__)
+            command.configure(parser)
+            status: int = command.run(parser.parse(rest))
+            return status
+        except VdiskError as error:
+            sys.stdout.flush()
+            complain(str(error))
+            return error_status
+
+    def _find(self, name: str) -> Any:
+        if name in self.commands:
+            return importlib.import_module(f"{self.package}.{name}")
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, self.commands)
+        hint = f"did you mean {close[0]!r}?" if close else f"'{self.name} --help' lists them"
+        raise InvalidRequestError(f"there is no command {name!r}: {hint}")
+
+    def _overview(self) -> str:
+        lines = [f"  {name:12}{summary}" for name, summary in self.commands.items()]
+        return "\n".join(
+            [
+                f"usage: {self.name} COMMAND [OPTION]… {self.operands}",
+                "",
+                *lines,
+                "",
+                f"'{self.name} COMMAND --help' shows the options of one command.",
+            ]
+        )
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
