@@ -61,7 +61,7 @@ def run(args: Namespace) -> int:
             if format == "luks":
                 cast("LuksImage", image).amend(options, force=args.force, progress=progress)
             else:
-                cast("Qcow2Image", image).amend(options, progress=progress)
+                cast("Qcow2Image", image).amend(options, force=args.force, progress=progress)
     return 0
 
 

@@ -28,7 +28,12 @@ from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.bitmaps import Bitmaps
 from vdisk.formats._qcow2.compression import CompressedClusters, compress
 from vdisk.formats._qcow2.core import Core
-from vdisk.formats._qcow2.create import OPTIONS, header_from_options, write_empty_image
+from vdisk.formats._qcow2.create import (
+    AMEND_OPTIONS,
+    OPTIONS,
+    header_from_options,
+    write_empty_image,
+)
 from vdisk.formats._qcow2.header import Header, cluster_bits_of, parse
 from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.measure import measure
@@ -544,6 +549,7 @@ class Qcow2Driver:
 
     name = "qcow2"
     create_options: tuple[CreateOption, ...] = OPTIONS
+    amend_options: tuple[CreateOption, ...] = AMEND_OPTIONS
 
     def open(self, file: BlockDevice, context: OpenContext) -> Qcow2Image:
         try:

@@ -27,6 +27,18 @@ def find_secret(secrets: Mapping[str, bytes], identity: str) -> bytes:
         ) from None
 
 
+def passphrase_of(
+    options: Mapping[str, Any], secrets: Mapping[str, bytes], *, prefix: str = ""
+) -> bytes:
+    """The passphrase that ``create`` options name; ``prefix``: see :func:`make_volume`."""
+    identity = options.get("key-secret")
+    if identity is None:
+        raise AuthenticationError(
+            f"encryption needs a passphrase: name its secret with the option {prefix}key-secret"
+        )
+    return find_secret(secrets, identity)
+
+
 def spec_of(options: Mapping[str, Any]) -> CipherSpec:
     """The cipher that ``create`` options choose; what they leave open is the default."""
     chosen = {option.name: option.default or "" for option in CREATE_OPTIONS}
@@ -46,15 +58,10 @@ def make_volume(
 
     ``prefix``: what errors put before the names of options.
     """
-    identity = options.get("key-secret")
-    if identity is None:
-        raise AuthenticationError(
-            f"encryption needs a passphrase: name its secret with the option {prefix}key-secret"
-        )
     return keyslots.make_volume(
         spec_of(options),
         Hash(options.get("hash-alg") or "sha256"),
-        find_secret(secrets, identity),
+        passphrase_of(options, secrets, prefix=prefix),
         iter_time=_milliseconds(options.get("iter-time")),
     )
 

@@ -334,6 +334,10 @@ class Writer:
 
     def _reserve(self, step: _Allocation, mode: str) -> None:
         file, length = self.core.file, step.clusters << self._bits
+        if self.core.encryption is not None:  # zeroes in the file would read as noise
+            device, at = self.core.place(step.host, step.cluster << self._bits)
+            device.write_zeroes(at, length)
+            return
         if mode != "metadata":
             preallocate_file(file, step.host, step.host + length, mode)
         if not step.fresh and mode != "full":
@@ -470,7 +474,7 @@ class Writer:
 
     def _change_clusters(self, start: int, end: int, *, zero: bool, unmap: bool) -> None:
         """Make [start, end), a multiple of the unit, zero or unallocated, slice by slice."""
-        length = min(end, self._size()) - start
+        length = max(min(end, self._size()) - start, 0)
         raw = self._external and self.core.header.data_file_raw
         if raw and zero:
             device, at = self.core.place(start, start)

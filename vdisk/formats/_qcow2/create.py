@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError
 from vdisk.formats import CreateOption
+from vdisk.formats._luks import options as luks
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.header import Header
 from vdisk.formats._qcow2.refcounts import pack_counts
@@ -46,6 +47,17 @@ OPTIONS = (
     CreateOption("refcount_bits", "number", "width of a reference count, 1 to 64", "16"),
     CreateOption("compression_type", "enum", "of compressed clusters", "zlib", ("zlib", "zstd")),
     CreateOption("extended_l2", "bool", "subclusters, 32 a cluster", "off"),
+    CreateOption("encrypt.format", "enum", "encrypt the guest data", choices=("luks", "aes")),
+    *luks.prefixed(luks.CREATE_OPTIONS, "encrypt."),
+)
+
+_AMENDABLE = {
+    *("size", "compat", "backing_file", "backing_fmt", "data_file", "data_file_raw"),
+    *("lazy_refcounts", "refcount_bits"),
+}
+AMEND_OPTIONS = (
+    *(option for option in OPTIONS if option.name in _AMENDABLE),
+    *luks.prefixed(luks.AMEND_OPTIONS, "encrypt."),
 )
 
 

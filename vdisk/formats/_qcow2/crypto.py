@@ -20,7 +20,7 @@ it is shifted so that its offsets are guest offsets::
 What the image calls:
 
 * :func:`open_encryption` when opening; options ``encrypt.key-secret`` and ``encrypt.format``;
-* :func:`choose_encryption`, then :meth:`NewEncryption.header_area`, when creating;
+* :func:`create_encrypted` when creating, :func:`choose_encryption` when measuring;
 * :meth:`Encryption.info` and :meth:`Encryption.amend`.
 
 Without a passphrase the image is locked: its metadata can be read, checked and changed, and
@@ -32,13 +32,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vdisk.errors import AuthenticationError, InvalidRequestError, UnsupportedFeatureError
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._luks import requests
 from vdisk.formats._luks.header import default_payload_offset
 from vdisk.formats._luks.keyslots import KeySlots
 from vdisk.formats._luks.specification import CipherSpec
 from vdisk.formats._luks.view import EncryptedView, LockedSectors, WriterLock
 from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.core import Core
+from vdisk.formats._qcow2.create import write_empty_image
 from vdisk.options import OptionBag, nest
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class Encryption(ABC):
 
     @abstractmethod
     def amend(self, options: Mapping[str, Any], *, force: bool = False) -> None:
-        """Change passphrases; ``options``: ``AMEND_OPTIONS`` without their prefix."""
+        """Change passphrases; ``options``: without the prefix ``encrypt.``."""
 
 
 class LuksEncryption(Encryption):
@@ -170,29 +172,21 @@ def open_encryption(
 class NewEncryption(NamedTuple):
     """What ``create`` options ask for.  ``luks``: the options of the volume, without prefix."""
 
-    method: int
+    format: str
     luks: Mapping[str, Any]
 
     @property
     def header_size(self) -> int:
         """Bytes of the encryption header; 0 where the method has none."""
-        if self.method != layout.CRYPT_LUKS:
+        if self.format != "luks":
             return 0
         return default_payload_offset(requests.spec_of(self.luks).key_bytes)
 
-    def header_area(self, secrets: Mapping[str, bytes]) -> bytes:
-        """The encryption header, to be stored in clusters of its own; takes seconds."""
-        if self.method != layout.CRYPT_LUKS:
-            return b""
-        return requests.make_volume(self.luks, secrets, prefix=PREFIX)
 
-
-def choose_encryption(
-    options: Mapping[str, Any], secrets: Mapping[str, bytes] | None = None
-) -> NewEncryption | None:
+def choose_encryption(options: Mapping[str, Any]) -> NewEncryption | None:
     """What ``create`` options such as ``encrypt.format=luks`` ask for; None: no encryption.
 
-    ``secrets`` None: whether there is a passphrase does not matter (measuring).
+    Raises :class:`InvalidRequestError`, :class:`UnsupportedFeatureError`.
     """
     given = {
         name.removeprefix(PREFIX): value
@@ -208,10 +202,41 @@ def choose_encryption(
         raise InvalidRequestError(
             "encrypt.format=aes has no options but encrypt.key-secret: its cipher is fixed"
         )
-    if secrets is not None:
-        if "key-secret" not in given:
-            raise AuthenticationError(
-                f"encryption needs a passphrase: name its secret with the option {KEY_SECRET}"
-            )
-        requests.find_secret(secrets, given["key-secret"])
-    return NewEncryption(METHODS[format], given)
+    return NewEncryption(format, given)
+
+
+def create_encrypted(
+    file: BlockDevice, header: Header, options: Mapping[str, Any], secrets: Mapping[str, bytes]
+) -> Encryption | None:
+    """Write an empty image, encrypted as ``options`` say, and give its encryption, unlocked.
+
+    Deriving the key takes seconds, and is done before anything is written.
+    """
+    chosen = choose_encryption(options)
+    area = b""
+    passphrase = b""
+    if chosen is not None:
+        passphrase = requests.passphrase_of(chosen.luks, secrets, prefix=PREFIX)
+        if chosen.format == "luks":
+            area = requests.make_volume(chosen.luks, secrets, prefix=PREFIX)
+    write_empty_image(file, header)
+    if chosen is None:
+        return None
+    if area:
+        header.crypto = (_store_area(file, header, area), len(area))
+    header.crypt_method = METHODS[chosen.format]
+    file.write(0, header.to_bytes())
+    if header.crypto is None:
+        return AesEncryption(file, passphrase)
+    return LuksEncryption(file, header.crypto, passphrase, secrets)
+
+
+def _store_area(file: BlockDevice, header: Header, area: bytes) -> int:
+    """Put the LUKS header into clusters of its own; where it begins."""
+    core = Core(file, header, readonly=False)
+    clusters = -(-len(area) // core.cluster_size)
+    first, _fresh = core.allocate(clusters)
+    offset = first << core.cluster_bits
+    file.write(offset, area.ljust(clusters * core.cluster_size, b"\0"))
+    core.settle()
+    return offset

@@ -66,18 +66,12 @@ def _refcount_clusters(header: Header, counted: int) -> int:
 
 def _encryption_header_size(options: Mapping[str, Any]) -> int:
     """Bytes of the LUKS header inside the image, if it is to be encrypted."""
-    if options.get("encrypt.format") != "luks":
+    if not any(name.startswith("encrypt.") for name in options):
         return 0
-    from vdisk.formats._luks.header import default_payload_offset
-    from vdisk.formats._luks.options import spec_of
+    from vdisk.formats._qcow2.crypto import choose_encryption
 
-    prefix = "encrypt."
-    chosen = {
-        name.removeprefix(prefix): value
-        for name, value in options.items()
-        if name.startswith(prefix) and name != "encrypt.format"
-    }
-    return default_payload_offset(spec_of(chosen).key_bytes)
+    chosen = choose_encryption(options)
+    return 0 if chosen is None else chosen.header_size
 
 
 def measure_bitmaps(bitmaps: Iterable[tuple[str, int]], size: int, cluster_size: int) -> int:
