@@ -36,6 +36,7 @@ class Creation(NamedTuple):
     format: str
     size: int
     options: Mapping[str, Any]
+    secrets: Mapping[str, bytes] = formats.NO_SECRETS
     cache: CacheMode = CacheMode()
 
     def run(self) -> None:
@@ -46,7 +47,7 @@ class Creation(NamedTuple):
             if self.options.get("data_file") is not None:
                 self._make_data_file()
             with _create_file(self.name, self.cache) as file:
-                driver.create(file, self.size, self.options)
+                driver.create(file, self.size, self.options, self.secrets)
         except BaseException:
             path = _path(self.name)
             if path is not None and not existed:
@@ -100,7 +101,9 @@ def plan_creation(
     if not 0 <= size <= MAX_IMAGE_SIZE:
         raise InvalidRequestError(f"the size {size} is not between 0 and {MAX_IMAGE_SIZE}")
     formats.driver(format).measure(size, typed)  # refuses, before an old file is emptied
-    return Creation(name, format, size, typed, CacheMode.parse(cache))
+    return Creation(
+        name, format, size, typed, secrets or formats.NO_SECRETS, CacheMode.parse(cache)
+    )
 
 
 def _check_backing(
