@@ -35,7 +35,6 @@ extension is taken for absent and not written again, as QEMU does.
 from __future__ import annotations
 
 import threading
-from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,8 +48,8 @@ from vdisk.errors import (
     UnsupportedFeatureError,
 )
 from vdisk.formats._qcow2 import layout
-from vdisk.formats._qcow2.bitmap_bits import Marks, bit_runs, combine, is_zero, joined, trim
-from vdisk.formats._qcow2.tables import words_from_bytes, words_to_bytes
+from vdisk.formats._qcow2.bitmap_bits import Marks, bit_runs, combine, joined
+from vdisk.formats._qcow2.bitmap_data import BitmapData, Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -79,6 +78,7 @@ class Bitmaps:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._data = BitmapData(core)
         self._lock = threading.RLock()
         """Guards the fields below; taken after the gate and the flush lock, before core.lock."""
         self._known: Entries | None = None
@@ -119,9 +119,8 @@ class Bitmaps:
             yield offset, size
         for entry in self._entries().values():
             yield entry.table_offset, entry.table_size * 8
-            for word in self._table(entry):
-                if host := self._host_offset(word):
-                    yield host, self._core.cluster_size
+            for host in self._data.clusters(entry):
+                yield host, self._core.cluster_size
 
     # -- recording -------------------------------------------------------------------------------
 
@@ -214,48 +213,10 @@ class Bitmaps:
 
     def _content(self, entry: Entry, first: int, end: int) -> bytes:
         """Bytes [first, end) of the bitmap, with what was recorded."""
-        size = self._core.cluster_size
-        index = first // size
-        parts = []
-        for word in self._table(entry, index, -(-end // size)):
-            low, high = max(first, index * size), min(end, (index + 1) * size)
-            parts.append(self._stored(word, low - index * size, high - low))
-            index += 1
-        stored = b"".join(parts)
+        stored = self._data.content(entry, first, end)
         if self._marks is not None and _is_recorded(entry):
             return combine(stored, self._marks.coarse(first, end, entry.granularity_bits))
         return stored
-
-    def _table(self, entry: Entry, first: int = 0, end: int | None = None) -> array[int]:
-        """Entries [first, end) of a bitmap table."""
-        end = entry.table_size if end is None else end
-        return words_from_bytes(
-            self._core.file.read(entry.table_offset + first * 8, (end - first) * 8)
-        )
-
-    def _stored(self, word: int, start: int, length: int) -> bytes:
-        """Bytes of the cluster of bitmap data that a table entry stands for."""
-        host = self._host_offset(word)
-        if host:
-            return self._core.file.read(host + start, length)
-        return (b"\xff" if word else b"\0") * length
-
-    def _host_offset(self, word: int) -> int:
-        """Where a table entry's cluster is, 0 if it has none."""
-        host = self._valid_host(word)
-        if host is None:
-            raise CorruptImageError(
-                f"the bitmap table entry {word:#x} is not valid", path=self._core.file.name
-            )
-        return host
-
-    def _valid_host(self, word: int) -> int | None:
-        """The same; None where the entry breaks a rule."""
-        host = word & layout.OFFSET_MASK
-        reserved = layout.BITMAP_TABLE_RESERVED | (layout.BITMAP_ALL_ONES if host else 0)
-        if word & reserved or host % self._core.cluster_size or host >= self._core.file.size:
-            return None
-        return host
 
     # -- changing --------------------------------------------------------------------------------
 
@@ -276,22 +237,22 @@ class Bitmaps:
         new = Entry(name, 0, 0, flags, _granularity_bits(granularity))
         self._check_size(new, core.header.size)
 
-        def edit(change: _Change, entries: Entries) -> Entries:
+        def edit(change: Change, entries: Entries) -> Entries:
             if name in entries:
                 raise AlreadyExistsError(f"bitmap {name!r} exists already", path=core.file.name)
             if len(entries) >= layout.MAX_BITMAPS:
                 raise InvalidRequestError(
                     f"an image holds at most {layout.MAX_BITMAPS} bitmaps", path=core.file.name
                 )
-            return {**entries, name: self._empty(change, new)}
+            return {**entries, name: self._data.empty(change, new)}
 
         self._update(edit)
 
     def remove(self, name: str) -> None:
         """Remove a bitmap, whatever state it is in."""
 
-        def edit(change: _Change, entries: Entries) -> Entries:
-            self._release(change, self._existing(entries, name))
+        def edit(change: Change, entries: Entries) -> Entries:
+            self._data.release(change, self._existing(entries, name))
             return {other: entry for other, entry in entries.items() if other != name}
 
         self._update(edit)
@@ -299,9 +260,9 @@ class Bitmaps:
     def clear(self, name: str) -> None:
         """Unset every bit."""
 
-        def edit(change: _Change, entry: Entry) -> Entry:
-            self._release(change, entry)
-            return self._empty(change, entry)
+        def edit(change: Change, entry: Entry) -> Entry:
+            self._data.release(change, entry)
+            return self._data.empty(change, entry)
 
         self._replace(name, edit)
 
@@ -319,7 +280,7 @@ class Bitmaps:
         """Set the bits of every chunk that one of the (start, length) ranges touches."""
         size = self._core.header.size
 
-        def edit(change: _Change, entry: Entry) -> Entry:
+        def edit(change: Change, entry: Entry) -> Entry:
             marks = Marks(size, entry.granularity_bits)
             for start, length in ranges:
                 if start < 0 or length < 0 or start + length > size:
@@ -328,7 +289,7 @@ class Bitmaps:
                         path=self._core.file.name,
                     )
                 marks.add(start, length)
-            return self._merged(change, entry, marks)
+            return self._data.merged(change, entry, marks)
 
         self._replace(name, edit)
 
@@ -376,21 +337,21 @@ class Bitmaps:
         return names
 
     def _finish_resize(self, names: list[str], old_size: int, replaced: bool) -> None:
-        def edit(change: _Change, entries: Entries) -> Entries:
+        def edit(change: Change, entries: Entries) -> Entries:
             entries = dict(entries)
             for name in names:
                 flags = entries[name].flags & ~layout.BITMAP_IN_USE
-                entry = self._resized(change, entries[name]._replace(flags=flags), old_size)
+                entry = self._data.resized(change, entries[name]._replace(flags=flags), old_size)
                 if replaced and _is_recorded(entry):
                     everything = Marks(self._core.header.size, entry.granularity_bits)
                     everything.add(0, self._core.header.size)
-                    entry = self._merged(change, entry, everything)
+                    entry = self._data.merged(change, entry, everything)
                 entries[name] = entry
             return entries
 
         self._update(edit)
 
-    def _replace(self, name: str, edit: Callable[[_Change, Entry], Entry]) -> None:
+    def _replace(self, name: str, edit: Callable[[Change, Entry], Entry]) -> None:
         """Put an edited bitmap in the place of a usable one."""
         self._update(
             lambda change, entries: {
@@ -399,18 +360,20 @@ class Bitmaps:
             }
         )
 
-    def _update(self, edit: Callable[[_Change, Entries], Entries]) -> None:
+    def _update(self, edit: Callable[[Change, Entries], Entries]) -> None:
         """Save what was recorded and what ``edit`` makes of it: all of it or nothing."""
         core = self._core
         if core.readonly:
             raise ReadOnlyError("opened read-only", path=core.file.name, operation="bitmap")
         with core.gate.alone, core.flush_lock, self._lock:
             before, marks = self._entries(), self._marks
-            with _Change(core) as change:
+            with Change(core) as change:
                 entries = before
                 if marks is not None:
                     entries = {
-                        name: self._merged(change, entry, marks) if _is_recorded(entry) else entry
+                        name: self._data.merged(change, entry, marks)
+                        if _is_recorded(entry)
+                        else entry
                         for name, entry in before.items()
                     }
                 entries = edit(change, entries)
@@ -456,147 +419,6 @@ class Bitmaps:
                 "use a larger granularity",
                 path=self._core.file.name,
             )
-
-    # -- new versions of one bitmap ----------------------------------------------------------------
-
-    def _empty(self, change: _Change, entry: Entry) -> Entry:
-        """The bitmap with no bit set, the clusters it had not looked at."""
-        clusters = -(-entry.bytes_for(self._core.header.size) // self._core.cluster_size)
-        return change.write_table(entry, array("Q", bytes(clusters * 8)))
-
-    def _release(self, change: _Change, entry: Entry) -> None:
-        """Give up the bitmap's clusters; of a broken table, those that are certainly its own."""
-        for word in self._table(entry):
-            if host := self._valid_host(word):
-                change.release(host, self._core.cluster_size)
-        change.release(entry.table_offset, entry.table_size * 8)
-
-    def _merged(self, change: _Change, entry: Entry, marks: Marks) -> Entry:
-        """The bitmap with the bits of ``marks`` set, too."""
-        size, bits = self._core.cluster_size, entry.bits_for(self._core.header.size)
-        total = -(-bits // 8)
-        words = self._table(entry)
-        changed = False
-        for index, first in enumerate(range(0, total, size)):
-            end = min(first + size, total)
-            added = marks.coarse(first, end, entry.granularity_bits)
-            if is_zero(added):
-                continue
-            old = self._stored(words[index], 0, end - first)
-            new = trim(combine(old, added), bits - first * 8)
-            if new != old:
-                words[index] = self._rewritten(change, words[index], new)
-                changed = True
-        return self._with_table(change, entry, words) if changed else entry
-
-    def _resized(self, change: _Change, entry: Entry, old_size: int) -> Entry:
-        """The bitmap of a disk that had ``old_size`` bytes, for the disk as it is now."""
-        size = self._core.cluster_size
-        needed = entry.bytes_for(self._core.header.size)
-        bits = min(entry.bits_for(old_size), entry.bits_for(self._core.header.size))
-        kept = -(-bits // (8 * size))
-        words = self._table(entry)
-        for word in words[kept:]:
-            if host := self._host_offset(word):
-                change.release(host, size)
-        del words[kept:]
-        if kept:
-            within = bits - (kept - 1) * 8 * size
-            last = trim(self._stored(words[-1], 0, -(-within // 8)), within)
-            words[-1] = self._rewritten(change, words[-1], last)
-        words.extend([0] * (-(-needed // size) - kept))
-        return self._with_table(change, entry, words)
-
-    def _rewritten(self, change: _Change, word: int, content: bytes) -> int:
-        """The table entry for new content of a cluster in the place of an old one."""
-        if host := self._host_offset(word):
-            change.release(host, self._core.cluster_size)
-        if is_zero(content):
-            return 0
-        if len(content) == self._core.cluster_size and content.count(0xFF) == len(content):
-            return layout.BITMAP_ALL_ONES
-        return change.write(content)
-
-    def _with_table(self, change: _Change, entry: Entry, words: array[int]) -> Entry:
-        change.release(entry.table_offset, entry.table_size * 8)
-        return change.write_table(entry, words)
-
-
-class _Change:
-    """A new state of the bitmaps, built beside the valid one and made valid by :meth:`switch`.
-
-    A context: left by an error before the switch, it gives back what was allocated.
-    """
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._new: list[tuple[int, int]] = []
-        self._old: list[tuple[int, int]] = []
-
-    def __enter__(self) -> _Change:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        if kind is not None:
-            for first, count in self._new:
-                self._core.free_unused(first, count)
-
-    def write(self, content: bytes) -> int:
-        """Store ``content`` in new clusters in a row; where they begin."""
-        core = self._core
-        clusters = -(-len(content) // core.cluster_size)
-        with core.lock:
-            first, _fresh = core.allocate(clusters)
-        self._new.append((first, clusters))
-        offset = first << core.cluster_bits
-        core.file.write(offset, content.ljust(clusters * core.cluster_size, b"\0"))
-        return offset
-
-    def write_table(self, entry: Entry, words: array[int]) -> Entry:
-        """The bitmap with another table."""
-        return entry._replace(table_offset=self.write(words_to_bytes(words)), table_size=len(words))
-
-    def release(self, offset: int, length: int) -> None:
-        """The valid state's clusters at a host range are not part of the new one."""
-        core = self._core
-        self._old.append((offset >> core.cluster_bits, -(-length // core.cluster_size)))
-
-    def switch(self, entries: Entries) -> None:
-        """Make ``entries`` the directory."""
-        core, header = self._core, self._core.header
-        if header.bitmaps is not None:
-            _count, size, offset = header.bitmaps
-            self.release(offset, size)
-        extension = self._write_directory(entries) if entries else None
-        core.save()  # the clusters and their counts are stable before the header names them
-        with core.lock:
-            before = header.bitmaps, header.autoclear_features
-            header.bitmaps = extension
-            header.autoclear_features &= ~layout.BITMAPS
-            header.autoclear_features |= layout.BITMAPS if entries else 0
-            try:
-                header.to_bytes()
-            except InvalidRequestError:  # it does not fit in the first cluster
-                header.bitmaps, header.autoclear_features = before
-                raise
-            self._new.clear()  # whichever header the disk has now, its clusters stay allocated
-            try:
-                core.save_header()
-                core.file.flush()
-            except BaseException:
-                header.bitmaps, header.autoclear_features = before
-                raise
-
-    def _write_directory(self, entries: Entries) -> tuple[int, int, int]:
-        from vdisk.formats._qcow2 import bitmap_directory
-
-        data = bitmap_directory.build(entries.values())
-        return len(entries), len(data), self.write(data)
-
-    def release_old(self) -> None:
-        """Free what only the former state needed."""
-        for first, count in self._old:
-            self._core.release(first, count)
 
 
 def _flag_names(flags: int) -> tuple[str, ...]:
