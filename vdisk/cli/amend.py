@@ -58,10 +58,9 @@ def run(args: Namespace) -> int:
 
         options = convert_options(format, parse_keyval(",".join(args.options)), _amendable(format))
         with Progress(args.progress and not args.quiet) as progress:
-            if format == "luks":
-                cast("LuksImage", image).amend(options, force=args.force, progress=progress)
-            else:
-                cast("Qcow2Image", image).amend(options, force=args.force, progress=progress)
+            cast("Qcow2Image | LuksImage", image).amend(
+                options, force=args.force, progress=progress
+            )
     return 0
 
 
