@@ -16,6 +16,7 @@ from vdisk.errors import OutOfRangeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 
 class Window(BlockDevice):
@@ -41,6 +42,12 @@ class Window(BlockDevice):
     @property
     def size(self) -> int:
         return self._size
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return self.inner.locate(self._offset + offset, length)
+
+    def hold(self) -> AbstractContextManager[None]:
+        return self.inner.hold()
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self.inner.read_into(self._offset + offset, view)

@@ -18,6 +18,7 @@ from vdisk.units import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 SECTOR = 512
 """Disks are whole sectors: a file that ends inside one is read as if padded with zeroes."""
@@ -45,6 +46,9 @@ class RawImage(BlockDevice):
     def size(self) -> int:
         return self._size
 
+    def hold(self) -> AbstractContextManager[None]:
+        return self.file.hold()
+
     def _map(self, start: int, length: int) -> Iterator[Extent]:
         """As the file; the padding of the last sector is room that the file can grow into."""
         inside = min(length, max(self.file.size - start, 0))
@@ -53,6 +57,9 @@ class RawImage(BlockDevice):
         if inside < length:
             end = start + inside
             yield Extent(end, length - inside, Kind.ZERO, self.file, end)
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return self.file.locate(offset, length)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self.readv_file(offset, [view])

@@ -151,6 +151,9 @@ class FileStore(BlockDevice):
         if start + length > end:
             yield Extent(end, start + length - end, Kind.HOLE)
 
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return (self, offset) if offset + length <= self._size else None
+
     def _next_data(self, position: int, end: int) -> tuple[int, int]:
         """The first run of data at or after ``position``: (start, end), clipped to ``end``."""
         try:
