@@ -10,6 +10,7 @@ Errors are one line on stderr, an interrupt (Ctrl-C) is silent and exits with 13
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ class Program(NamedTuple):
         """Run with ``arguments`` (None: of this process); returns the exit status."""
         arguments = sys.argv[1:] if arguments is None else arguments
         speak_as(self.name)
+        _accept_any_bytes()
         status = 1
         try:
             signal.signal(signal.SIGTERM, _terminate)
@@ -100,6 +102,13 @@ class Program(NamedTuple):
                 f"'{self.name} COMMAND --help' shows the options of one command.",
             ]
         )
+
+
+def _accept_any_bytes() -> None:
+    """What is read or shown may hold names that are not valid text: their bytes pass through."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
