@@ -13,6 +13,7 @@ This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the by
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -422,6 +423,18 @@ class Qcow2Image(BlockDevice):
 
         self._check_write("amend", 0, 0)
         amend(self, options, force=force, progress=progress)
+
+    @contextlib.contextmanager
+    def backing_about_to_change(self) -> Iterator[None]:
+        """While inside, zeroes written hide what any other backing file may hold there.
+
+        Otherwise a range is left unallocated where the present backing file has nothing.
+        """
+        self._writer.backing_changes = True
+        try:
+            yield
+        finally:
+            self._writer.backing_changes = False
 
     def change_backing(self, name: str | None, format: str | None) -> None:
         """Rewrite the name and format of the backing file in the header, and nothing else.

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.block import BlockDevice
-    from vdisk.formats.qcow2 import BitmapInfo, Qcow2Image
+    from vdisk.formats._qcow2.bitmaps import BitmapInfo
+    from vdisk.formats.qcow2 import Qcow2Image
 
 
 def copyable_bitmaps(

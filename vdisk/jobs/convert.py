@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.block import BlockDevice
-    from vdisk.formats.qcow2 import BitmapInfo
+    from vdisk.formats._qcow2.bitmaps import BitmapInfo
     from vdisk.jobs.progress import ProgressCallback
 
     Name = str | Mapping[str, Any]

@@ -100,7 +100,8 @@ class Compressed:
                     yield Write(where, size)
                 continue
             data = view[start : start + size]
-            payload = self._device.compress_cluster(data)
+            padding = bytes(self._cluster_size - size)  # the disk may end inside its last cluster
+            payload = self._device.compress_cluster(bytes(data) + padding if padding else data)
             if payload is None:
                 yield Write(where, size, data)
             else:

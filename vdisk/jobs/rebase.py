@@ -119,7 +119,8 @@ def _keep_content(
     meter = Progress(image.size, progress)
     unit = image.subcluster_size
     settings = CopySettings(encode=Different(below, unit))
-    totals = run(plan(_decide(image, below), unit), image, settings, meter)
+    with image.backing_about_to_change():
+        totals = run(plan(_decide(image, below), unit), image, settings, meter)
     meter.finish()
     return totals
 

@@ -82,6 +82,8 @@ class Writer:
         self._external = core.header.external_data
         self._unit = self._cluster // layout.SUBCLUSTERS if self._extended else self._cluster
         """Bytes that can be allocated or zeroed by metadata alone."""
+        self.backing_changes = False
+        """Another backing file is about to show through: zeroes must be written out as such."""
         self._landed = threading.Condition(core.lock)
         self._in_flight: list[tuple[int, int]] = []
 
@@ -437,13 +439,15 @@ class Writer:
     def _write_zero_bytes(self, start: int, end: int) -> None:
         for position in range(start, end, ZERO_CHUNK):
             stop = min(position + ZERO_CHUNK, end)
-            if not all(e.reads_zero for e in self.mapping.extents(position, stop - position)):
+            extents = self.mapping.extents(position, stop - position)
+            if self.backing_changes or not all(extent.reads_zero for extent in extents):
                 self.write(position, [memoryview(bytes(stop - position))])
 
     def _shows_backing(self, start: int, end: int) -> bool:
         """True if, were this layer empty in the range, some backing file's bytes might show."""
         backing = self.mapping.backing
-        return backing is not None and start < min(end, backing.size)
+        below = 0 if backing is None else backing.size
+        return self.backing_changes or start < min(end, below)
 
     def discard(self, offset: int, length: int) -> None:
         """Give up whole clusters of a guest range; they read as zeroes afterwards."""
