@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hypothesis import given
@@ -86,7 +87,7 @@ def test_batches_copy_at_most_their_size_and_keep_the_order(
     work = list(batches(steps, size))
     done = [step for batch in work for step in batch]
     assert all(sum(s.length for s in batch if s.action is C) <= size for batch in work)
-    assert all(first.end <= second.start for first, second in zip(done, done[1:], strict=False))
+    assert all(first.end <= second.start for first, second in pairwise(done))
     wanted = sum(step.length for step in steps if step.action is not S)
     assert sum(step.length for step in done) == wanted
 
