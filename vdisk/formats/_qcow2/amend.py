@@ -140,7 +140,7 @@ def _upgrade(image: Qcow2Image) -> None:
             from vdisk.formats._qcow2.snapshots import write_table
 
             with core.structural():
-                write_table(core, snapshots, snapshots)
+                write_table(core, snapshots)
 
 
 def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:

@@ -78,7 +78,18 @@ class SnapshotInfo(NamedTuple):
 
 def read_table(core: Core) -> list[SnapshotInfo]:
     """All snapshots, in table order.  Raises :class:`CorruptImageError`."""
-    found, offset = [], core.header.snapshots_offset
+    return [snapshot for snapshot, _end in _read_entries(core)]
+
+
+def table_length(core: Core) -> int:
+    """Bytes of the snapshot table as it stands in the file.  Raises :class:`CorruptImageError`."""
+    ends = [end for _snapshot, end in _read_entries(core)]
+    return ends[-1] - core.header.snapshots_offset if ends else 0
+
+
+def _read_entries(core: Core) -> Iterator[tuple[SnapshotInfo, int]]:
+    """Each snapshot and the file offset where its entry ends."""
+    offset = core.header.snapshots_offset
     end = offset + layout.MAX_SNAPSHOT_TABLE_BYTES
     for number in range(core.header.nb_snapshots):
         if offset + _ENTRY_SIZE > min(core.file.size, end):
@@ -86,9 +97,8 @@ def read_table(core: Core) -> list[SnapshotInfo]:
                 f"the snapshot table ends before entry {number}", path=core.file.name, offset=offset
             )
         snapshot, length = _read_entry(core, offset)
-        found.append(snapshot)
         offset += round_up(length, 8)
-    return found
+        yield snapshot, offset
 
 
 def _read_entry(core: Core, offset: int) -> tuple[SnapshotInfo, int]:
@@ -156,11 +166,11 @@ def table_bytes(snapshots: list[SnapshotInfo], disk_size: int) -> bytes:
     return b"".join(entry_bytes(snapshot, disk_size) for snapshot in snapshots)
 
 
-def write_table(core: Core, old: list[SnapshotInfo], new: list[SnapshotInfo]) -> None:
+def write_table(core: Core, new: list[SnapshotInfo]) -> None:
     """Replace the snapshot table: write the new one elsewhere, then point the header at it."""
     header = core.header
     old_offset = header.snapshots_offset
-    old_clusters = -(-len(table_bytes(old, header.size)) // core.cluster_size)
+    old_clusters = -(-table_length(core) // core.cluster_size)
     content = table_bytes(new, header.size)
     if len(new) > layout.MAX_SNAPSHOTS or len(content) > layout.MAX_SNAPSHOT_TABLE_BYTES:
         raise InvalidRequestError("too many snapshots", path=core.file.name)
@@ -242,7 +252,7 @@ def create(
             )
             core.file.write(snapshot.l1_table_offset, words_to_bytes(words))
             trees.update_copied(core)
-            write_table(core, old, [*old, snapshot])
+            write_table(core, [*old, snapshot])
         except BaseException:
             trees.drop_references(core, words)
             trees.update_copied(core)
@@ -261,7 +271,7 @@ def delete(core: Core, tag: str) -> None:
         old = read_table(core)
         snapshot = find(core, old, tag)
         words = load_l1(core, snapshot)
-        write_table(core, old, [other for other in old if other is not snapshot])
+        write_table(core, [other for other in old if other is not snapshot])
         trees.drop_references(core, words)
         core.release(
             snapshot.l1_table_offset >> core.cluster_bits, -(-len(words) * 8 // core.cluster_size)
