@@ -136,7 +136,9 @@ class ServerNegotiation:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._tls_mode = tls
-        self._unsupported = frozenset(unsupported)
+        self._unsupported = set(unsupported)
+        if Option.NBD_OPT_GO in self._unsupported:  # extended headers exclude the older option
+            self._unsupported.add(Option.NBD_OPT_EXTENDED_HEADERS)
         self._limits = limits
         self._inbox = ReceiveBuffer(limits.receive_buffer)
         flags = HandshakeFlag.NBD_FLAG_FIXED_NEWSTYLE | HandshakeFlag.NBD_FLAG_NO_ZEROES
