@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vdisk.block import BlockDevice, Extent, Kind
 from vdisk.errors import InvalidRequestError, ReadOnlyError
 from vdisk.formats import NO_SECRETS, PROBE_SIZE, CreateOption, OpenContext, probe
+from vdisk.options import OptionBag
 from vdisk.units import round_up
 
 if TYPE_CHECKING:
@@ -132,6 +133,12 @@ def preallocate(file: BlockDevice, start: int, end: int, mode: str) -> None:
         BlockDevice._write_zeroes(file, start, end - start, unmap=False)
 
 
+def _window(file: BlockDevice, offset: int, size: int | None) -> BlockDevice:
+    from vdisk.filters.window import Window
+
+    return Window(file, offset, size)
+
+
 class RawDriver:
     """Opens and creates raw images."""
 
@@ -144,8 +151,18 @@ class RawDriver:
     )
 
     def open(self, file: BlockDevice, context: OpenContext) -> RawImage:
-        guessed = bool(context.options.get("format-guessed", False))
-        return RawImage(file, readonly=context.readonly, guessed=guessed)
+        """Options: "offset" and "size" choose a part of the file; "format-guessed"."""
+        try:
+            bag = OptionBag(context.options, "driver 'raw'")
+            guessed = bag.boolean("format-guessed")
+            offset, size = bag.size("offset"), bag.size("size")
+            bag.finish()
+            if offset is not None or size is not None:
+                file = _window(file, offset or 0, size)
+            return RawImage(file, readonly=context.readonly, guessed=guessed)
+        except BaseException:
+            file.close()
+            raise
 
     def create(
         self,

@@ -207,8 +207,6 @@ def _open_image(name: str | None, options: Options, context: NodeContext) -> Blo
                 _warn_guessed(file.name, context)
                 options["format-guessed"] = True
         driver = formats.driver(name)
-        if name == "raw":
-            file = _raw_window(file, options)
     except BaseException:
         file.close()
         raise
@@ -235,17 +233,6 @@ def _warn_guessed(name: str, context: NodeContext) -> None:
         "disk look like another format, so writes to its first sector that do so are refused: "
         "name the format (-f raw) to lift this"
     )
-
-
-def _raw_window(file: BlockDevice, options: Options) -> BlockDevice:
-    """The part of ``file`` that the options "offset" and "size" of a raw image choose."""
-    bag = OptionBag({key: options.pop(key, None) for key in ("offset", "size")}, "driver 'raw'")
-    offset, size = bag.size("offset"), bag.size("size")
-    if offset is None and size is None:
-        return file
-    from vdisk.filters.window import Window
-
-    return Window(file, offset or 0, size)
 
 
 class _Children:

@@ -1,0 +1,459 @@
+"""Names and trees of options become devices; what fails leaves nothing open."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vdisk
+from vdisk.errors import (
+    DeviceError,
+    FormatError,
+    ImageLockedError,
+    InvalidRequestError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedFeatureError,
+    VdiskError,
+)
+from vdisk.opening import Backing, open_image
+from vdisk.opening.creating import plan_creation
+from vdisk.opening.names import (
+    MAX_JSON_NAME,
+    describe_tree,
+    parse_image_options,
+    parse_name,
+    protocol_of,
+    relative_to,
+)
+from vdisk.opening.nodes import MAX_CHAIN_DEPTH
+from vdisk.options import MAX_OPTION_DEPTH
+from vdisk.stores.file import DirectFileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    """Whatever a test opens and fails to open, as many descriptors are open after it."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> str:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"0123456789" + bytes(SIZE - 10))
+    return str(path)
+
+
+def qcow2(path: Path, backing: str | None = None, format: str | None = "raw") -> str:
+    """A new qcow2 image, its backing file named but not looked at."""
+    vdisk.create(path, SIZE, format="qcow2")
+    if backing is not None:
+        with open_image(str(path), readonly=False, format="qcow2") as image:
+            image.change_backing(backing, format)  # type: ignore[attr-defined]
+    return str(path)
+
+
+# -- names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [
+        ("disk.img", None),
+        ("dir/a:b", None),
+        ("./a:b", None),
+        ("/a:b", None),
+        ("nbd://host/x", "nbd"),
+        ("file:a", "file"),
+        ("a:b", "a"),
+    ],
+)
+def test_a_protocol_stands_before_the_first_slash(name: str, protocol: str | None) -> None:
+    assert protocol_of(name) == protocol
+
+
+def test_every_spelling_of_a_name_opens_the_same_file(raw: str) -> None:
+    nested = {"driver": "raw", "file": {"driver": "file", "filename": raw}}
+    names: list[str | dict[str, Any]] = [
+        raw,
+        f"file:{raw}",
+        "json:" + json.dumps(nested),
+        "json:" + json.dumps({"driver": "raw", "file.driver": "file", "file.filename": raw}),
+        "json:" + json.dumps({"file": {"filename": raw}}),
+        nested,
+        parse_image_options(f"driver=raw,file.filename={raw}"),
+    ]
+    for name in names:
+        with open_image(name) as image:
+            assert image.read(0, 10) == b"0123456789"
+
+
+def test_a_protocol_node_is_a_device_by_itself(raw: str) -> None:
+    with open_image({"driver": "file", "filename": raw}) as device:
+        assert device.read(1, 3) == b"123"
+
+
+def test_raw_can_be_a_part_of_a_file(raw: str) -> None:
+    with open_image({"driver": "raw", "offset": 2, "size": "512", "file.filename": raw}) as image:
+        assert image.size == 512
+        assert image.read(0, 4) == b"2345"
+
+
+def test_a_name_with_a_comma_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "a,b"
+    path.write_bytes(bytes(512))
+    text = str(path).replace(",", ",,")
+    with open_image(parse_image_options(f"driver=raw,file.filename={text}")) as image:
+        assert image.size == 512
+
+
+def test_a_path_with_a_colon_needs_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a:b").write_bytes(bytes(512))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequestError, match=r"'\./a:b'"):
+        open_image("a:b")
+    for name in ("./a:b", "file:a:b"):
+        open_image(name).close()
+
+
+def test_names_are_relative_to_the_image() -> None:
+    assert relative_to("dir", "base") == "dir/base"
+    assert relative_to("", "base") == "base"
+    assert relative_to("dir", "/base") == "/base"
+    assert relative_to("dir", "nbd://host") == "nbd://host"
+    with pytest.raises(InvalidRequestError, match="absolute"):
+        relative_to(None, "base")
+
+
+def test_trees_are_described_as_shortly_as_they_can() -> None:
+    assert describe_tree(parse_name("disk.img"), "raw") == "disk.img"
+    assert describe_tree(parse_name("file:disk.img"), "raw") == "disk.img"
+    assert describe_tree({"driver": "file", "filename": "x"}, "file") == "x"
+    tree = {"offset": 512, "file": {"filename": "x"}}
+    described = describe_tree(tree, "raw")
+    assert parse_name(described) == {"driver": "raw", **tree}
+
+
+BAD_NAMES: list[str] = [
+    "",
+    "json:",
+    "json:{",
+    "json:[]",
+    "json:5",
+    'json:{"driver":"qcow2"}',
+    'json:{"driver":["raw"],"file.filename":"x"}',
+    'json:{"driver":"nonsense","file.filename":"x"}',
+    'json:{"file":"x"}',
+    'json:{"file":{}}',
+    'json:{"file":{"filename":5}}',
+    'json:{"file":{"driver":"file"}}',
+    'json:{"file.filename":"x","file":{"filename":"y"}}',
+    'json:{"file.filename":"x","cache":"none"}',
+    'json:{"file.filename":"x","cache.direct":"perhaps"}',
+    'json:{"file":{"driver":"file","filename":"x","surprise":1}}',
+    "json:" + '{"file":' * 500 + "1" + "}" * 500,
+    "json:" + "[" * 100_000,
+    "json:" + " " * MAX_JSON_NAME + "{}",
+    'json:{"driver":"raw","offset":-1,"file.filename":"%s"}',
+    'json:{"driver":"raw","size":1e400,"file.filename":"%s"}',
+    'json:{"driver":"raw","size":9999999999999999999999,"file.filename":"%s"}',
+    'json:{"driver":"raw","surprise":1,"file.filename":"%s"}',
+    "nonsense:x",
+    "\0",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: name[:40])
+def test_bad_names_are_refused(name: str, raw: str) -> None:
+    with pytest.raises(VdiskError):
+        open_image(name.replace("%s", raw))
+
+
+def test_stacks_of_nodes_are_bounded(raw: str) -> None:
+    tree: dict[str, Any] = {"driver": "file", "filename": raw}
+    for _ in range(MAX_OPTION_DEPTH // 2):
+        tree = {"driver": "raw", "file": tree}
+    with open_image(tree) as image:
+        assert image.read(0, 1) == b"0"
+    for _ in range(MAX_OPTION_DEPTH):
+        tree = {"driver": "raw", "file": tree}
+    with pytest.raises(InvalidRequestError, match="deep"):
+        open_image(tree)
+
+
+# -- files, formats, modes ---------------------------------------------------------------------
+
+
+def test_bad_files_are_refused(tmp_path: Path, raw: str) -> None:
+    with pytest.raises(NotFoundError):
+        open_image(str(tmp_path / "absent"))
+    with pytest.raises(InvalidRequestError, match="directory"):
+        open_image(str(tmp_path))
+    with pytest.raises(DeviceError, match="directory"):
+        open_image(str(tmp_path), readonly=False)
+    with pytest.raises(FormatError):
+        open_image(raw, format="qcow2")
+    with pytest.raises(InvalidRequestError, match="nonsense"):
+        open_image(raw, format="nonsense")
+    with pytest.raises(InvalidRequestError, match="cache"):
+        open_image(raw, cache="fast")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InvalidRequestError, match="neither a file nor a block device"):
+        open_image(str(tmp_path / "fifo"), readonly=False)
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 8, 71, 72, 103, 104, 200, 65536, 3 * 65536 - 1])
+def test_truncated_images_are_refused(length: int, tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "disk.qcow2")
+    os.truncate(path, length)
+    with pytest.raises(VdiskError):
+        open_image(path, format="qcow2")
+
+
+def test_a_guessed_raw_disk_keeps_looking_raw(raw: str) -> None:
+    said: list[str] = []
+    with open_image(raw, readonly=False, warn=said.append) as image:
+        image.write(512, b"QFI\xfb\0\0\0\3")
+        with pytest.raises(ReadOnlyError, match="qcow2"):
+            image.write(0, b"QFI\xfb\0\0\0\3")
+    assert len(said) == 1
+    assert "guessed" in said[0]
+    said.clear()
+    with open_image(raw, readonly=False, format="raw", warn=said.append) as image:
+        image.write(0, b"QFI\xfb\0\0\0\3")
+    assert not said
+
+
+def test_reading_a_guessed_raw_disk_warns_of_nothing(raw: str) -> None:
+    said: list[str] = []
+    open_image(raw, warn=said.append).close()
+    assert not said
+
+
+@pytest.mark.parametrize("cache", ["none", "writeback", "writethrough", "directsync", "unsafe"])
+def test_cache_modes_write_and_read(cache: str, raw: str) -> None:
+    with open_image(raw, readonly=False, format="raw", cache=cache) as image:
+        image.write(4096, b"x" * 4096)
+        image.flush()
+        file = image.file  # type: ignore[attr-defined]
+        assert isinstance(file, DirectFileStore) == (cache in ("none", "directsync"))
+    assert Path(raw).read_bytes()[4096:8192] == b"x" * 4096
+
+
+def test_cache_options_of_one_node(raw: str) -> None:
+    tree = {"driver": "raw", "file": {"filename": raw, "cache.direct": "on"}}
+    with open_image(tree) as image:
+        assert isinstance(image.file, DirectFileStore)  # type: ignore[attr-defined]
+
+
+def test_read_only_option_wins(raw: str) -> None:
+    with (
+        open_image({"read-only": True, "file.filename": raw}, readonly=False) as image,
+        pytest.raises(ReadOnlyError),
+    ):
+        image.write(0, b"x")
+
+
+def test_locks(raw: str) -> None:
+    with open_image(raw, readonly=False, format="raw"):
+        with pytest.raises(ImageLockedError, match="-U"):
+            open_image(raw)
+        with open_image(raw, force_share=True) as image:
+            assert image.read(0, 1) == b"0"
+        with open_image({"file": {"filename": raw, "locking": "off"}}) as image:
+            assert image.read(0, 1) == b"0"
+    with open_image(raw), open_image(raw), pytest.raises(ImageLockedError):
+        open_image(raw, readonly=False, format="raw")
+
+
+def test_sharing_is_for_readers(raw: str) -> None:
+    with pytest.raises(InvalidRequestError, match="reading"):
+        open_image(raw, readonly=False, force_share=True)
+    with pytest.raises(InvalidRequestError, match="reading"):
+        open_image({"force-share": True, "file.filename": raw}, readonly=False)
+
+
+# -- backing files -------------------------------------------------------------------------------
+
+
+def test_backing_files_lie_beside_the_image(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "base.raw").write_bytes(b"base" + bytes(SIZE - 4))
+    qcow2(tmp_path / "dir" / "disk.qcow2", "base.raw")
+    for directory, name in ((tmp_path, "dir/disk.qcow2"), (tmp_path / "dir", "disk.qcow2")):
+        monkeypatch.chdir(directory)
+        with open_image(name) as image:
+            assert image.read(0, 4) == b"base"
+            assert image.backing is not None
+            assert image.backing.readonly
+
+
+@pytest.mark.parametrize("format", ["raw", None])
+def test_a_backing_file_without_a_format_is_recognised(
+    tmp_path: Path, raw: str, format: str | None
+) -> None:
+    middle = qcow2(tmp_path / "middle.qcow2", raw, "raw")
+    stored = None if format is None else "qcow2"
+    top = qcow2(tmp_path / "top.qcow2", middle, stored)
+    with open_image(top) as image:
+        assert image.read(0, 4) == b"0123"
+
+
+def test_backing_names_may_be_trees(tmp_path: Path, raw: str) -> None:
+    for tree in (
+        {"driver": "raw", "file": {"driver": "file", "filename": raw}},
+        {"driver": "file", "filename": raw},
+        {"file.filename": raw},
+    ):
+        top = qcow2(tmp_path / "top.qcow2", "json:" + json.dumps(tree))
+        with open_image(top) as image:
+            assert image.read(0, 4) == b"0123"
+
+
+def test_options_replace_and_complete_the_backing_file(tmp_path: Path, raw: str) -> None:
+    other = tmp_path / "other.raw"
+    other.write_bytes(b"other" + bytes(SIZE - 5))
+    top = qcow2(tmp_path / "top.qcow2", raw)
+    with open_image(top, options={"backing": {"driver": "raw", "offset": 2}}) as image:
+        assert image.read(0, 4) == b"2345"
+    with open_image(top, options={"backing": {"file": {"filename": str(other)}}}) as image:
+        assert image.read(0, 5) == b"other"
+    for nothing in (None, ""):
+        with open_image(top, options={"backing": nothing}) as image:
+            assert image.read(0, 4) == bytes(4)
+    with pytest.raises(InvalidRequestError, match="node"):
+        open_image(top, options={"backing": "a-node-name"})
+
+
+def test_backing_files_can_be_refused_or_left(tmp_path: Path, raw: str) -> None:
+    top = qcow2(tmp_path / "top.qcow2", "absent.raw")
+    with pytest.raises(NotFoundError, match=r"absent\.raw.*named by .*top\.qcow2"):
+        open_image(top)
+    with pytest.raises(InvalidRequestError, match="--no-backing"):
+        open_image(top, backing=Backing.REFUSE)
+    with open_image(top, backing=Backing.LEAVE) as image:
+        assert image.backing is None
+    open_image(raw, backing=Backing.REFUSE).close()
+
+
+def test_data_files_can_be_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    vdisk.create(path, SIZE, format="qcow2", options={"data_file": "data.raw"})
+    with open_image(str(path), readonly=False) as image:
+        image.write(0, b"data")
+    assert (tmp_path / "data.raw").read_bytes()[:4] == b"data"
+    with pytest.raises(InvalidRequestError, match="data-file"):
+        open_image(str(path), backing=Backing.REFUSE)
+
+
+def test_loops_are_refused(tmp_path: Path) -> None:
+    for names in (["a"], ["a", "b"], ["a", "b", "c"]):
+        for name, backing in zip(names, [*names[1:], names[0]], strict=True):
+            qcow2(tmp_path / name, backing, "qcow2")
+        with pytest.raises(InvalidRequestError, match="loop: .*a.* -> .*a;"):
+            open_image(str(tmp_path / "a"))
+        with pytest.raises(InvalidRequestError, match="loop"):
+            open_image(str(tmp_path / "a"), readonly=False)
+
+
+def test_loops_through_other_names_are_seen(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "a")
+    os.symlink("a", tmp_path / "link")
+    os.link(path, tmp_path / "hard")
+    for backing in ("link", "hard", "../" + tmp_path.name + "/a", f"file:{path}"):
+        qcow2(tmp_path / "a", backing, "qcow2")
+        (tmp_path / "hard").unlink()
+        os.link(path, tmp_path / "hard")
+        with pytest.raises(InvalidRequestError, match="loop"):
+            open_image(path)
+
+
+def test_chains_are_bounded(tmp_path: Path) -> None:
+    below = None
+    for number in range(MAX_CHAIN_DEPTH + 1):
+        path = qcow2(tmp_path / str(number), below, "qcow2")
+        below = path
+        if number == MAX_CHAIN_DEPTH - 1:
+            with open_image(path) as image:
+                assert image.read(0, 4) == bytes(4)
+                assert len(list(image.map())) == 1
+    with pytest.raises(UnsupportedFeatureError, match="longer than"):
+        open_image(path)
+
+
+# -- creating ------------------------------------------------------------------------------------
+
+
+def test_creation_plans_touch_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"precious")
+    plan_creation(str(path), SIZE)
+    assert path.read_bytes() == b"precious"
+
+
+def test_the_size_comes_from_the_backing_file(tmp_path: Path, raw: str) -> None:
+    path = tmp_path / "top.qcow2"
+    vdisk.create(path, format="qcow2", backing_file="disk.raw", backing_format="raw")
+    with open_image(str(path)) as image:
+        assert image.size == SIZE
+        assert image.read(0, 4) == b"0123"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "size"),
+        ({"size": -1}, "size"),
+        ({"size": 1 << 63}, "size"),
+        ({"size": 512, "format": "nonsense"}, "nonsense"),
+        ({"size": 512, "options": {"size": 512}}, "twice"),
+        ({"size": 512, "options": {"surprise": 1}}, "surprise"),
+        ({"size": 512, "options": {"preallocation": "some"}}, "preallocation"),
+        ({"size": 512, "backing_format": "raw"}, "backing"),
+        ({"size": 512, "backing_file": "x", "backing_format": "raw"}, "backing_file"),
+        ({"size": 512, "format": "qcow2", "backing_file": "x"}, "-F"),
+        ({"format": "qcow2", "backing_file": "new", "backing_format": "raw"}, "own backing"),
+        ({"format": "qcow2", "backing_file": "x", "backing_format": "nonsense"}, "nonsense"),
+        ({"format": "qcow2", "backing_file": "absent", "backing_format": "raw"}, "absent"),
+        ({"size": 512, "format": "qcow2", "options": {"cluster_size": "3k"}}, "cluster_size"),
+        ({"size": 512, "format": "qcow2", "options": {"lazy_refcounts": "perhaps"}}, "lazy"),
+        ({"size": 512, "format": "qcow2", "options": {"refcount_bits": "x"}}, "refcount_bits"),
+        ({"size": 512, "format": "qcow2", "options": {"refcount_bits": -8}}, "refcount_bits"),
+        ({"size": 512, "format": "qcow2", "options": {"compat": 3}}, "compat"),
+    ],
+)
+def test_creations_that_cannot_work(
+    arguments: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VdiskError, match=message):
+        vdisk.create("new", **arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_creation_that_fails_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vdisk.formats.raw import RawDriver
+
+    def fail(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RawDriver, "create", fail)
+    with pytest.raises(KeyboardInterrupt):
+        vdisk.create(tmp_path / "disk.raw", SIZE)
+    assert not (tmp_path / "disk.raw").exists()
+    with pytest.raises(NotFoundError):
+        vdisk.create(tmp_path / "absent" / "disk.raw", SIZE)
