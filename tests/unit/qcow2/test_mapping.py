@@ -1,0 +1,149 @@
+"""Maps: runs found by galloping, subclusters, chains, and the fast lookup."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tools import images
+from vdisk.block import Extent, Kind
+from vdisk.errors import CorruptImageError
+from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.mapping import gallop, run_length
+from vdisk.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vdisk.formats.qcow2 import Qcow2Image
+
+CLUSTER = 65536
+
+
+def new_image(size: int = 64 * CLUSTER, **options: object) -> Qcow2Image:
+    store = MemoryStore()
+    images.create(store, size, **options)
+    return images.open_image(store)
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_gallop_finds_the_end_of_a_run(run: int, limit: int) -> None:
+    asked = 0
+
+    def matches(at: int, step: int) -> bool:
+        nonlocal asked
+        asked += 1
+        return at + step <= run
+
+    assert gallop(matches, 1, limit) == min(run, limit)
+    assert asked < 60
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 7 << 40]), st.sampled_from([0, 512]),
+                          st.integers(1, 600))))  # fmt: skip
+def test_run_length_is_the_number_of_equal_steps(parts: list[tuple[int, int, int]]) -> None:
+    words = array("Q")
+    for first, step, count in parts:
+        words.extend(first + step * number for number in range(count))
+    for step in (0, 512):
+        if len(words) < 2:
+            continue
+        expected = 1
+        while expected < len(words) and words[expected] == words[0] + expected * step:
+            expected += 1
+        assert run_length(words, 0, len(words), step) == expected
+
+
+def test_kinds_and_neighbours() -> None:
+    image = new_image()
+    image.write(2 * CLUSTER, bytes(3 * CLUSTER))
+    image.write_zeroes(4 * CLUSTER, CLUSTER, unmap=False)
+    image.write_compressed(8 * CLUSTER, image.compress_cluster(b"z" * CLUSTER) or b"")
+    kinds = [(e.start // CLUSTER, e.length // CLUSTER, e.kind) for e in image.map()]
+    assert kinds == [
+        (0, 2, Kind.HOLE),
+        (2, 2, Kind.DATA),
+        (4, 1, Kind.ZERO),
+        (5, 3, Kind.HOLE),
+        (8, 1, Kind.COMPRESSED),
+        (9, 55, Kind.HOLE),
+    ]
+    assert image.read(8 * CLUSTER + 5, 3) == b"zzz"
+
+
+def test_the_map_of_any_part_is_that_part_of_the_map() -> None:
+    image = new_image(extended_l2=True)
+    rng = random.Random(5)
+    for _ in range(40):
+        offset = rng.randrange(60 * CLUSTER)
+        image.write(offset, b"x" * rng.choice([1, 3000, 70_000]))
+    whole = list(image.map())
+    for _ in range(100):
+        start = rng.randrange(image.size)
+        length = rng.randrange(1, image.size - start + 1)
+        clipped = [e.clipped(start, start + length) for e in whole if e.end > start]
+        clipped = [e for e in clipped if e.length > 0]
+        assert list(image.map(start, length)) == clipped
+
+
+def test_locate_agrees_with_the_map() -> None:
+    image = new_image(16 * CLUSTER)
+    image.write(0, b"a" * 4 * CLUSTER)
+    image.write_zeroes(CLUSTER, CLUSTER)
+    for offset in range(0, image.size, 4096):
+        found = image.locate(offset, 4096)
+        extents = list(image.map(offset, 4096))
+        if extents[0].kind is Kind.DATA:
+            assert found == (extents[0].source, extents[0].source_offset)
+        else:
+            assert found is None
+
+
+def test_depth_counts_backing_files(tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"b" * 2 * CLUSTER)
+    previous, format = str(base), "raw"
+    for number in range(3):
+        path = tmp_path / f"{number}.qcow2"
+        images.create(path, 4 * CLUSTER, backing_file=previous, backing_fmt=format)
+        previous, format = str(path), "qcow2"
+    with images.open_image(previous) as image:
+        image.write(CLUSTER, b"t" * 10)
+        extents = list(image.map())
+        assert [(e.start, e.kind, e.depth) for e in extents] == [
+            (0, Kind.DATA, 3),
+            (CLUSTER, Kind.DATA, 0),
+            (2 * CLUSTER, Kind.HOLE, 2),
+        ]
+        assert image.read(0, 3) == b"bbb"
+        assert image.locate(0, 4096) is not None
+
+
+@pytest.mark.parametrize(
+    ("entry", "rule"),
+    [
+        (layout.COPIED | 0x30200, "not cluster-aligned"),
+        (layout.COPIED | layout.ZERO | 0x30200, "not cluster-aligned"),
+    ],
+)
+def test_a_misaligned_entry_is_corruption(entry: int, rule: str) -> None:
+    image = new_image()
+    image.write(0, b"x")
+    table, index = image._core.l2_slice_for_write(0)
+    table.words[index] = entry
+    with pytest.raises(CorruptImageError, match=rule):
+        list(image.map(0, 10))
+    assert image.header.incompatible_features & layout.CORRUPT
+
+
+def test_extents_join_only_what_continues() -> None:
+    store = MemoryStore(bytes(100))
+    first = Extent(0, 10, Kind.DATA, store, 50)
+    assert Extent(10, 5, Kind.DATA, store, 60).follows(first)
+    assert not Extent(10, 5, Kind.DATA, store, 61).follows(first)
+    assert not Extent(11, 5, Kind.DATA, store, 61).follows(first)

@@ -1,0 +1,107 @@
+"""Reference counts: packing, allocation, deferred freeing, growth of the table."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tools import images
+from vdisk.errors import CorruptImageError, NoSpaceError, UnsupportedFeatureError
+from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts, unpack_counts
+from vdisk.formats.qcow2 import read_header
+from vdisk.stores.memory import MemoryStore
+
+WIDTHS = [1, 2, 4, 8, 16, 32, 64]
+
+
+def new_refcounts(store: MemoryStore | None = None, **options: object) -> Refcounts:
+    store = store or MemoryStore()
+    images.create(store, 1 << 20, **options)
+    return Refcounts(store, read_header(store), 1 << 20, lambda: None)
+
+
+@given(st.sampled_from(WIDTHS), st.integers(0, 1 << 64), st.integers(1, 8))
+def test_packing_round_trips(bits: int, seed: int, octets: int) -> None:
+    code = {8: "B", 16: "H", 32: "I", 64: "Q"}[max(bits, 8)]
+    count = octets * 64 // bits
+    counts = array(code, [(seed >> (i % 64)) % (1 << bits) for i in range(count)])
+    packed = pack_counts(counts, bits)
+    assert len(packed) == octets * 8
+    assert unpack_counts(packed, bits) == counts
+
+
+def test_bit_0_is_the_least_significant() -> None:
+    """ "refcount block entry … bit 0 means the least significant bit"."""
+    assert pack_counts(array("B", [1, 0, 0, 0, 0, 0, 0, 1]), 1) == b"\x81"
+    assert pack_counts(array("B", [1, 2, 3, 0]), 2) == b"\x39"
+    assert pack_counts(array("B", [1, 15]), 4) == b"\xf1"
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_count_that_does_not_fit_changes_nothing(bits: int) -> None:
+    refcounts = new_refcounts(refcount_bits=bits)
+    first, _ = refcounts.allocate(3)
+    last = refcounts.block(0)
+    assert last is not None
+    last.words[first + 1] = refcounts.max_count
+    with pytest.raises(UnsupportedFeatureError, match="refcount_bits"):
+        refcounts.increase(first, 3)
+    assert refcounts.count(first) == 1
+
+
+def test_runs_are_contiguous_and_counted_once() -> None:
+    refcounts = new_refcounts(cluster_size=512)
+    seen: set[int] = set()
+    for count in (1, 5, 300, 2):
+        first, _ = refcounts.allocate(count)
+        run = set(range(first, first + count))
+        assert not run & seen
+        assert list(refcounts.counts(first, count)) == [1] * count
+        seen |= run
+
+
+def test_what_is_freed_is_found_again() -> None:
+    refcounts = new_refcounts()
+    first, fresh = refcounts.allocate(4)
+    assert fresh
+    assert refcounts.decrease(first + 1, 2) == [(first + 1, 2)]
+    again, fresh = refcounts.allocate(2)
+    assert again == first + 1
+    assert not fresh
+
+
+def test_freeing_what_is_free_is_corruption() -> None:
+    refcounts = new_refcounts()
+    with pytest.raises(CorruptImageError, match="count 0"):
+        refcounts.decrease(1000, 1)
+
+
+@pytest.mark.parametrize("bits", [1, 16, 64])
+def test_the_table_grows_and_counts_itself(bits: int) -> None:
+    refcounts = new_refcounts(cluster_size=512, refcount_bits=bits)
+    entries = len(refcounts.table.words)
+    while len(refcounts.table.words) == entries:
+        refcounts.allocate(500)
+    assert refcounts.table_moved_from is not None
+    own = list(refcounts.own_clusters())
+    assert len(own) == len(set(own))
+    assert all(refcounts.count(cluster) == 1 for cluster in own)
+
+
+def test_a_file_that_cannot_grow_is_full() -> None:
+    small = MemoryStore(growable=True)
+    images.create(small, 1 << 20)
+    fixed = MemoryStore(small.content() + bytes(3 * 65536), growable=False)
+    refcounts = Refcounts(fixed, read_header(fixed), 1 << 20, lambda: None)
+    refcounts.allocate(3)
+    with pytest.raises(NoSpaceError):
+        refcounts.allocate(1)
+
+
+def test_last_used() -> None:
+    refcounts = new_refcounts()
+    first, _ = refcounts.allocate(7)
+    assert refcounts.last_used() == first + 6
