@@ -38,16 +38,18 @@ from vdisk.formats._qcow2.create import (
 from vdisk.formats._qcow2.header import Header, cluster_bits_of, parse
 from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.measure import measure
+from vdisk.formats._qcow2.runtime import typed_options
 from vdisk.formats._qcow2.validate import check_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from collections.abc import Mapping as Options
 
     from typing_extensions import Buffer
 
     from vdisk.formats._qcow2.bitmaps import BitmapInfo
     from vdisk.formats._qcow2.crypto import Encryption
+    from vdisk.formats._qcow2.findings import CheckResult
     from vdisk.formats._qcow2.gate import Work
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
     from vdisk.formats._qcow2.vm_state import VmStateArea
@@ -93,7 +95,7 @@ class Qcow2Image(BlockDevice):
         self._core.encryption = encryption
         self._core.discard_freed = bool(self._options.get("pass-discard-request", True))
         self._mapping = Mapping(self._core, self._core.l1, backing)
-        self._compressed = CompressedClusters(self._mapping, lambda: self.header.size)
+        self._compressed = CompressedClusters(self._mapping)
         self._mapping.compressed_source = self._compressed
         self._core.on_release = self._compressed.forget
         self._views: WeakSet[SnapshotView] = WeakSet()
@@ -407,6 +409,24 @@ class Qcow2Image(BlockDevice):
         """Marked dirty: its reference counts may be stale (it was not closed cleanly)."""
         return bool(self.header.incompatible_features & layout.DIRTY)
 
+    def check(
+        self,
+        *,
+        repair: Collection[str] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CheckResult:
+        """Look for corruption and leaked clusters.
+
+        ``repair``: "leaks" frees what nothing refers to, "errors" mends all that can be mended
+        without guessing; open the image with ``repairing`` for that.  ``progress(done, total)``
+        counts tables.  The image must not be written to meanwhile.
+        """
+        from vdisk.formats._qcow2.check import check
+
+        if repair:
+            self._check_write("repair", 0, 0)
+        return check(self, repair, progress)
+
     def amend(
         self,
         options: Options[str, Any],
@@ -502,7 +522,7 @@ def open_image(file: BlockDevice, context: OpenContext) -> Qcow2Image:
             backing=backing,
             data_file=data_file,
             encryption=_open_encryption(file, header, context),
-            options=context.options,
+            options=typed_options(context.options),
         )
         opened.append(image)
         if not readonly:

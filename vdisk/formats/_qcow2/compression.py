@@ -121,18 +121,18 @@ class CompressedClusters(BlockDevice):
     """
 
     readonly = True
+    growable = True  # no end of its own: VM state lies behind the disk's, as does a resize's room
 
-    def __init__(self, mapping: Mapping, size: Callable[[], int]) -> None:
+    def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
         self._core = mapping.core
-        self._size = size
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._capacity = max(_CACHE_BYTES // self._core.cluster_size, 1)
         self.name = self._core.file.name
 
     @property
     def size(self) -> int:
-        return self._size()
+        return self._core.header.size
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         for run in self._mapping.runs(offset, len(view)):

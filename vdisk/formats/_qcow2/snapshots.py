@@ -319,7 +319,7 @@ class SnapshotView(BlockDevice):
         self._size = core.header.size if snapshot.disk_size is None else snapshot.disk_size
         table = Table(snapshot.l1_table_offset, load_l1(core, snapshot))
         self._mapping = Mapping(core, table, backing)
-        self._mapping.compressed_source = CompressedClusters(self._mapping, lambda: self._size)
+        self._mapping.compressed_source = CompressedClusters(self._mapping)
         self.owns_image = False
         """Closing the view closes the image too (it was opened for this view alone)."""
 
