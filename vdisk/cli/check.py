@@ -6,6 +6,7 @@ clusters (wasted room); 63 the format has no check.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from vdisk.cli.options import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vdisk.cli.options import Parser
-    from vdisk.formats._qcow2.check import CheckResult
+    from vdisk.formats._qcow2.findings import CheckResult
 
 CORRUPT = 2
 LEAKS = 3
@@ -67,11 +68,23 @@ def run(args: Namespace) -> int:
     except NoCheckError as error:
         complain(str(error))
         return NOT_SUPPORTED
+    if not args.quiet:
+        _tell(result)
     if args.output == "json":
         print_json(_to_json(args, result))
     elif not args.quiet:
         print("\n".join(_report(result)))
     return _status(result)
+
+
+def _tell(result: CheckResult) -> None:
+    """What is wrong, one line each on stderr, as far as it was kept in words."""
+    for finding in result.findings:
+        sys.stderr.write(f"{finding}\n")
+    found = result.corruptions + result.leaks + result.check_errors
+    more = found + result.corruptions_fixed + result.leaks_fixed - len(result.findings)
+    if result.findings and more > 0:
+        sys.stderr.write(f"… and {more} more\n")
 
 
 def _status(result: CheckResult) -> int:

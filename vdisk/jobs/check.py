@@ -11,7 +11,7 @@ from vdisk.opening import Backing, open_image
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vdisk.formats._qcow2.check import CheckResult
+    from vdisk.formats._qcow2.findings import CheckResult
     from vdisk.formats.qcow2 import Qcow2Image
 
 
@@ -49,7 +49,7 @@ def check(
         force_share=force_share,
         backing=Backing.FOLLOW if backing else Backing.REFUSE,
         secrets=secrets,
-        repairing=repair is not None,
+        repairing=True,
         warn=warn,
     ) as image:
         if getattr(image, "format_name", None) != "qcow2":

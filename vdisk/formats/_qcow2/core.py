@@ -93,6 +93,8 @@ class Core:
         self.l2 = TableCache(l2_cache, self.slice_bytes, self._make_room)
         self._refcount_cache = refcount_cache
         self.refcounts = Refcounts(file, header, refcount_cache, self._make_room)
+        self.stale_counts = bool(header.incompatible_features & layout.DIRTY)
+        """The image was dirty when it was opened: its counts are not to be trusted."""
         self.discard_freed = False
         """Punch holes where clusters were freed (the option pass-discard-request)."""
         self.on_release: Callable[[], None] = lambda: None
@@ -276,7 +278,8 @@ class Core:
             self._release()
             if self.refcounts.blocks.dirty():
                 self._save(counts=True)
-            if self.header.incompatible_features & layout.DIRTY and not self.readonly:
+            dirty = self.header.incompatible_features & layout.DIRTY and not self.stale_counts
+            if dirty and not self.readonly:
                 self.header.incompatible_features &= ~layout.DIRTY
                 self.save_header()
                 self.file.flush()
@@ -340,6 +343,18 @@ class Core:
             self.refcounts = Refcounts(
                 self.file, self.header, self._refcount_cache, self._make_room
             )
+
+    def reload(self) -> None:
+        """Forget what is cached and read the tables anew: the file was changed underneath."""
+        with self.lock:
+            fresh = self._load_l1()
+            self.l1.offset, self.l1.words = fresh.offset, fresh.words
+            self.l1.take_dirty()
+            self.l2.clear()
+            self.refcounts = Refcounts(
+                self.file, self.header, self._refcount_cache, self._make_room
+            )
+            self.on_release()
 
     def release(self, cluster: int, count: int) -> None:
         """Drop a reference at once: its removal is on the disk and nobody plans by it."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.header import Header
 
-_TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
+TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
 _DIGITS = bytes(b"0123456789abcdef"[value & 15] for value in range(256))
 
 
@@ -45,7 +45,7 @@ def _unpacking_table(bits: int) -> list[bytes]:
 def unpack_counts(data: bytes, bits: int) -> array[int]:
     """The counts in a refcount block of ``bits`` a count."""
     if bits >= 8:
-        return words_from_bytes(data, _TYPECODES[bits])
+        return words_from_bytes(data, TYPECODES[bits])
     return array("B", b"".join(map(_unpacking_table(bits).__getitem__, data)))
 
 
@@ -309,7 +309,7 @@ class Refcounts:
     def _new_block(self, index: int, cluster: int) -> None:
         self._check_limits(cluster + 1)
         bits = max(self.bits, 8)
-        words = array(_TYPECODES[bits], bytes(self.block_entries * bits // 8))
+        words = array(TYPECODES[bits], bytes(self.block_entries * bits // 8))
         block = Table(cluster << self._cluster_bits, words)
         block.touch(0, len(words))
         self.blocks.add(block)
@@ -366,7 +366,7 @@ def write_structures(
     used = end + blocks + table_clusters
     offsets = array("Q")
     for first in range(0, used, entries):
-        content = array(_TYPECODES[max(bits, 8)])
+        content = array(TYPECODES[max(bits, 8)])
         if first < end:
             content.extend(array(content.typecode, counts(first, min(entries, end - first))))
         content.extend(

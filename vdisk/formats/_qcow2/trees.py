@@ -85,14 +85,18 @@ def update_copied(core: Core) -> None:
     """Make the COPIED flags of the active tree say what the reference counts say."""
     for index, entry in enumerate(core.l1.words):
         offset = core.checked_l2_offset(entry, index)
-        if not offset:
-            continue
-        copied = core.refcounts.count(offset >> core.cluster_bits) == 1
-        flagged = offset | (layout.COPIED if copied else 0)
-        with core.lock:
-            if flagged != entry:
-                core.set_l1(index, flagged)
-            _update_table(core, offset)
+        if offset:
+            update_entry(core, index, offset)
+
+
+def update_entry(core: Core, index: int, offset: int) -> None:
+    """The same for one entry of the active L1 table, and the L2 table at ``offset`` under it."""
+    copied = core.refcounts.count(offset >> core.cluster_bits) == 1
+    flagged = offset | (layout.COPIED if copied else 0)
+    with core.lock:
+        if flagged != core.l1.words[index]:
+            core.set_l1(index, flagged)
+        _update_table(core, offset)
 
 
 def _update_table(core: Core, offset: int) -> None:

@@ -1,0 +1,244 @@
+"""What one L2 table refers to, counted by runs of entries instead of one by one.
+
+A table is looked at in pieces.  A piece whose entries are all the same, or each one cluster
+further than the one before, is recognised by one comparison; any other is halved::
+
+    8192 entries ........ not alike
+    4096 | 4096 ......... alike: 4096 clusters counted in one step | halved again
+                                                                     ... 32: one by one
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.allocation import compressed_range
+from vdisk.formats._qcow2.tables import words_from_bytes
+
+if TYPE_CHECKING:
+    from array import array
+
+    from vdisk.formats._qcow2.census import Census
+    from vdisk.formats._qcow2.entries import Defect, EntryRules
+    from vdisk.formats._qcow2.findings import Report
+
+_SMALLEST_PIECE = 32
+"""Entries that are looked at one by one."""
+
+
+class L2Table(NamedTuple):
+    """A table to be scanned: its content, where it is, and which guest cluster comes first.
+
+    ``active``, ``other``: how many entries of the active L1 table and of snapshots' refer to it.
+    """
+
+    data: bytes
+    offset: int
+    guest_cluster: int
+    active: int
+    other: int
+
+    @property
+    def references(self) -> int:
+        """From all L1 tables together."""
+        return self.active + self.other
+
+
+class _Ramp:
+    """Recognises entries that each lie ``step`` above the one before, as big-endian numbers."""
+
+    def __init__(self, width: int, step: int) -> None:
+        self._width = width
+        self._step = step
+        self._by_length: dict[int, tuple[int, int]] = {}
+
+    def fits(self, data: bytes, first: int, count: int) -> bool:
+        """Are the ``count`` entries in ``data`` first, first + step, first + 2 * step …?"""
+        ones, slope = self._by_length.get(count) or self._prepare(count)
+        return int.from_bytes(data, "big") == first * ones + slope
+
+    def _prepare(self, count: int) -> tuple[int, int]:
+        one = (1).to_bytes(self._width, "big")
+        steps = (n * self._step for n in range(count))
+        slope = b"".join(number.to_bytes(self._width, "big") for number in steps)
+        pattern = int.from_bytes(one * count, "big"), int.from_bytes(slope, "big")
+        self._by_length[count] = pattern
+        return pattern
+
+
+class TableScanner:
+    """Counts what L2 tables refer to and reports entries that break a rule.
+
+    ``allocated``, ``fragmented``, ``compressed``: guest clusters of the active disk, as QEMU
+    counts them.  ``mendable``: offsets of tables with a defect that has a replacement.
+    ``certain``: False once an entry was met that may have referred to something else once.
+    """
+
+    def __init__(self, census: Census, rules: EntryRules, report: Report) -> None:
+        self._census = census
+        self._rules = rules
+        self._report = report
+        self._cluster_bits = rules.cluster_bits
+        self._cluster_size = 1 << rules.cluster_bits
+        self._width = 16 if rules.extended else 8
+        self._shift = 64 if rules.extended else 0
+        self._ramp = _Ramp(self._width, self._cluster_size << self._shift)
+        self._host_mask = layout.OFFSET_MASK & ~rules.within
+        self.allocated = self.fragmented = self.compressed = 0
+        self.mendable: set[int] = set()
+        self.certain = True
+        self._next_host = -1
+        """The host cluster that would continue the table's last one."""
+
+    def scan(self, table: L2Table) -> None:
+        """Look at one table."""
+        self._next_host = -1
+        self._piece(table, 0, len(table.data) // self._width)
+
+    def _piece(self, table: L2Table, index: int, count: int) -> None:
+        width, data = self._width, table.data
+        start, end = index * width, (index + count) * width
+        first = int.from_bytes(data[start : start + width], "big")
+        rise = int.from_bytes(data[end - width : end], "big") - first
+        step = self._cluster_size << self._shift
+        if not rise and data[start:end] == data[start : start + width] * count:
+            if not self._is_bare(first):
+                self._entries(table, index, count)
+        elif (
+            rise == (count - 1) * step
+            and self._is_plain(first, table.guest_cluster + index)
+            and self._is_plain(first + rise, table.guest_cluster + index + count - 1)
+            and self._ramp.fits(data[start:end], first, count)
+        ):
+            self._count_run(table, first >> self._shift, count)
+        elif count <= _SMALLEST_PIECE:
+            self._entries(table, index, count)
+        else:
+            self._piece(table, index, count // 2)
+            self._piece(table, index + count // 2, count // 2)
+
+    def _split(self, whole: int) -> tuple[int, int]:
+        """An entry as one number, as (entry, subcluster bitmap)."""
+        return (whole >> 64, whole & (1 << 64) - 1) if self._shift else (whole, 0)
+
+    def _is_bare(self, whole: int) -> bool:
+        """The entry is right and refers to nothing."""
+        entry, bitmap = self._split(whole)
+        without_host = not entry & (layout.COMPRESSED | layout.COPIED | layout.OFFSET_MASK)
+        return without_host and self._rules.l2_defect(entry, bitmap, 0) is None
+
+    def _is_plain(self, whole: int, guest_cluster: int) -> bool:
+        """The entry is right and refers to one host cluster."""
+        entry, bitmap = self._split(whole)
+        return (
+            not entry & layout.COMPRESSED
+            and bool(entry & layout.OFFSET_MASK)
+            and self._rules.l2_defect(entry, bitmap, guest_cluster) is None
+        )
+
+    def _count_run(self, table: L2Table, entry: int, count: int) -> None:
+        """``count`` guest clusters in a row stand in host clusters in a row."""
+        first = (entry & layout.OFFSET_MASK) >> self._cluster_bits
+        if not self._rules.external:
+            self._census.add(first, first + count, table.references)
+        if table.active:
+            if not self._rules.external:
+                self._census.mark(
+                    first, first + count, table.active, copied=bool(entry & layout.COPIED)
+                )
+            self._count_active(first, count)
+
+    def _count_active(self, host_cluster: int, count: int) -> None:
+        self.allocated += count
+        self.fragmented += self._next_host not in (-1, host_cluster)
+        self._next_host = host_cluster + count
+
+    # -- one by one ------------------------------------------------------------------------------
+
+    def _entries(self, table: L2Table, index: int, count: int) -> None:
+        words = words_from_bytes(table.data[index * self._width : (index + count) * self._width])
+        if self._shift:
+            for number in range(0, 2 * count, 2):
+                self._entry(table, index + number // 2, words[number], words[number + 1])
+        elif self._rules.external:
+            for number, entry in enumerate(words, index):
+                self._entry(table, number, entry, 0)
+        else:
+            self._scattered(table, index, words)
+
+    def _scattered(self, table: L2Table, index: int, words: array[int]) -> None:
+        """Entries without subclusters; ordinary ones (COPIED, one host cluster) at full speed."""
+        host_mask, bits = self._host_mask, self._cluster_bits
+        counts, owned = self._census.planes[0], self._census.owned
+        references, active, clusters = table.references, table.active, self._census.clusters
+        allocated = fragmented = 0
+        next_host = self._next_host
+        for number, entry in enumerate(words, index):
+            cluster = (entry & host_mask) >> bits
+            if entry & ~host_mask == layout.COPIED and 0 < cluster < clusters:
+                count, mark = counts[cluster] + references, owned[cluster] + active
+                if count < 256 and mark < 256:
+                    counts[cluster], owned[cluster] = count, mark
+                    allocated += 1
+                    if cluster != next_host:
+                        fragmented += next_host != -1
+                    next_host = cluster + 1
+                    continue
+            if entry:
+                self._next_host = next_host
+                self._entry(table, number, entry, 0)
+                next_host = self._next_host
+        self._next_host = next_host
+        if active:
+            self.allocated += allocated
+            self.fragmented += fragmented
+
+    def _entry(self, table: L2Table, index: int, entry: int, bitmap: int) -> None:
+        """Any entry at all."""
+        defect = self._rules.l2_defect(entry, bitmap, table.guest_cluster + index)
+        if defect is not None:
+            self._tell(table, index, entry, defect)
+        if entry & layout.COMPRESSED:
+            self._count_compressed(table, entry)
+        elif self._rules.external:
+            if table.active and entry & layout.OFFSET_MASK | entry & layout.COPIED:
+                self._count_active((entry & layout.OFFSET_MASK) >> self._cluster_bits, 1)
+        elif entry & layout.OFFSET_MASK:
+            self._count_standard(table, entry)
+
+    def _tell(self, table: L2Table, index: int, entry: int, defect: Defect) -> None:
+        guest = (table.guest_cluster + index) << self._cluster_bits
+        whose = f"guest offset {guest:#x}" if table.active else "a snapshot"
+        self._report.corruption(
+            f"L2 entry {index} ({entry:#x}) of {whose}: {defect.message}",
+            table.offset + index * self._width,
+        )
+        if defect.replacement is not None:
+            self.mendable.add(table.offset)
+        else:
+            self.certain = False
+
+    def _count_compressed(self, table: L2Table, entry: int) -> None:
+        offset, size = compressed_range(entry, self._cluster_bits)
+        first = offset >> self._cluster_bits
+        end = min(((offset + size - 1) >> self._cluster_bits) + 1, self._census.clusters)
+        if not self._rules.external and first < end:
+            self._census.add(first, end, table.references)
+        if table.active:
+            self.allocated += 1
+            self.compressed += 1
+            self.fragmented += 1  # as QEMU says: by nature
+
+    def _count_standard(self, table: L2Table, entry: int) -> None:
+        offset = entry & layout.OFFSET_MASK
+        first = offset >> self._cluster_bits
+        end = ((offset + self._cluster_size - 1) >> self._cluster_bits) + 1
+        end = min(end, self._census.clusters)
+        if first < end:
+            self._census.add(first, end, table.references)
+            if table.active:
+                copied = bool(entry & layout.COPIED)
+                self._census.mark(first, first + 1, table.active, copied=copied)
+        if table.active:
+            self._count_active(first, 1)
