@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from vdisk.errors import UnsupportedFeatureError
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.opening import Backing, open_image
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def check(
     ``backing`` False: an image that names a backing or data file is refused.
     Raises :class:`NoCheckError` for a format that has no check, and what opening raises.
     """
+    if repair is not None and repair not in REPAIRS:
+        raise InvalidRequestError(f"repair is one of {', '.join(REPAIRS)}, not {repair!r}")
     with open_image(
         os.fspath(name) if isinstance(name, str | os.PathLike) else name,
         readonly=repair is None,
