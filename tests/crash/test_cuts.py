@@ -1,0 +1,268 @@
+"""Every cut: whatever a loss of power leaves of an image's writes, nothing acknowledged is lost.
+
+A guest works on an image whose file is a write log over memory.  From the log come the disks
+that a cut at any point can leave, torn and reordered between flushes.  Law, for each of them:
+the image opens for writing; every sector holds what it held at the last acknowledged flush, or
+something written to it since; snapshots are there or not, but whole; and qemu-img finds nothing
+wrong but leaks (nothing at all once a marked image was opened for writing, which repairs it).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tools import images, qemu
+from tests.tools.peers import requires_peer
+from vdisk.filters.writelog import SECTOR, Cuts, Operation, WriteLog
+from vdisk.formats import OpenContext
+from vdisk.formats.qcow2 import DRIVER, read_header
+from vdisk.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vdisk.formats.qcow2 import Qcow2Image
+
+pytestmark = requires_peer("qemu-img")
+
+SIZE = 300 * 512
+ZERO = bytes(SECTOR)
+
+
+class Allowed:
+    """What each sector may hold after a cut: its acknowledged content or anything newer."""
+
+    def __init__(self, size: int) -> None:
+        self.latest = [ZERO] * (size // SECTOR)
+        self.allowed: list[set[bytes]] = [{ZERO} for _ in self.latest]
+        self.sizes = {size}
+        self.snapshots: dict[str, bytes] = {}
+        self.doubtful: set[str] = set()
+
+    def happen(self, event: tuple[Any, ...]) -> None:
+        getattr(self, "on_" + event[0])(*event[1:])
+
+    def on_write(self, offset: int, data: bytes) -> None:
+        for position in range(0, len(data), SECTOR):
+            sector = (offset + position) // SECTOR
+            self.latest[sector] = data[position : position + SECTOR]
+            self.allowed[sector].add(self.latest[sector])
+
+    def on_acknowledged(self) -> None:
+        self.allowed = [{content} for content in self.latest]
+
+    def on_resize(self, size: int) -> None:
+        self.sizes.add(size)
+        self.latest += [ZERO] * (size // SECTOR - len(self.latest))
+        self.allowed += [{ZERO} for _ in range(len(self.latest) - len(self.allowed))]
+        for sector in range(size // SECTOR, len(self.latest)):
+            self.latest[sector] = ZERO
+            self.allowed[sector].add(ZERO)
+
+    def on_resized(self, size: int) -> None:
+        self.sizes = {size}
+        self.on_acknowledged()
+
+    def on_snapshot(self, tag: str) -> None:
+        self.snapshots[tag] = b"".join(self.latest)
+        self.doubtful.add(tag)
+
+    def on_taken(self, tag: str) -> None:
+        self.doubtful.discard(tag)
+        self.on_acknowledged()
+
+    def on_delete(self, tag: str) -> None:
+        self.doubtful.add(tag)
+
+    def on_deleted(self, tag: str) -> None:
+        self.snapshots.pop(tag, None)
+        self.doubtful.discard(tag)
+        self.on_acknowledged()
+
+    def on_apply(self, tag: str) -> None:
+        self.on_write(0, self.snapshots[tag])
+
+    def on_applied(self, tag: str) -> None:
+        self.on_acknowledged()
+
+    def check(self, image: Qcow2Image) -> None:
+        assert image.size in self.sizes
+        content = image.read(0, image.size)
+        for sector in range(image.size // SECTOR):
+            found = content[sector * SECTOR : (sector + 1) * SECTOR]
+            assert found in self.allowed[sector], f"sector {sector:#x}"
+        there = {snapshot.id for snapshot in image.snapshots()}
+        assert set(self.snapshots) - self.doubtful <= there <= set(self.snapshots)
+        for tag in there:
+            with image.open_snapshot(tag) as view:
+                assert view.read(0, view.size) == self.snapshots[tag][: view.size], tag
+
+
+class Guest:
+    """Works on an image by chance, marking in the log what it was told."""
+
+    def __init__(self, options: dict[str, Any], seed: int, *, structural: bool) -> None:
+        self.rng = random.Random(seed)
+        store = MemoryStore()
+        images.create(store, SIZE, **options)
+        self.initial = store.content()
+        self.log = WriteLog(store)
+        self.image = DRIVER.open(self.log, OpenContext(readonly=False))
+        self.now = Allowed(SIZE)
+        self.structural = structural and options.get("refcount_bits", 16) > 2
+
+    def tell(self, *event: Any) -> None:
+        self.log.mark(event)
+        self.now.happen(event)
+
+    def live(self, steps: int) -> None:
+        plain = [self.write] * 8 + [self.zero] * 3 + [self.discard, self.compressed, self.flush]
+        structural = [self.snapshot, self.apply, self.delete, self.resize] * self.structural
+        for _ in range(steps):
+            self.rng.choice(plain + structural)()
+        self.image.close()
+        self.tell("acknowledged")
+
+    def span(self) -> tuple[int, int]:
+        sectors = self.image.size // SECTOR
+        first = self.rng.randrange(sectors)
+        count = min(self.rng.choice([1, 1, 2, 9, 40]), sectors - first)
+        return first * SECTOR, count * SECTOR
+
+    def write(self) -> None:
+        offset, length = self.span()
+        data = self.rng.randbytes(length)
+        self.tell("write", offset, data)
+        self.image.write(offset, data)
+
+    def zero(self) -> None:
+        offset, length = self.span()
+        self.tell("write", offset, bytes(length))
+        self.image.write_zeroes(offset, length, unmap=self.rng.random() < 0.5)
+
+    def discard(self) -> None:
+        offset, length = self.span()
+        unit = self.image.cluster_size
+        first, last = -(-offset // unit) * unit, (offset + length) // unit * unit
+        if offset + length == self.image.size:
+            last = self.image.size
+        if first < last:
+            self.tell("write", first, bytes(last - first))
+        self.image.discard(offset, length)
+
+    def compressed(self) -> None:
+        unit = self.image.cluster_size
+        offset = self.span()[0] // unit * unit
+        if offset + unit <= self.image.size:
+            data = self.rng.randbytes(16) * (unit // 16)
+            self.tell("write", offset, data)
+            packed = self.image.compress_cluster(data)
+            assert packed is not None
+            self.image.write_compressed(offset, packed)
+
+    def flush(self) -> None:
+        self.image.flush()
+        self.tell("acknowledged")
+
+    def snapshot(self) -> None:
+        numbers = [int(s.id) for s in self.image.snapshots()]
+        tag = str(max(numbers, default=0) + 1)
+        if len(numbers) < 3:
+            self.tell("snapshot", tag)
+            self.image.create_snapshot("s")
+            self.tell("taken", tag)
+
+    def _pick(self) -> str | None:
+        tags = [snapshot.id for snapshot in self.image.snapshots()]
+        return self.rng.choice(tags) if tags else None
+
+    def apply(self) -> None:
+        tag = self._pick()
+        if tag is not None:
+            size = len(self.now.snapshots[tag])
+            self.tell("resize", size)
+            self.tell("apply", tag)
+            self.image.apply_snapshot(tag)
+            self.tell("resized", size)
+            self.tell("applied", tag)
+
+    def delete(self) -> None:
+        tag = self._pick()
+        if tag is not None:
+            self.tell("delete", tag)
+            self.image.delete_snapshot(tag)
+            self.tell("deleted", tag)
+
+    def resize(self) -> None:
+        size = self.rng.randrange(20, 2 * SIZE // SECTOR) * SECTOR
+        self.tell("resize", size)
+        self.image.resize(size)
+        self.tell("resized", size)
+
+
+def check_disk(disk: MemoryStore, allowed: Allowed, path: Path, thorough: bool) -> None:
+    marked = read_header(disk).incompatible_features & 1
+    if thorough and not marked:
+        path.write_bytes(disk.content())
+        assert qemu.img("check", "-f", "qcow2", path, check=False).returncode in (0, 3)
+    with DRIVER.open(disk, OpenContext(readonly=False)) as image:
+        allowed.check(image)
+        image.write(0, b"alive".ljust(SECTOR))
+        assert image.read(0, 5) == b"alive"
+        image.close()
+    if thorough:
+        path.write_bytes(disk.content())
+        code = qemu.img("check", "-f", "qcow2", path, check=False).returncode
+        assert code == 0 or (code == 3 and not marked)
+
+
+def try_cuts(guest: Guest, path: Path, count: int, seed: int) -> int:
+    """Try cuts at ``count`` points of the guest's log; how many disks were tried."""
+    rng = random.Random(seed)
+    entries = guest.log.entries
+    cuts, allowed, tried, told = Cuts(guest.initial, entries), Allowed(SIZE), 0, 0
+    for position in sorted(rng.sample(range(len(entries) + 1), min(count, len(entries) + 1))):
+        cuts.advance(position)
+        for entry in entries[told:position]:
+            if entry.operation is Operation.MARK:
+                allowed.happen(entry.label)
+        told = position
+        disks = [cuts.whole(), cuts.torn(rng), cuts.torn(rng)]
+        if cuts.pending:
+            one = rng.randrange(cuts.pending)
+            disks.append(cuts.whole([number == one for number in range(cuts.pending)]))
+            disks.append(cuts.whole([number != one for number in range(cuts.pending)]))
+        for number, disk in enumerate(disks):
+            check_disk(disk, allowed, path, thorough=(tried + number) % 7 == 0)
+        tried += len(disks)
+    return tried
+
+
+CONFIGURATIONS = {
+    "512-byte clusters": {"cluster_size": 512},
+    "v2": {"cluster_size": 1024, "compat": "0.10"},
+    "1-bit refcounts": {"cluster_size": 512, "refcount_bits": 1},
+    "64-bit refcounts": {"cluster_size": 512, "refcount_bits": 64},
+    "lazy refcounts": {"cluster_size": 2048, "lazy_refcounts": True},
+    "subclusters": {"cluster_size": 16384, "extended_l2": True},
+    "4 KiB clusters": {"cluster_size": 4096},
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_guest_writes(tmp_path: Path, name: str, seed: int) -> None:
+    guest = Guest(CONFIGURATIONS[name], seed, structural=False)
+    guest.live(40)
+    assert try_cuts(guest, tmp_path / "cut.qcow2", 40, seed) > 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if name != "v2"])
+def test_structural_changes(tmp_path: Path, name: str, seed: int) -> None:
+    guest = Guest(CONFIGURATIONS[name], 100 + seed, structural=True)
+    guest.live(25)
+    assert try_cuts(guest, tmp_path / "cut.qcow2", 40, seed) > 50
