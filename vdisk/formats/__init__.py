@@ -44,7 +44,8 @@ class OpenContext(NamedTuple):
     options: Mapping[str, Any] = {}
     secrets: Mapping[str, bytes] = NO_SECRETS
     repairing: bool = False
-    """Opened by ``check --repair``: a dirty or corrupt image may be opened for writing."""
+    """Opened by a check: what it reports is not refused here, and an image that is marked dirty
+    or corrupt may be opened for writing as it is."""
 
 
 class ChildRequest(NamedTuple):

@@ -490,18 +490,21 @@ class Qcow2Image(BlockDevice):
 # -- opening ---------------------------------------------------------------------------------------
 
 
-def read_header(file: BlockDevice) -> Header:
-    """The header of the image in ``file``, checked against the file's size."""
+def read_header(file: BlockDevice, *, checking: bool = False) -> Header:
+    """The header of the image in ``file``, checked against the file's size.
+
+    ``checking``: tables that a check can do without may be anywhere.
+    """
     head = file.read(0, min(file.size, layout.V2_HEADER_LENGTH))
     cluster_size = 1 << cluster_bits_of(head, path=file.name)
     header = parse(file.read(0, min(file.size, cluster_size)), path=file.name)
-    check_header(header, file.size, path=file.name)
+    check_header(header, file.size, path=file.name, checking=checking)
     return header
 
 
 def open_image(file: BlockDevice, context: OpenContext) -> Qcow2Image:
     """Open the image in ``file`` with its data file and backing chain."""
-    header = read_header(file)
+    header = read_header(file, checking=context.repairing)
     readonly = context.readonly
     if not readonly and not context.repairing and header.incompatible_features & layout.CORRUPT:
         raise CorruptImageError(
@@ -573,8 +576,22 @@ def _prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
         header.autoclear_features &= layout.KNOWN_AUTOCLEAR
         image._core.save_header()
         image.file.flush()
+    if image.dirty and not context.repairing:
+        _repair_dirty(image)
     if not context.repairing:
         image.bitmaps()  # they must be readable, or writing would make enabled ones wrong
+
+
+def _repair_dirty(image: Qcow2Image) -> None:
+    """The image was not closed by its last writer: its refcounts are to be made right first."""
+    result = image.check(repair={"leaks", "errors"})
+    if image.dirty:
+        first = next(iter(result.remaining), "")
+        raise CorruptImageError(
+            "the image was not closed cleanly, and repairing it left "
+            f"{result.corruptions} corruptions and {result.check_errors} errors ({first})",
+            path=image.name,
+        )
 
 
 class Qcow2Driver:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from vdisk.errors import CorruptImageError, NoSpaceError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
+from vdisk.formats._qcow2.validate import check_refcount_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,6 +89,10 @@ class Refcounts:
     def _load_table(self) -> Table:
         offset = self._header.refcount_table_offset
         length = self._header.refcount_table_clusters * self._cluster_size
+        try:
+            check_refcount_table(self._header, self._file.size, path=self._file.name)
+        except CorruptImageError:  # only a check opens such an image: nothing is counted in it
+            length = 0
         return Table(offset, words_from_bytes(self._file.read(offset, length)))
 
     # -- counts --------------------------------------------------------------------------------

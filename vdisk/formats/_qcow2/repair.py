@@ -57,7 +57,7 @@ class Repair:
     def run(self) -> None:
         """Do all that can be done."""
         if not self._everything:
-            if self._survey.certain:
+            if self._survey.certain and self._survey.refcounts_usable:
                 self._store_counts(min)
         else:
             if not self._survey.bitmaps_readable:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _SMALLEST_PIECE = 32
 """Entries that are looked at one by one."""
 
+_NONE_YET, _BETWEEN = -1, -3
+"""No host cluster before this one; a place between two, where nothing continues."""
+
 
 class L2Table(NamedTuple):
     """A table to be scanned: its content, where it is, and which guest cluster comes first.
@@ -88,12 +91,12 @@ class TableScanner:
         self.allocated = self.fragmented = self.compressed = 0
         self.mendable: set[int] = set()
         self.certain = True
-        self._next_host = -1
+        self._next_host = _NONE_YET
         """The host cluster that would continue the table's last one."""
 
     def scan(self, table: L2Table) -> None:
         """Look at one table."""
-        self._next_host = -1
+        self._next_host = _NONE_YET
         self._piece(table, 0, len(table.data) // self._width)
 
     def _piece(self, table: L2Table, index: int, count: int) -> None:
@@ -151,7 +154,7 @@ class TableScanner:
 
     def _count_active(self, host_cluster: int, count: int) -> None:
         self.allocated += count
-        self.fragmented += self._next_host not in (-1, host_cluster)
+        self.fragmented += self._next_host not in (_NONE_YET, host_cluster)
         self._next_host = host_cluster + count
 
     # -- one by one ------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ class TableScanner:
                     counts[cluster], owned[cluster] = count, mark
                     allocated += 1
                     if cluster != next_host:
-                        fragmented += next_host != -1
+                        fragmented += next_host != _NONE_YET
                     next_host = cluster + 1
                     continue
             if entry:
@@ -241,4 +244,4 @@ class TableScanner:
                 copied = bool(entry & layout.COPIED)
                 self._census.mark(first, first + 1, table.active, copied=copied)
         if table.active:
-            self._count_active(first, 1)
+            self._count_active(first if not offset & self._rules.within else _BETWEEN, 1)

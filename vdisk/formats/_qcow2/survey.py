@@ -19,6 +19,7 @@ from vdisk.formats._qcow2.entries import EntryRules
 from vdisk.formats._qcow2.findings import Report
 from vdisk.formats._qcow2.scan import L2Table, TableScanner
 from vdisk.formats._qcow2.tables import words_from_bytes
+from vdisk.formats._qcow2.validate import check_refcount_table, check_snapshot_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -164,8 +165,7 @@ class Survey:
             return
         offset = self.header.snapshots_offset
         try:
-            if offset & (self.cluster_size - 1) or not offset:
-                raise CorruptImageError("it does not begin at a cluster boundary behind the header")
+            check_snapshot_table(self.header, self.file_size, path=self.file.name)
             found = snapshots.read_table(self.core)
         except (CorruptImageError, DeviceError) as error:
             self.report.corruption(f"the snapshot table: {error.message}", offset)
@@ -326,16 +326,14 @@ class Survey:
         """The entries of the refcount table; none, and reported, where it is misplaced."""
         header = self.header
         offset, clusters = header.refcount_table_offset, header.refcount_table_clusters
-        length = clusters * self.cluster_size
-        problem = None
-        if not offset or not clusters:
-            problem = "the image has no refcount table"
-        elif length > layout.MAX_REFCOUNT_TABLE_BYTES:
-            problem = f"the refcount table is {length} bytes long"
-        if problem is not None:
-            self.report.corruption(problem, offset)
-        elif self._region("refcount table", offset, length):
-            data = self.read("refcount table", offset, length)
+        try:
+            check_refcount_table(header, self.file_size, path=self.file.name)
+        except CorruptImageError as error:
+            self.report.corruption(error.message, offset)
+        else:
+            data = None
+            if self._region("refcount table", offset, clusters * self.cluster_size):
+                data = self.read("refcount table", offset, clusters * self.cluster_size)
             if data is not None:
                 return words_from_bytes(data)
         self.refcounts_usable = False
@@ -345,24 +343,24 @@ class Survey:
         self.refcount_blocks = entries
         for index, entry in enumerate(entries):
             if entry:
-                problem = self._refcount_block_problem(entry)
-                if problem is not None:
+                entries[index], problem = self._refcount_block(entry)
+                if problem:
                     self.report.corruption(
-                        f"refcount block {index} {problem}",
+                        f"entry {index} ({entry:#x}) of the refcount table {problem}",
                         self.header.refcount_table_offset + index * 8,
                     )
-                    entries[index] = 0
                     self.refcounts_usable = False
 
-    def _refcount_block_problem(self, entry: int) -> str | None:
-        """What is wrong with a refcount table entry, whose block is counted here."""
-        cluster = entry >> self.cluster_bits
-        if entry & (self.cluster_size - 1):
-            return f"({entry:#x}) is not cluster-aligned"
+    def _refcount_block(self, entry: int) -> tuple[int, str]:
+        """Where the block can be read (0: nowhere) and what is wrong; counts its cluster."""
+        offset = entry & ~layout.REFCOUNT_TABLE_RESERVED
+        cluster = offset >> self.cluster_bits
+        if offset & (self.cluster_size - 1):
+            return 0, "is not cluster-aligned"
         if cluster >= self.clusters:
-            return f"({entry:#x}) is past the end of the file"
+            return 0, "is past the end of the file"
         self.census.add(cluster, cluster + 1)
         references = self.census.count(cluster)
         if references > 1:
-            return f"({entry:#x}) stands where {references - 1} other references point"
-        return None
+            return offset, f"names a cluster that has {references - 1} other uses"
+        return offset, "has reserved bits set" if entry != offset else ""
