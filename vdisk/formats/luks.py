@@ -154,7 +154,7 @@ class LuksDriver:
         mode = options.get("preallocation") or "off"
         if size and mode != "metadata":
             preallocate(file, len(beginning), end, mode)
-        file.write(0, beginning)
+        file.write(0, beginning.rstrip(b"\0"))  # unused key slots stay holes
 
     def measure(
         self, size: int, options: Mapping[str, Any], allocated: int | None = None

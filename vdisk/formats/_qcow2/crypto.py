@@ -237,6 +237,7 @@ def _store_area(file: BlockDevice, header: Header, area: bytes) -> int:
     clusters = -(-len(area) // core.cluster_size)
     first, _fresh = core.allocate(clusters)
     offset = first << core.cluster_bits
-    file.write(offset, area.ljust(clusters * core.cluster_size, b"\0"))
+    file.truncate(max(file.size, offset + clusters * core.cluster_size))
+    file.write(offset, area.rstrip(b"\0"))  # unused key slots stay holes
     core.settle()
     return offset
