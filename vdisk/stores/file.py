@@ -53,6 +53,8 @@ class FileStore(BlockDevice):
         self.name = os.fspath(path)
         self._ignore_flush = ignore_flush
         self.readonly = readonly
+        self.prompt = not write_through
+        """Requests go to the page cache, so most of them wait for no disk."""
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | getattr(os, "O_CLOEXEC", 0) | extra_flags
         if write_through:
             flags |= os.O_DSYNC
@@ -330,6 +332,7 @@ class DirectFileStore(FileStore):
             ignore_flush=ignore_flush,
             extra_flags=getattr(os, "O_DIRECT", 0),
         )
+        self.prompt = False
         self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE + 2 * DIRECT_ALIGNMENT))
         self._bounce_lock = threading.Lock()
 
