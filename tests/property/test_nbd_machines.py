@@ -107,11 +107,8 @@ def wire_requests(draw: st.DrawFn, style: HeaderStyle) -> bytes:
         length &= 0xFFFFFFFF
     if command == 1 and style is HeaderStyle.EXTENDED and draw(st.booleans()):
         flags |= CommandFlag.NBD_CMD_FLAG_PAYLOAD_LEN
-    carries = (
-        bool(flags & CommandFlag.NBD_CMD_FLAG_PAYLOAD_LEN)
-        if style is HeaderStyle.EXTENDED
-        else command == 1
-    )
+    announced = flags & CommandFlag.NBD_CMD_FLAG_PAYLOAD_LEN
+    carries = command == 1 or (style is HeaderStyle.EXTENDED and announced)
     payload = b""
     if carries:
         payload = draw(st.binary(max_size=600))

@@ -167,7 +167,7 @@ def request_streams(draw: st.DrawFn) -> tuple[Session, bytes]:
         command = draw(st.sampled_from([0, 0, 0, 1, 1, 3]))
         bits = draw(st.sampled_from([0, 0, 0, 1, 4]))
         length = draw(st.sampled_from([0, 511, 512, 1024])) if command == 1 else draw(fields)
-        if extended and command == 1:
+        if extended and command == 1 and draw(st.booleans()):
             bits |= CommandFlag.NBD_CMD_FLAG_PAYLOAD_LEN
         header = layout.pack(magic, bits, command, draw(st.integers(0, 9)), draw(fields), length)
         payload = length if command == 1 else 0

@@ -23,18 +23,14 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from vdisk.nbd.replies import EXTENDED_DATA, STRUCTURED_DATA
 from vdisk.nbd.session import HeaderStyle, Session
 from vdisk.nbd.wire import (
-    EXTENDED_REPLY,
     NBD_EXTENDED_REPLY_MAGIC,
     NBD_EXTENDED_REQUEST_MAGIC,
     NBD_REPLY_FLAG_DONE,
     NBD_REQUEST_MAGIC,
     NBD_SIMPLE_REPLY_MAGIC,
     NBD_STRUCTURED_REPLY_MAGIC,
-    SIMPLE_REPLY,
-    UINT64,
     Command,
     CommandFlag,
     ReplyType,
@@ -53,9 +49,34 @@ _COMPACT: Final = Struct(">QQQI")
 _EXTENDED: Final = Struct(">QQQQ")
 
 
-def _head(magic: int, flags: int, command: int) -> int:
-    """The first eight bytes of a request, as a number."""
-    return magic << 32 | flags << 16 | command
+_READ_LAYOUTS: Final = {
+    HeaderStyle.SIMPLE: Struct(">QQ"),  # head, cookie
+    HeaderStyle.STRUCTURED: Struct(">QQIQ"),  # head, cookie, length of payload, offset of data
+    HeaderStyle.EXTENDED: Struct(">QQQQQ"),  # head, cookie, offset, length of payload, and again
+}
+_DONE_LAYOUTS: Final = {
+    HeaderStyle.SIMPLE: Struct(">QQ"),
+    HeaderStyle.STRUCTURED: Struct(">QQ"),
+    HeaderStyle.EXTENDED: Struct(">QQQQ"),
+}
+
+
+def _head(magic: int, flags: int, kind: int) -> int:
+    """The first eight bytes of a request, or of a reply chunk, as a number."""
+    return magic << 32 | flags << 16 | kind
+
+
+def _write_heads(session: Session, magic: int) -> dict[int, bool]:
+    """The heads of the writes an export allows; whether they ask for NBD_CMD_FLAG_FUA."""
+    if session.export.read_only:
+        return {}
+    flags = {0: False}
+    if TransmissionFlag.NBD_FLAG_SEND_FUA in session.export.flags:
+        flags[int(CommandFlag.NBD_CMD_FLAG_FUA)] = True
+    if session.headers is HeaderStyle.EXTENDED:
+        payload_len = int(CommandFlag.NBD_CMD_FLAG_PAYLOAD_LEN)
+        flags |= {number | payload_len: fua for number, fua in flags.items()}
+    return {_head(magic, number, Command.NBD_CMD_WRITE): fua for number, fua in flags.items()}
 
 
 class BulkParser:
@@ -65,14 +86,8 @@ class BulkParser:
         extended = session.headers is HeaderStyle.EXTENDED
         self._layout = _EXTENDED if extended else _COMPACT
         magic = NBD_EXTENDED_REQUEST_MAGIC if extended else NBD_REQUEST_MAGIC
-        payload = int(CommandFlag.NBD_CMD_FLAG_PAYLOAD_LEN) if extended else 0
-        fua = int(CommandFlag.NBD_CMD_FLAG_FUA)
         self._read = _head(magic, 0, Command.NBD_CMD_READ)
-        self._writes: dict[int, bool] = {}
-        if not session.export.read_only:
-            self._writes[_head(magic, payload, Command.NBD_CMD_WRITE)] = False
-            if TransmissionFlag.NBD_FLAG_SEND_FUA in session.export.flags:
-                self._writes[_head(magic, payload | fua, Command.NBD_CMD_WRITE)] = True
+        self._writes = _write_heads(session, magic)
         self._size = gate.size
         self._longest = gate.max_payload
         self._unaligned = session.block_sizes.minimum - 1
@@ -129,29 +144,23 @@ class BulkReplies:
 
     def __init__(self, style: HeaderStyle) -> None:
         self._style = style
-        self.read_header = {
-            HeaderStyle.SIMPLE: SIMPLE_REPLY.size,
-            HeaderStyle.STRUCTURED: STRUCTURED_DATA.size,
-            HeaderStyle.EXTENDED: EXTENDED_DATA.size,
-        }[style]
-        self.done = EXTENDED_REPLY.size if style is HeaderStyle.EXTENDED else SIMPLE_REPLY.size
+        self._pack_read = _READ_LAYOUTS[style].pack_into
+        self._pack_done = _DONE_LAYOUTS[style].pack_into
+        self._read_head, self._done_head = _reply_heads(style)
+        self.read_header = _READ_LAYOUTS[style].size
+        self.done = _DONE_LAYOUTS[style].size
 
     def pack_read(
         self, out: bytearray | memoryview, position: int, cookie: int, offset: int, length: int
     ) -> int:
         """The header of a read's reply; returns where its *length* bytes of data belong."""
-        kind, done = ReplyType.NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_FLAG_DONE
-        payload = UINT64.size + length
-        if self._style is HeaderStyle.SIMPLE:
-            SIMPLE_REPLY.pack_into(out, position, NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
-        elif self._style is HeaderStyle.STRUCTURED:
-            magic = NBD_STRUCTURED_REPLY_MAGIC
-            STRUCTURED_DATA.pack_into(out, position, magic, done, kind, cookie, payload, offset)
+        head, style = self._read_head, self._style
+        if style is HeaderStyle.SIMPLE:
+            self._pack_read(out, position, head, cookie)
+        elif style is HeaderStyle.STRUCTURED:
+            self._pack_read(out, position, head, cookie, 8 + length, offset)
         else:
-            magic = NBD_EXTENDED_REPLY_MAGIC
-            EXTENDED_DATA.pack_into(
-                out, position, magic, done, kind, cookie, offset, payload, offset
-            )
+            self._pack_read(out, position, head, cookie, offset, 8 + length, offset)
         return position + self.read_header
 
     def pack_done(
@@ -159,9 +168,19 @@ class BulkReplies:
     ) -> int:
         """The reply to a request without data in it; returns the position after it."""
         if self._style is HeaderStyle.EXTENDED:
-            magic, kind = NBD_EXTENDED_REPLY_MAGIC, ReplyType.NBD_REPLY_TYPE_NONE
-            done = NBD_REPLY_FLAG_DONE
-            EXTENDED_REPLY.pack_into(out, position, magic, done, kind, cookie, offset, 0)
+            self._pack_done(out, position, self._done_head, cookie, offset, 0)
         else:
-            SIMPLE_REPLY.pack_into(out, position, NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
+            self._pack_done(out, position, self._done_head, cookie)
         return position + self.done
+
+
+def _reply_heads(style: HeaderStyle) -> tuple[int, int]:
+    """The first eight bytes of the reply to a read, and of one without data."""
+    simple = NBD_SIMPLE_REPLY_MAGIC << 32
+    if style is HeaderStyle.SIMPLE:
+        return simple, simple
+    extended = style is HeaderStyle.EXTENDED
+    magic = NBD_EXTENDED_REPLY_MAGIC if extended else NBD_STRUCTURED_REPLY_MAGIC
+    data = _head(magic, NBD_REPLY_FLAG_DONE, ReplyType.NBD_REPLY_TYPE_OFFSET_DATA)
+    none = _head(magic, NBD_REPLY_FLAG_DONE, ReplyType.NBD_REPLY_TYPE_NONE)
+    return data, none if extended else simple

@@ -29,7 +29,7 @@ a violation.
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.nbd import chunks
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from vdisk.nbd.replies import Buffer
 
 
-class State(Enum):
+class State(IntEnum):  # looked up for every message: an IntEnum hashes faster
     HEADER = auto()
     OFFSET = auto()
     PAYLOAD = auto()
@@ -121,7 +121,7 @@ class _Pending:
         self.contexts: dict[int, MetaContext] = {}
         self.chunked = False
         self.contents = 0
-        self.coverage = Coverage(offset, length)
+        self.coverage: Coverage | None = None
         self.errors = 0
         self.error_offsets: list[int] = []
         self.error: RequestError | None = None
@@ -472,6 +472,8 @@ class ClientTransmission:
     def _fill(self, pending: _Pending, offset: int, length: int) -> None:
         """A content chunk: it must lie in the read, and touch nothing that was there before."""
         coverage = pending.coverage
+        if coverage is None:
+            coverage = pending.coverage = Coverage(pending.offset, pending.length)
         if not coverage.contains(offset, length):
             raise self._violation(f"bytes {offset} + {length}, outside the read")
         if not coverage.add(offset, length):
@@ -497,7 +499,7 @@ class ClientTransmission:
         if pending.errors > self._limits.error_chunks:
             raise self._violation("too many errors in one reply")
         if offset is not None:
-            if not pending.coverage.contains(offset, 1):
+            if not pending.offset <= offset < pending.offset + pending.length:
                 raise self._violation(f"an error at {offset}, outside the request")
             pending.error_offsets.append(offset)
         if pending.error is None:
@@ -516,9 +518,9 @@ class ClientTransmission:
         """The reply ends: a success must be whole."""
         if pending.error is None:
             if pending.command is Command.NBD_CMD_READ and pending.chunked:
-                missing = pending.length - pending.coverage.filled
-                if missing:
-                    raise self._violation(f"a read without {missing} of its bytes")
+                filled = pending.coverage.filled if pending.coverage else 0
+                if filled != pending.length:
+                    raise self._violation(f"a read with {filled} of {pending.length} bytes")
             if pending.contexts:
                 raise self._violation("a block status without all its contexts")
         del self._pending[pending.cookie]

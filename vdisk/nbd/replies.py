@@ -16,7 +16,7 @@ checks them.
 from __future__ import annotations
 
 from itertools import chain
-from struct import Struct, pack
+from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from vdisk.nbd.session import HeaderStyle
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
     from vdisk.nbd.events import Request
 
 Buffer = bytes | bytearray | memoryview
-
-STRUCTURED_DATA: Final = Struct(STRUCTURED_REPLY.format + "Q")
-"""A chunk header and the offset that begins the payload of NBD_REPLY_TYPE_OFFSET_DATA."""
-EXTENDED_DATA: Final = Struct(EXTENDED_REPLY.format + "Q")
 
 MAX_UINT32: Final = 2**32 - 1
 

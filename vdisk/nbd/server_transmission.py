@@ -29,7 +29,7 @@ the input, on a violation.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.nbd import replies
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from vdisk.nbd.replies import Buffer
 
 
-class State(Enum):
+class State(IntEnum):  # looked up for every message: an IntEnum hashes faster
     HEADER = auto()
     PAYLOAD = auto()
     SKIP = auto()
@@ -221,9 +221,14 @@ class ServerTransmission:
         return self._begin(header, self._payload_length(header))
 
     def _payload_length(self, header: _Header) -> int:
-        if self._extended:
-            return header.length if header.flags & _PAYLOAD_LEN else 0
-        return header.length if header.command == Command.NBD_CMD_WRITE else 0
+        """How many bytes follow the header.
+
+        A write is always followed by its data.  With extended headers it must say so by
+        NBD_CMD_FLAG_PAYLOAD_LEN, but the client of QEMU (10.0) does not: like QEMU's own server,
+        do without.
+        """
+        flagged = self._extended and header.flags & _PAYLOAD_LEN
+        return header.length if flagged or header.command == Command.NBD_CMD_WRITE else 0
 
     def _begin(self, header: _Header, payload_length: int) -> ServerEvent | None:
         """Check what a header says, before anything is allocated for its payload."""
@@ -245,7 +250,7 @@ class ServerTransmission:
     def _check(self, header: _Header) -> Refusal | None:
         command, flags, _, offset, length = header
         if self._extended:
-            payload_length = header.length if flags & _PAYLOAD_LEN else 0
+            payload_length = self._payload_length(header)
             refusal = self._check_payload_form(command, payload_length)
             if refusal is not None:
                 return refusal
@@ -258,12 +263,8 @@ class ServerTransmission:
         return refusal
 
     def _check_payload_form(self, command: int, payload_length: int) -> Refusal | None:
-        """Extended headers: who must, may and must not carry a payload."""
-        if command == Command.NBD_CMD_WRITE:
-            if not payload_length:
-                return ErrorValue.NBD_EINVAL, "NBD_CMD_WRITE without NBD_CMD_FLAG_PAYLOAD_LEN"
-            return None
-        if not payload_length:
+        """Extended headers: which commands may carry a payload, and how long."""
+        if command == Command.NBD_CMD_WRITE or not payload_length:
             return None
         offered = TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD in self.session.export.flags
         if command != Command.NBD_CMD_BLOCK_STATUS or not offered:

@@ -81,9 +81,9 @@ def test_writes_that_are_not_allowed(flags: TransmissionFlag) -> None:
     assert parser(flags=flags).writes(buffer, 100) == ([], 0)
 
 
-def test_extended_writes_carry_their_flag() -> None:
+def test_extended_writes_may_carry_their_flag() -> None:
     payload_len, fua = 1 << 5, 1
-    for flags, taken in [(0, 0), (payload_len, 1), (payload_len | fua, 1), (fua, 0)]:
+    for flags, taken in [(0, 1), (payload_len, 1), (payload_len | fua, 1), (fua, 1), (2, 0)]:
         header = pack(">IHHQQQ", 0x21E41C71, flags, 1, 7, 0, 512)
         writes, _ = parser(HeaderStyle.EXTENDED).writes(memoryview(header + bytes(512)), 100)
         assert len(writes) == taken
