@@ -110,6 +110,22 @@ class BulkParser:
             append((cookie, offset, length))
         return found, len(found) * each
 
+    @property
+    def header_size(self) -> int:
+        """Bytes of a request without its payload."""
+        return self._layout.size
+
+    def incomplete(self, view: memoryview, longest: int) -> bool:
+        """Whether *view* is only a beginning of a request that might be taken once it is whole.
+
+        *longest*: bytes of a write's data that are worth waiting for.
+        """
+        each = self._layout.size
+        if len(view) < each:
+            return True
+        head, _cookie, _offset, length = self._layout.unpack_from(view)
+        return head in self._writes and length <= longest and len(view) < each + length
+
     def writes(self, view: memoryview, most: int) -> tuple[list[PlainWrite], int]:
         """The run of plain writes at the front, whole with their data, and the bytes they take.
 
