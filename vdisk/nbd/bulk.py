@@ -5,7 +5,7 @@ whole ones off the front of a buffer with one ``Struct.iter_unpack``; :class:`Bu
 reply headers right in the send buffer, so that a server reads file data to its final place and
 sends everything with one call::
 
-    reads, used = parser.reads(view)
+    reads, used = parser.reads(view, most)
     for cookie, offset, length in reads:
         start = replies.pack_read(out, position, cookie, offset, length)
         position = start + length
