@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from tests.tools import peers
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
     Argument = str | os.PathLike[str]
@@ -105,8 +106,8 @@ def nbd(
     flags = ["--read-only"] if readonly else []
     # Not under tmp_path: the path of a Unix socket holds 107 characters.
     with tempfile.TemporaryDirectory(prefix="vdisk-") as folder:
-        socket = Path(folder, "nbd.sock")
-        words = ["--persistent", "--shared=0", f"--socket={socket}", "-f", format]
+        server = Path(folder, "nbd.sock")
+        words = ["--persistent", "--shared=0", f"--socket={server}", "-f", format]
         process = subprocess.Popen(
             peers.command("qemu-nbd", *words, "-x", export, *flags, *options, path),
             stdin=subprocess.DEVNULL,
@@ -115,19 +116,33 @@ def nbd(
         )
         with process:
             try:
-                wait_for_socket(process, socket)
-                yield f"nbd+unix:///{export}?socket={socket}"
+                wait_for_server(process, server)
+                yield f"nbd+unix:///{export}?socket={server}"
             finally:
                 process.terminate()
                 process.communicate(timeout=peers.TIMEOUT)
 
 
-def wait_for_socket(process: subprocess.Popen[bytes], socket: Path, timeout: float = 10) -> None:
-    """Return once a server that was started listens; fail with its words if it ends first."""
+def wait_for_server(process: subprocess.Popen[bytes], path: Path, timeout: float = 10) -> None:
+    """Return once an NBD server that was started greets a client; fail if it ends first.
+
+    That its socket exists is not enough: it may not listen yet, and a SIGTERM that reaches
+    qemu-nbd before its main loop runs is lost.
+    """
     deadline = time.monotonic() + timeout
-    while not socket.exists():
+    while not _greets(path):
         if process.poll() is not None:
             assert process.stdout is not None
             raise AssertionError(f"{process.args!r} ended: {process.stdout.read()!r}")
-        assert time.monotonic() < deadline, f"{socket} did not appear in {timeout} s"
+        assert time.monotonic() < deadline, f"nobody answered on {path} in {timeout} s"
         time.sleep(0.01)
+
+
+def _greets(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(peers.TIMEOUT)
+        try:
+            client.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return client.recv(8) == b"NBDMAGIC"
