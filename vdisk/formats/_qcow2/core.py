@@ -249,6 +249,8 @@ class Core:
             hit |= cluster in self.refcounts.blocks or cluster in self.l2
         if hit:
             raise self.corrupt("a guest cluster overlaps the image's own metadata", offset)
+        if end > self.file.size and not self.refcounts.count((end - 1) >> self.cluster_bits):
+            raise self.corrupt("a guest cluster lies past everything that is allocated", offset)
 
     # -- saving --------------------------------------------------------------------------------
 

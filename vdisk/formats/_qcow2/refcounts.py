@@ -114,6 +114,12 @@ class Refcounts:
             return None
         found = self.blocks.get(offset)
         if found is None:
+            if offset >= self._file.size:
+                raise CorruptImageError(
+                    f"refcount block {index} is past the end of the file",
+                    path=self._file.name,
+                    offset=offset,
+                )
             data = self._file.read(offset, self._cluster_size)
             found = self.blocks.add(Table(offset, unpack_counts(data, self.bits)))
         return found
