@@ -362,7 +362,7 @@ def test_loops_are_refused(tmp_path: Path) -> None:
     for names in (["a"], ["a", "b"], ["a", "b", "c"]):
         for name, backing in zip(names, [*names[1:], names[0]], strict=True):
             qcow2(tmp_path / name, backing, "qcow2")
-        with pytest.raises(InvalidRequestError, match="loop: .*a.* -> .*a;"):
+        with pytest.raises(InvalidRequestError, match=r"loop: .*a.* -> .*a;"):
             open_image(str(tmp_path / "a"))
         with pytest.raises(InvalidRequestError, match="loop"):
             open_image(str(tmp_path / "a"), readonly=False)

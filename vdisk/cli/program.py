@@ -47,6 +47,8 @@ class Program(NamedTuple):
         status = 1
         try:
             signal.signal(signal.SIGTERM, _terminate)
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes
             status = self._run(arguments)
             sys.stdout.flush()
         except KeyboardInterrupt as error:

@@ -53,7 +53,12 @@ def _change(args: Namespace, image: Qcow2Image) -> None:
     elif args.apply is not None:
         image.apply_snapshot(args.apply)
     else:
-        image.delete_snapshot(args.delete)
+        image.delete_snapshot(_to_delete(image, args.delete))
+
+
+def _to_delete(image: Qcow2Image, tag: str) -> str:
+    """The id of the snapshot that ``-d`` means: unlike ``-a``, qemu-img takes names first here."""
+    return next((each.id for each in image.snapshots() if each.name == tag), tag)
 
 
 def listing(snapshots: Iterable[SnapshotInfo]) -> str:

@@ -409,6 +409,18 @@ class Qcow2Image(BlockDevice):
         """Marked dirty: its reference counts may be stale (it was not closed cleanly)."""
         return bool(self.header.incompatible_features & layout.DIRTY)
 
+    def used_clusters(self, enough: int) -> int:
+        """Host clusters whose reference count is not 0, counted until they are ``enough``."""
+        used, refcounts = 0, self._core.refcounts
+        with self._core.lock:
+            for index in range(len(refcounts.table.words)):
+                block = refcounts.block(index)
+                if block is not None:
+                    used += len(block.words) - block.words.count(0)
+                if used >= enough:
+                    break
+        return used
+
     def check(
         self,
         *,

@@ -5,7 +5,7 @@ One pass over the extents of the image; entries that only differ in where they b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vdisk.block import Kind
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vdisk.block import BlockDevice, Extent
+    from vdisk.formats.qcow2 import Qcow2Image
 
 
 class MapEntry(NamedTuple):
@@ -104,13 +105,17 @@ def _is_preallocated(image: BlockDevice, extent: Extent, known: dict[int, bool])
 
 def _maps_holes(layer: BlockDevice) -> bool:
     """As QEMU tells: clusters in use are more than a tenth, and two, above those stored."""
-    cluster_size = getattr(layer, "cluster_size", None)
-    file = getattr(layer, "file", None)
-    stored = getattr(file, "allocated_size", None)
-    if cluster_size is None or file is None or stored is None:
+    if getattr(layer, "format_name", None) != "qcow2":
         return False
-    clusters = stored // cluster_size
-    return bool(file.size // cluster_size >= max(clusters * 10 // 9, clusters + 2))
+    image = cast("Qcow2Image", layer)
+    stored: int | None = getattr(image.file, "allocated_size", None)
+    if stored is None:
+        return False
+    clusters = stored // image.cluster_size
+    threshold = max(clusters * 10 // 9, clusters + 2)
+    if image.file.size // image.cluster_size < threshold:  # no need to count them
+        return False
+    return image.used_clusters(threshold) >= threshold
 
 
 def _by_file(extent: Extent, source: BlockDevice) -> Iterator[MapEntry]:
