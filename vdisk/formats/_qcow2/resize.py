@@ -66,7 +66,8 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
     writer = Writer(core, mapping, lambda: size)
     _hide_leftovers(core, mapping, writer, old, size)
     if preallocation != "off":
-        preallocate(core, mapping, writer, old, size, preallocation)
+        first = round_up(old, core.cluster_size)  # the cluster before is the old disk's
+        preallocate(core, mapping, writer, first, size, preallocation)
     core.flush()
     with core.lock:
         core.header.size = size
