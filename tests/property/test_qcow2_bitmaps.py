@@ -1,6 +1,7 @@
 """The life of dirty bitmaps against sets of chunks.
 
-Law: a bitmap holds exactly the chunks that were written while it was enabled, or merged into it.
+Law: a bitmap holds exactly the chunks that were written while it was enabled, or merged into it;
+and the image is sound in the end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from tests.tools.bitmaps import (
+    is_sound,
     new_image,
     ranges,
     reader,
@@ -47,6 +49,7 @@ class BitmapLife(RuleBasedStateMachine):
         if self.image is not None:
             self.reopen()
             self.agrees()
+            assert is_sound(self.image)
             self.image.close()
 
     def range(self, where: float, length: int) -> tuple[int, int]:

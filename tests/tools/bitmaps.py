@@ -41,19 +41,10 @@ def table_words(image: Qcow2Image, name: str = "b") -> list[int]:
     return list(words_from_bytes(image.file.read(entry.table_offset, entry.table_size * 8)))
 
 
-def leaks(image: Qcow2Image) -> set[int]:
-    """Host clusters that are counted and that neither bitmaps nor an empty image refer to."""
-    core = image._core
-    used = set(core.refcounts.own_clusters()) | {0}
-    used |= set(range(core.l1.offset, core.l1.offset + core.header.l1_size * 8, core.cluster_size))
-    found = set()
-    for offset, length in image._bitmaps.clusters():
-        found |= set(range(offset // core.cluster_size, -(-(offset + length) // core.cluster_size)))
-    used = {c for c in used if c < core.cluster_size} | {
-        c // core.cluster_size for c in used if c >= core.cluster_size
-    }
-    end = core.refcounts.last_used() + 1
-    return {c for c in range(end) if core.refcounts.count(c)} - used - found
+def is_sound(image: Qcow2Image) -> bool:
+    """No cluster is leaked or wrongly counted."""
+    report = image.check()
+    return not (report.leaks or report.corruptions or report.check_errors)
 
 
 def reader(image: Qcow2Image) -> Qcow2Image:

@@ -26,7 +26,6 @@ in_use, which a cut cannot tear.
     resizing    around whatever changes the disk's size, or its content behind the guest's back
     save        before the image's last ``settle``
     forget      for a repair: there are no bitmaps (any more)
-    clusters    the host ranges that bitmaps occupy, for whoever counts references
 
 An image whose bitmaps autoclear bit is unset was written by a program that knows no bitmaps: its
 extension is taken for absent and not written again, as QEMU does.
@@ -108,19 +107,6 @@ class Bitmaps:
             BitmapInfo(entry.name, entry.granularity, _flag_names(entry.flags))
             for entry in self._entries().values()
         ]
-
-    def clusters(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of every host range in use: the directory, tables and data.
-
-        Raises :class:`CorruptImageError` at the first table entry that breaks a rule.
-        """
-        if self._core.header.bitmaps is not None:
-            _count, size, offset = self._core.header.bitmaps
-            yield offset, size
-        for entry in self._entries().values():
-            yield entry.table_offset, entry.table_size * 8
-            for host in self._data.clusters(entry):
-                yield host, self._core.cluster_size
 
     # -- recording -------------------------------------------------------------------------------
 
