@@ -17,6 +17,7 @@ nbdsh       python3-libnbd
 nbd-client  nbd-client
 fio         fio
 mke2fs      e2fsprogs
+cryptsetup  cryptsetup-bin
 '
 
 missing=$(echo "$peers" | while read -r command package; do
