@@ -36,7 +36,9 @@ settings.register_profile(
 settings.register_profile(
     "thorough", max_examples=2000, deadline=None, suppress_health_check=_SLOW_MACHINES
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if peers.IN_CI in os.environ else "dev")
+)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
