@@ -54,8 +54,7 @@ def run(args: Namespace) -> int:
             f"(starting at offset {workload.offset}, step size {step})"
         )
         if workload.flush_interval:
-            drain = "" if workload.drain else " without draining the queue"
-            print(f"Sending flush every {workload.flush_interval} requests{drain}")
+            print(f"Sending flush every {workload.flush_interval} requests")
         result = bench(image, workload)
     print(f"Run completed in {result.seconds:.3f} seconds.")
     if not args.quiet and result.seconds:

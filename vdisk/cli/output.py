@@ -142,6 +142,7 @@ class Progress:
         self._next = 0.0
         self._drawn = False
         self._reached = (0, 0)
+        self._handler: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         self._reached = (done, total)
@@ -167,7 +168,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if not self._enabled and hasattr(signal, "SIGUSR1"):
-            signal.signal(signal.SIGUSR1, self._tell)
+            self._handler = signal.signal(signal.SIGUSR1, self._tell)
         return self
 
     def __exit__(
@@ -176,6 +177,8 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGUSR1, self._handler)
         if self._drawn:
             sys.stdout.write("\n")
 

@@ -91,7 +91,7 @@ def _check(image: BlockDevice, workload: Workload) -> None:
         raise InvalidRequestError(f"the buffer size (-s) is between 1 and {MAX_BUFFER_SIZE}")
     if workload.flush_interval and workload.pattern is None:
         raise InvalidRequestError("a flush interval is for write tests (-w) only")
-    if 0 < workload.flush_interval < workload.depth and workload.drain:
+    if 0 < workload.flush_interval < workload.depth:
         raise InvalidRequestError("the flush interval is not smaller than the depth (-d)")
     if workload.requests and not image.size:
         raise InvalidRequestError("the disk is empty", path=image.name)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +16,9 @@ from vdisk.errors import (
     NotFoundError,
 )
 from vdisk.jobs.commit import commit
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MIB = 1 << 20
 
