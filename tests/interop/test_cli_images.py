@@ -101,19 +101,20 @@ def fill(name: str, *, encrypted: bool) -> None:
 @pytest.mark.parametrize("kind", IMAGES)
 def test_what_they_make_looks_the_same_to_both(kind: str) -> None:
     encrypted = kind in ("luks", "aes")
+    names = image_options("disk", encrypted=encrypted)
     qemu.img("create", "-q", "-f", "qcow2", *IMAGES[kind], "disk", "3M")
     for _ in range(2):
         agree("info", "--output=json", "disk")
         agree("info", "disk")
-        names = image_options("disk", encrypted=encrypted)
-        if kind != "subclusters":
-            agree("map", "--output=json", *names)
         entries = agree_on_map(*names)
         assert sum(entry["length"] for entry in entries) == 3 << 20
-        agree_on_map("-s", "70k", "-l", "1M", *names)
-        agree("map", *names)
         agree("check", "--output=json", *names)
-        agree("check", *names)
+        if not encrypted:  # each look at an encrypted image derives its key anew
+            agree_on_map("-s", "70k", "-l", "1M", *names)
+            agree("map", *names)
+            agree("check", *names)
+            if kind != "subclusters":
+                agree("map", "--output=json", *names)
         fill("disk", encrypted=encrypted)
 
 
@@ -127,12 +128,12 @@ def test_what_we_make_looks_the_same_to_both(kind: str) -> None:
     if "data_file=data.raw" in " ".join(IMAGES[kind]):
         os.truncate("data.raw", 0)  # the second creation emptied the first one's file
         os.truncate("data.raw", 3 << 20)
-    for _ in range(2):
+    names = image_options("disk", encrypted=encrypted)
+    for _ in range(1 if encrypted else 2):
+        fill("disk", encrypted=encrypted)
         agree("info", "--output=json", "disk")
-        names = image_options("disk", encrypted=encrypted)
         agree("check", "--output=json", *names)
         agree_on_map(*names)
-        fill("disk", encrypted=encrypted)
 
 
 def test_chains_look_the_same() -> None:
