@@ -7,6 +7,8 @@ table costs a few comparisons, not thousands of steps of Python.
 
 from __future__ import annotations
 
+import functools
+import sys
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,17 +41,16 @@ class Run(NamedTuple):
 def gallop(matches: Callable[[int, int], bool], known: int, limit: int) -> int:
     """How many entries, ``known`` at least and ``limit`` at most, belong to a run.
 
-    ``matches(at, step)``: do the ``step`` entries from number ``at`` on continue it?
+    ``matches(at, step)``: do the ``step`` entries (a power of two) from number ``at`` on
+    continue it?
     """
-    step, growing = 1, True
-    while step and known < limit:
-        taken = min(step, limit - known)
-        if matches(known, taken):
-            known += taken
-            step = min(step * 2, _LONGEST_STEP) if growing else step // 2
-        else:
-            growing = False
-            step //= 2
+    step = 1
+    while step <= limit - known and matches(known, step):
+        known += step
+        step = min(step * 2, _LONGEST_STEP)
+    while step := step // 2:
+        if step <= limit - known and matches(known, step):
+            known += step
     return known
 
 
@@ -264,10 +265,23 @@ def run_length(words: array[int], index: int, limit: int, step: int) -> int:
 
     def matches(at: int, count: int) -> bool:
         found = words[index + at : index + at + count]
-        if step:
-            return found == array("Q", range(entry + at * step, entry + (at + count) * step, step))
-        if entry:
-            return found == array("Q", [entry]) * count
-        return found == (_NO_ENTRIES if count == _LONGEST_STEP else _NO_ENTRIES[:count])
+        if not entry and not step:
+            return found == (_NO_ENTRIES if count == _LONGEST_STEP else _NO_ENTRIES[:count])
+        ones, steps = _progression(count, step)
+        return int.from_bytes(found, sys.byteorder) - steps == (entry + at * step) * ones
 
     return gallop(matches, 2, limit)
+
+
+@functools.lru_cache(maxsize=64)
+def _progression(count: int, step: int) -> tuple[int, int]:
+    """Numbers whose 64-bit digits are 1, 1, 1, … and 0, step, 2 step, …
+
+    Read as one number, a run of entries is ``entry * ones + steps``: two operations on long
+    integers compare thousands of entries, eight times as fast as making them one by one.
+    """
+    ones = array("Q", [1]) * count
+    steps = array("Q", range(0, count * step, step)) if step else array("Q", bytes(8 * count))
+    if sys.byteorder == "big":  # the first entry is the highest digit there
+        steps.reverse()
+    return int.from_bytes(ones, sys.byteorder), int.from_bytes(steps, sys.byteorder)
