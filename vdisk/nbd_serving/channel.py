@@ -1,0 +1,117 @@
+"""A non-blocking connection, plain or through TLS.
+
+Both raise ``BlockingIOError`` when they can neither receive nor send now, and ``OSError`` when
+the connection is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping, Sequence
+
+MSG_MORE = getattr(socket, "MSG_MORE", 0)
+
+_UNIX_SEND_BUFFER = 4 << 20
+"""Bytes the kernel may hold for one unix socket: a few of the largest usual reads.  (TCP sizes
+its buffers itself, unless they are set.)"""
+
+
+_TLS_RECORD = 1 << 14
+"""The most bytes of one TLS record (RFC 8446, section 5.1)."""
+
+
+class Channel:
+    """A plain socket.  ``sends_files``: the kernel can send from a file by itself."""
+
+    sends_files = hasattr(os, "sendfile") and hasattr(os, "preadv")
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if connection.family == socket.AF_UNIX:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_SEND_BUFFER)
+        elif connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.socket = connection
+        self.recv_into: Callable[[memoryview], int] = connection.recv_into
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, data: memoryview, *, more: bool = False) -> int:
+        """Send a beginning of ``data``; ``more``: something follows at once."""
+        return self.socket.send(data, MSG_MORE if more else 0)
+
+    def send_all(self, buffers: Sequence[memoryview], *, more: bool = False) -> int:
+        """Send a beginning of the buffers, one after the other."""
+        return self.socket.sendmsg(buffers, (), MSG_MORE if more else 0)
+
+    def send_file(self, descriptor: int, offset: int, length: int) -> int:
+        """Send bytes of a file; 0 at its end."""
+        return os.sendfile(self.socket.fileno(), descriptor, offset, length)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class TlsChannel(Channel):
+    """TLS over the connection of a plain channel, which it replaces; begins with a handshake."""
+
+    sends_files = False
+
+    def __init__(self, plain: Channel, context: ssl.SSLContext) -> None:
+        import ssl
+
+        self._would_block = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self._tls = context.wrap_socket(
+            plain.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.socket = self._tls
+        self.recv_into = self._receive
+
+    def shake_hands(self) -> bool | None:
+        """One step: None when done, else whether it waits to write (and not to read)."""
+        try:
+            self._tls.do_handshake()
+        except self._would_block as error:
+            return isinstance(error, self._would_block[1])
+        return None
+
+    def certificate(self) -> Mapping[str, Any] | None:
+        """The client's certificate as Python's ssl describes it; None without a verified one."""
+        return self._tls.getpeercert()
+
+    def _receive(self, view: memoryview) -> int:
+        try:
+            return self._tls.recv_into(view)
+        except self._would_block as error:
+            raise BlockingIOError from error
+
+    def send(self, data: memoryview, *, more: bool = False) -> int:
+        try:
+            return self._tls.send(data)
+        except self._would_block as error:
+            raise BlockingIOError from error
+
+    def send_all(self, buffers: Sequence[memoryview], *, more: bool = False) -> int:
+        """One record's worth: OpenSSL takes no more at once, and small buffers can share it."""
+        if len(buffers) == 1 or len(buffers[0]) >= _TLS_RECORD:
+            return self.send(buffers[0])
+        record = bytearray()
+        for buffer in buffers:
+            record += buffer[: _TLS_RECORD - len(record)]
+            if len(record) == _TLS_RECORD:
+                break
+        return self.send(memoryview(record))
+
+    def close(self) -> None:
+        # Say goodbye if that is possible at once; the client's own goodbye is not waited for.
+        with contextlib.suppress(OSError, ValueError):
+            self._tls.unwrap()
+        self._tls.close()

@@ -1,0 +1,253 @@
+"""The hot path: many plain reads and writes answered at once, in the event loop's thread.
+
+What costs time when disks are served from the page cache is not the copying but everything
+around it, so requests are taken off the receive buffer many at a time, file data is read right
+behind its header in the send buffer, and all of it leaves with one ``send``::
+
+    received  | read | read | read | read | flush…          parsed with one iter_unpack
+                  |      |      |      |
+                  v      v      |      v
+    to send   |hdr data|hdr data|hdr data|                  preadv(…, RWF_NOWAIT) each
+                                |
+                                '--> not in the page cache: to the machine, and a worker
+
+Reads from 32 KiB on are sent by the kernel (``sendfile``).  Whatever is not plain, not valid, not
+in the page cache or fails is handed to the state machine, as the bytes it came as: then this
+path need not know how to refuse, and a client cannot tell which path answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from vdisk.errors import VdiskError
+from vdisk.nbd.bulk import BulkParser, BulkReplies, PlainRead, PlainWrite
+from vdisk.nbd_serving.outbox import DeviceRange, cached, file_pieces
+from vdisk.stores.file import FileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vdisk.nbd.gate import Gate
+    from vdisk.nbd.session import Session
+    from vdisk.nbd_serving.export import Export
+    from vdisk.nbd_serving.outbox import Outbox
+
+SEND_BUFFER: Final = 4 << 20
+"""Bytes of replies collected before they are sent, shared by all clients of a server."""
+
+SENDFILE_FROM: Final = 32 << 10
+"""Bytes from which a second system call costs less than copying twice."""
+
+INLINE_READ: Final = 256 << 10
+"""Bytes of the longest read that is copied here, where the kernel cannot send it (TLS)."""
+
+INLINE_WRITE: Final = 128 << 10
+"""Bytes of the longest write made here: some 30 microseconds for the page cache to take."""
+
+READS_AT_ONCE: Final = 256
+WRITES_AT_ONCE: Final = 64
+"""Requests answered before the first reply leaves: about a millisecond's work."""
+
+LONGEST_RUN: Final = 1 << 20
+"""Bytes of neighbouring writes that are made one."""
+
+SLOW_SECONDS: Final = 0.005
+"""A write that took longer waited for the disk: the event loop is no place for the next."""
+
+SLOW_PAUSE: Final = 1.0
+"""Seconds after which writing here is tried again."""
+
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)
+
+
+class SendBuffer:
+    """Where replies are put together; one for a server, used during one wake-up at a time."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(SEND_BUFFER))
+
+
+class FastPath:
+    """Of one connection.  ``hand_over(bytes)``: to the machine, which stands at a boundary."""
+
+    def __init__(
+        self,
+        session: Session,
+        gate: Gate,
+        export: Export,
+        outbox: Outbox,
+        buffer: SendBuffer,
+        hand_over: Callable[[memoryview], None],
+    ) -> None:
+        self._parser = BulkParser(session, gate)
+        self._replies = BulkReplies(session.headers)
+        self.header_size = self._parser.header_size
+        self._export = export
+        self._device = export.device
+        self._outbox = outbox
+        self._sends_files = outbox.channel.sends_files
+        self._buffer = buffer.view
+        self._filled = 0
+        self._hand_over = hand_over
+        self._nowait = _NOWAIT or 0
+        self._writes_here = export.prompt and not export.write_through and not export.read_only
+
+    def take(self, view: memoryview) -> int:
+        """Answer the plain requests at the front of ``view``; the bytes they took."""
+        reads, used = self._parser.reads(view, READS_AT_ONCE)
+        if reads:
+            with self._device.hold():
+                return self._answer_reads(reads, view)
+        writes, used = self._parser.writes(view, WRITES_AT_ONCE)
+        if writes:
+            self._answer_writes(writes, view)
+        return used
+
+    def incomplete(self, view: memoryview) -> bool:
+        """Whether it is better to wait for more than to let the machine begin with ``view``."""
+        return self._parser.incomplete(view, INLINE_WRITE if self._writes_here else 0)
+
+    def send(self) -> None:
+        """Send the replies that were put together.  Raises ``OSError``."""
+        if self._filled:
+            filled, self._filled = self._filled, 0
+            self._outbox.send_now(self._buffer[:filled])
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    def _answer_reads(self, reads: list[PlainRead], view: memoryview) -> int:
+        """Answer reads until the client should fetch some; the bytes of the requests."""
+        began = monotonic()
+        each = self.header_size
+        answered = size = index = 0
+        for index, (cookie, offset, length) in enumerate(reads):
+            if self._outbox.crowded:
+                break
+            if length >= SENDFILE_FROM and self._sends_files:
+                done = self._send_range(cookie, offset, length)
+            else:
+                done = length <= INLINE_READ and self._copy(cookie, offset, length)
+            if done:
+                answered += 1
+                size += length
+            else:
+                self._hand_over(view[index * each : (index + 1) * each])
+        else:
+            index = len(reads)
+        if answered:
+            seconds = (monotonic() - began) / answered
+            self._export.statistics.reads.add(answered, size, seconds)
+        return index * each
+
+    def _copy(self, cookie: int, offset: int, length: int) -> bool:
+        """Put a read's reply in the buffer; False where that would wait or fail."""
+        position = self._filled
+        if position + self._replies.read_header + length > SEND_BUFFER:
+            self.send()
+            position = 0
+        start = self._replies.pack_read(self._buffer, position, cookie, offset, length)
+        target = self._buffer[start : start + length]
+        try:
+            found = self._device.locate(offset, length)
+            if found is None:
+                done = self._fill_zeroes(offset, target)
+            elif type(found[0]) is FileStore:
+                descriptor = found[0].fileno()
+                done = os.preadv(descriptor, (target,), found[1], self._nowait) == length
+            else:
+                done = False
+        except VdiskError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # by a file system without RWF_NOWAIT
+                self._nowait = 0
+            return False
+        if done:
+            self._filled = start + length
+        return done
+
+    def _fill_zeroes(self, offset: int, target: memoryview) -> bool:
+        """A range that no file holds in one piece: answer it if it is all zeroes."""
+        if not self._export.prompt:
+            return False
+        if not all(extent.reads_zero for extent in self._device.map(offset, len(target))):
+            return False
+        target[:] = bytes(len(target))
+        return True
+
+    def _send_range(self, cookie: int, offset: int, length: int) -> bool:
+        """Send a read's reply with its data from the page cache; False where that would wait."""
+        try:
+            pieces = file_pieces(self._device, offset, length)
+        except VdiskError:
+            return False
+        if pieces is None or not cached(pieces):
+            return False
+        if self._filled + self._replies.read_header > SEND_BUFFER:
+            self.send()
+        self._filled = self._replies.pack_read(self._buffer, self._filled, cookie, offset, length)
+        filled, self._filled = self._filled, 0
+        self._outbox.send_now(self._buffer[:filled], more=True)
+        data = DeviceRange(self._device, offset, length, pieces)
+        self._outbox.push_range(data)
+        if not self._outbox.send():
+            data.forget_pieces()
+        return True
+
+    # -- writes ----------------------------------------------------------------------------------
+
+    def _answer_writes(self, writes: list[PlainWrite], view: memoryview) -> None:
+        began = monotonic()
+        here = self._writes_here and began >= self._export.slow_until
+        index = position = answered = size = 0
+        while index < len(writes):
+            count = _run_length(writes, index) if here else 1
+            run = writes[index : index + count]
+            data = [item[2] for item in run]
+            length = sum(map(len, data))
+            end = position + count * self.header_size + length
+            if here and self._write(run, data):
+                answered += count
+                size += length
+            else:
+                self._hand_over(view[position:end])
+            index, position = index + count, end
+        if answered:
+            spent = monotonic() - began
+            self._export.statistics.writes.add(answered, size, spent / answered)
+            if spent > SLOW_SECONDS * answered:
+                self._export.slow_until = began + spent + SLOW_PAUSE
+
+    def _write(self, run: list[PlainWrite], data: list[memoryview]) -> bool:
+        """Make a run of writes, put the replies in the buffer; False where it is not for here."""
+        if run[0][3] or len(data[0]) > INLINE_WRITE:
+            return False
+        try:
+            self._device.writev(run[0][1], data)
+        except VdiskError:
+            return False
+        if self._filled + len(run) * self._replies.done > SEND_BUFFER:
+            self.send()
+        for cookie, offset, _data, _fua in run:
+            self._filled = self._replies.pack_done(self._buffer, self._filled, cookie, offset)
+        return True
+
+
+def _run_length(writes: list[PlainWrite], index: int) -> int:
+    """How many writes from ``index`` on lie one behind the other and can be made one."""
+    _cookie, offset, data, fua = writes[index]
+    count, start, end = 1, offset, offset + len(data)
+    if fua:
+        return 1
+    for _cookie, offset, data, fua in writes[index + 1 :]:
+        if offset != end or fua or end + len(data) - start > LONGEST_RUN:
+            break
+        if len(data) > INLINE_WRITE:
+            break
+        end += len(data)
+        count += 1
+    return count
