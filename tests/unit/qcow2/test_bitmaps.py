@@ -20,6 +20,7 @@ from tests.tools.bitmaps import (
     table_words,
 )
 from vdisk import errors
+from vdisk.formats._qcow2 import bitmap_directory
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,38 @@ def test_a_resize_keeps_bits_and_adds_clear_ones() -> None:
         assert ranges(image) == [(0, 2 * MIB + 512)]
         assert image.bitmaps()[0].flags == ("auto",)
         assert is_sound(image)
+
+
+def test_a_resize_gives_back_what_it_cuts_off() -> None:
+    image = new_image(size=9 * MIB, cluster_size=512)
+    image.add_bitmap("b", 512)
+    image.merge_bitmap("b", [(offset, 512) for offset in range(0, 9 * MIB, MIB)])
+    image.resize(MIB)
+    with reopened(image) as image:
+        assert ranges(image) == [(0, 512)]
+        assert is_sound(image)
+
+
+def test_a_last_cluster_of_ones_has_no_chunks_behind_the_disk() -> None:
+    """Other programs may say "all set" (table entry 1) of a cluster that the disk does not fill."""
+    image = new_image(size=MIB, cluster_size=512)
+    image.add_bitmap("b", 1024)
+    table = bitmap_directory.read(image._core)["b"].table_offset
+    image.file.write(table, (1).to_bytes(8, "big"))
+    assert ranges(image) == [(0, MIB)]
+    image.resize(2 * MIB)
+    with reopened(image) as image:
+        assert ranges(image) == [(0, MIB)]
+
+
+def test_tail_bits_are_cleared_when_their_cluster_is_rewritten() -> None:
+    image = new_image(size=MIB - 8 * KIB, cluster_size=512)
+    image.add_bitmap("b", 8 * KIB)  # 127 bits
+    image.merge_bitmap("b", [(0, 512)])
+    image.file.write(table_words(image)[0] + 15, b"\x80")
+    image.merge_bitmap("b", [(MIB - 16 * KIB, 512)])
+    assert image.file.read(table_words(image)[0], 16) == b"\x01" + bytes(14) + b"\x40"
+    image.close()
 
 
 def test_a_resize_that_a_bitmap_cannot_follow_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.tools import images
@@ -74,18 +76,24 @@ def test_bitmaps_of_a_program_that_knows_none_are_taken_for_absent() -> None:
 
 
 class FailingStore(MemoryStore):
-    """Keeps a copy of itself before each write, and fails the one it is told to."""
+    """Keeps a copy of itself before each write, and fails the one it is told to.
+
+    ``fail_late``: what was to be written is there all the same.
+    """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
         self.copies: list[bytes] = []
         self.fail_at = -1
+        self.fail_late = False
 
     def _write(self, offset: int, view: memoryview) -> None:
         self.copies.append(self.content())
-        if len(self.copies) - 1 == self.fail_at:
-            raise errors.NoSpaceError("full", path=self.name)
-        super()._write(offset, view)
+        fails = len(self.copies) - 1 == self.fail_at
+        if self.fail_late or not fails:
+            super()._write(offset, view)
+        if fails:
+            raise errors.DeviceError("told to fail", path=self.name)
 
 
 CHANGES = {
@@ -94,7 +102,8 @@ CHANGES = {
     "clear": lambda image: image.clear_bitmap("b"),
     "disable": lambda image: image.disable_bitmap("b"),
     "merge": lambda image: image.merge_bitmap("b", [(0, SIZE)]),
-    "resize": lambda image: image.resize(SIZE // 2),
+    "resize: shrink": lambda image: image.resize(SIZE // 2),
+    "resize: grow": lambda image: image.resize(20 * SIZE),  # larger tables
     "write and save": lambda image: (image.write(0, b"x"), image.save_bitmaps()),
 }
 
@@ -129,17 +138,15 @@ def test_after_any_cut_a_bitmap_is_old_or_new_or_says_that_it_is_neither(change:
     assert len(file.copies) >= 4
     for content in [*file.copies, file.content()]:
         with images.open_image(MemoryStore(content), readonly=True) as cut:
-            found = state(cut)
-            for name, value in found.items():
-                assert value in (before.get(name), after.get(name), "in-use")
-            assert set(found) in (set(before), set(after))
+            check_state(cut, before, after)
             if "resize" not in change:
-                assert found["other"] == before["other"]
+                assert state(cut)["other"] == before["other"]
     image.close()
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("change", sorted(CHANGES))
-def test_a_change_that_fails_leaves_what_was_there(change: str) -> None:
+def test_a_change_that_fails_leaves_what_was_there(change: str, late: bool) -> None:
     file = image_with_two_bitmaps()
     probe = FailingStore(file.content())
     image = images.open_image(probe)
@@ -148,16 +155,25 @@ def test_a_change_that_fails_leaves_what_was_there(change: str) -> None:
     after, writes = state(image), len(probe.copies)
     image.close()
     for fail_at in range(writes):
-        broken = FailingStore(file.content())
-        broken.fail_at = fail_at
-        image = images.open_image(broken)
-        try:
+        failing = FailingStore(file.content())
+        failing.fail_at, failing.fail_late = fail_at, late
+        image = images.open_image(failing)
+        with contextlib.suppress(errors.DeviceError):
             CHANGES[change](image)
-        except errors.NoSpaceError:
-            found = state(image)
-            for name, value in found.items():
-                assert value in (before.get(name), after.get(name), "in-use")
+        check_state(image, before, after)
+        image.flush()
+        check_state(reader(image), before, after)
+        assert not reader(image).check().corruptions
+        image.write(SIZE // 4, b"x" * 8192)
+        assert set(state(reader(image))) in (set(before), set(after))
         image = reopened(image)
         assert set(state(image)) in (set(before), set(after))
         image.add_bitmap("afterwards")
         image.close()
+
+
+def check_state(image: Qcow2Image, before: dict[str, object], after: dict[str, object]) -> None:
+    found = state(image)
+    assert set(found) in (set(before), set(after))
+    for name, value in found.items():
+        assert value in (before.get(name), after.get(name), "in-use")
