@@ -115,6 +115,14 @@ def test_a_broken_rule_is_named(offset: int, field: str, value: int, rule: str |
         read_header(store)
 
 
+def test_extensions_end_with_the_cluster_wherever_the_name_claims_to_be() -> None:
+    content = bytearray(new_image(cluster_size=512).content())
+    content[112:512] = b"\x12\x34\x56\x78\0\0\0\0" * 50
+    store = poked(poked(MemoryStore(content), 8, "Q", 1 << 40), 16, "I", 5)
+    with pytest.raises(CorruptImageError, match="backing file name does not lie"):
+        read_header(store)
+
+
 def test_an_unknown_incompatible_feature_is_refused_by_name() -> None:
     store = poked(new_image(), 72, "Q", 1 << 5)
     with pytest.raises(UnsupportedFeatureError, match="bit 5"):

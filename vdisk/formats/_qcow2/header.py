@@ -200,7 +200,7 @@ def parse(cluster: bytes, *, path: str) -> Header:
     """
     header = Header()
     name_offset, name_size, length = _parse_fixed(header, cluster, path)
-    end = name_offset or min(len(cluster), header.cluster_size)
+    end = min(name_offset or header.cluster_size, header.cluster_size, len(cluster))
     _parse_extensions(header, cluster, length, end, path)
     _check_features(header, path)
     if name_offset:
