@@ -35,7 +35,11 @@ class MapEntry(NamedTuple):
     filename: str | None
 
 
-_NOWHERE = MapEntry(0, 0, 0, False, False, False, None, None)
+_Facts = tuple[int, bool, bool, bool, str | None]
+"""What does not change along an entry: depth, present, zero, data, filename."""
+
+_Piece = tuple[int, int, _Facts, int | None]
+"""Start, length, facts, offset.  Plain tuples: an image can have millions of them."""
 
 
 def map_entries(
@@ -48,44 +52,42 @@ def map_entries(
     room = max(image.size - start, 0)
     length = room if length is None else min(length, room)
     if not length:
-        yield _NOWHERE._replace(start=start)
+        yield MapEntry(start, 0, 0, False, False, False, None, None)
         return
-    pending: MapEntry | None = None
-    for entry in _entries(image, start, length):
-        if pending is None:
-            pending = entry
-        elif _continues(entry, pending):
-            pending = pending._replace(length=pending.length + entry.length)
-        else:
-            yield pending
-            pending = entry
-    if pending is not None:
-        yield pending
+    known: _Facts | None = None
+    begin = end = start
+    offset: int | None = None
+    for at, size, facts, place in _pieces(image, start, length):
+        expected = None if offset is None else offset + at - begin
+        if facts != known or place != expected:
+            if known is not None:
+                yield _entry(begin, end, known, offset)
+            begin, known, offset = at, facts, place
+        end = at + size
+    if known is not None:
+        yield _entry(begin, end, known, offset)
 
 
-def _continues(entry: MapEntry, before: MapEntry) -> bool:
-    if entry[2:6] != before[2:6] or entry.filename != before.filename:
-        return False
-    if entry.offset is None or before.offset is None:
-        return entry.offset is before.offset
-    return entry.offset == before.offset + before.length
+def _entry(begin: int, end: int, facts: _Facts, offset: int | None) -> MapEntry:
+    depth, present, zero, data, filename = facts
+    return MapEntry(begin, end - begin, depth, present, zero, data, offset, filename)
 
 
-def _entries(image: BlockDevice, start: int, length: int) -> Iterator[MapEntry]:
+def _pieces(image: BlockDevice, start: int, length: int) -> Iterator[_Piece]:
     preallocated: dict[int, bool] = {}
     for extent in image.map(start, length):
         at, size, kind, source, offset, depth = extent
         if kind is Kind.HOLE:
-            yield MapEntry(at, size, depth, False, True, False, None, None)
+            yield at, size, (depth, False, True, False, None), None
         elif source is None or kind is Kind.COMPRESSED or not source.verbatim:
             zero = kind is Kind.ZERO
-            yield MapEntry(at, size, depth, True, zero, not zero, None, None)
+            yield at, size, (depth, True, zero, not zero, None), None
         elif kind is Kind.ZERO:
-            yield MapEntry(at, size, depth, True, True, False, offset, source.name)
+            yield at, size, (depth, True, True, False, source.name), offset
         elif _is_preallocated(image, extent, preallocated):
             yield from _by_file(extent, source)
         else:
-            yield MapEntry(at, size, depth, True, False, True, offset, source.name)
+            yield at, size, (depth, True, False, True, source.name), offset
 
 
 def _is_preallocated(image: BlockDevice, extent: Extent, known: dict[int, bool]) -> bool:
@@ -118,18 +120,10 @@ def _maps_holes(layer: BlockDevice) -> bool:
     return image.used_clusters(threshold) >= threshold
 
 
-def _by_file(extent: Extent, source: BlockDevice) -> Iterator[MapEntry]:
+def _by_file(extent: Extent, source: BlockDevice) -> Iterator[_Piece]:
     """``extent`` split where its file changes between data and hole."""
     assert extent.source_offset is not None
     delta = extent.start - extent.source_offset
     for part in source.map(extent.source_offset, extent.length):
-        yield MapEntry(
-            start=part.start + delta,
-            length=part.length,
-            depth=extent.depth,
-            present=True,
-            zero=part.reads_zero,
-            data=True,
-            offset=part.start,
-            filename=source.name,
-        )
+        facts = (extent.depth, True, part.reads_zero, True, source.name)
+        yield part.start + delta, part.length, facts, part.start
