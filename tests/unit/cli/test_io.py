@@ -23,9 +23,9 @@ from vdisk.cli._io.arguments import (
     parse_pattern,
     parse_words,
 )
+from vdisk.cli._io.reading import matches
 from vdisk.cli._io.session import Session, Settings
 from vdisk.cli._io.table import COMMANDS, QuitRequested, find, run_line
-from vdisk.cli._io.transfers import matches
 from vdisk.cli.main import main
 from vdisk.errors import CorruptImageError, DeviceError, NotFoundError
 from vdisk.formats.raw import RawImage
@@ -36,7 +36,7 @@ from vdisk.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vdisk.block import BlockDevice
+    from vdisk.block import BlockDevice, Extent
 
 MIB = 1 << 20
 
@@ -212,11 +212,16 @@ def test_why_a_request_failed_is_said_where_the_number_does_not_say_it(
         def _read_into(self, offset: int, view: memoryview) -> None:
             raise CorruptImageError("the L2 entry leads nowhere", path="image", offset=8)
 
+        def _map(self, start: int, length: int) -> Iterator[Extent]:
+            raise CorruptImageError("the L2 entry leads nowhere", path="image", offset=8)
+
     with session_of(Broken(bytes(512))) as session:
         assert not run_line(session, "read 0 512")
-    captured = capsys.readouterr()
-    assert captured.out == "read failed: Input/output error\n"
-    assert "image, offset 0x8: the L2 entry leads nowhere" in captured.err
+        captured = capsys.readouterr()
+        assert captured.out == "read failed: Input/output error\n"
+        assert "image, offset 0x8: the L2 entry leads nowhere" in captured.err
+        assert not run_line(session, "map")
+        assert "the L2 entry leads nowhere" in capsys.readouterr().err
 
 
 def test_an_image_that_cannot_be_reopened_stays_open() -> None:

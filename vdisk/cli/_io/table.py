@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdisk.cli._io import transfers, upkeep
+from vdisk.cli._io import reading, upkeep, writing
 from vdisk.cli._io.arguments import Arguments, CommandFailed, UsageError, parse_words
 from vdisk.cli._io.session import complain
+from vdisk.errors import VdiskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ COMMANDS = (
     Command("aio_flush", upkeep.aio_flush, "", "wait for all asynchronous requests"),
     Command(
         "aio_read",
-        transfers.aio_read,
+        reading.aio_read,
         "[-Ciqv] [-P pattern] off len [len..]",
         "read without waiting for the result",
         minimum=2,
@@ -89,7 +90,7 @@ COMMANDS = (
     ),
     Command(
         "aio_write",
-        transfers.aio_write,
+        writing.aio_write,
         "[-Cfiquz] [-P pattern] off len [len..]",
         "write without waiting for the result",
         minimum=2,
@@ -110,7 +111,7 @@ COMMANDS = (
     Command("close", upkeep.close, "", "close the image", alias="c"),
     Command(
         "discard",
-        transfers.discard,
+        writing.discard,
         "[-Cq] off len",
         "tell that bytes are no longer needed",
         minimum=2,
@@ -158,7 +159,7 @@ COMMANDS = (
     Command("quit", _quit, "", "leave", maximum=None, alias="q", needs_image=False),
     Command(
         "read",
-        transfers.read,
+        reading.read,
         "[-abCqv] [-P pattern [-s off] [-l len]] off len",
         "read bytes",
         minimum=2,
@@ -177,7 +178,7 @@ COMMANDS = (
     ),
     Command(
         "readv",
-        transfers.readv,
+        reading.readv,
         "[-Cqv] [-P pattern] off len [len..]",
         "read into several buffers at once",
         minimum=2,
@@ -228,7 +229,7 @@ COMMANDS = (
     ),
     Command(
         "write",
-        transfers.write,
+        writing.write,
         "[-bcCfnquz] [-P pattern | -s source_file] off len",
         "write bytes",
         minimum=2,
@@ -249,7 +250,7 @@ COMMANDS = (
     ),
     Command(
         "writev",
-        transfers.writev,
+        writing.writev,
         "[-Cfq] [-P pattern] off len [len..]",
         "write from several buffers at once",
         minimum=2,
@@ -286,6 +287,9 @@ def run_line(session: Session, line: str) -> bool:
             (complain if error.to_stderr else print)(error.message)
         if isinstance(error, UsageError) and command is not None:
             print(command.usage)
+        return False
+    except VdiskError as error:
+        complain(f"vdisk io: {error}")
         return False
     return True
 

@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vdisk.cli._io.arguments import CommandFailed, UsageError, parse_number
+from vdisk.cli._io.reading import is_allocated
 from vdisk.cli._io.report import size_text
+from vdisk.cli._io.requests import failure
 from vdisk.cli._io.session import Settings
-from vdisk.cli._io.transfers import failure, is_allocated
 from vdisk.errors import VdiskError
 
 if TYPE_CHECKING:
