@@ -320,7 +320,7 @@ class Writer:
                 room = (1 << self.core.slice_bits) - index
                 step = self._plan_allocation(table, index, cluster, min(end - cluster, room))
             try:
-                if not step.own:
+                if not step.own or self.core.encryption is not None:
                     self._reserve(step, mode)
                 with self.core.lock:
                     base = cluster << self._bits

@@ -32,7 +32,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
+from vdisk.errors import (
+    CorruptImageError,
+    FormatError,
+    InvalidRequestError,
+    UnsupportedFeatureError,
+)
 from vdisk.formats._luks import requests
 from vdisk.formats._luks.header import default_payload_offset
 from vdisk.formats._luks.keyslots import KeySlots
@@ -42,6 +47,7 @@ from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.core import Core
 from vdisk.formats._qcow2.create import write_empty_image
 from vdisk.options import OptionBag, nest
+from vdisk.units import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +72,8 @@ class Encryption(ABC):
     def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
         """The device of plain bytes, and the offset in it, of what stands at ``host`` of ``data``.
 
-        Holds as far as guest and host offsets grow together: to the end of an extent.
+        ``data`` is the same in every call, and never closed through the view.  The answer holds
+        as far as guest and host offsets grow together: to the end of an extent.
         """
 
     @abstractmethod
@@ -91,7 +98,12 @@ class LuksEncryption(Encryption):
         secrets: Mapping[str, bytes],
     ) -> None:
         offset, length = place
-        self.slots = KeySlots(file, base=offset, length=length)
+        try:
+            self.slots = KeySlots(file, base=offset, length=length)
+        except FormatError as error:
+            raise CorruptImageError(
+                f"encryption header: {error.message}", path=file.name, offset=offset
+            ) from error
         self._secrets = secrets
         self._master_key = None if passphrase is None else self.slots.unlock(passphrase)
         self._sectors: Sectors = (
@@ -99,12 +111,13 @@ class LuksEncryption(Encryption):
             if self._master_key is None
             else self.slots.spec.cipher(self._master_key)
         )
+        self._writers = WriterLock()
         self._view: EncryptedView | None = None
 
     def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
         view = self._view
-        if view is None or view.file is not data:
-            view = self._view = EncryptedView(data, self._sectors)
+        if view is None:
+            view = self._view = EncryptedView(data, self._sectors, lock=self._writers)
         return view, host
 
     def info(self) -> dict[str, Any]:
@@ -162,8 +175,24 @@ def open_encryption(
         )
     passphrase = None if identity is None else requests.find_secret(secrets, identity)
     if header.crypto is not None:
+        _check_area(file, header, *header.crypto)
         return LuksEncryption(file, header.crypto, passphrase, secrets)
     return None if found is None else AesEncryption(file, passphrase)
+
+
+def _check_area(file: BlockDevice, header: Header, offset: int, length: int) -> None:
+    if offset % header.cluster_size or not offset:
+        raise CorruptImageError(
+            "the encryption header does not begin at a cluster boundary behind the header",
+            path=file.name,
+            offset=offset,
+        )
+    if offset + length > round_up(file.size, header.cluster_size):
+        raise CorruptImageError(
+            f"the encryption header ({length} bytes) reaches past the end of the file",
+            path=file.name,
+            offset=offset,
+        )
 
 
 # -- creating --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises :class:`InvalidRequestError`.
     """
-    own = {name: value for name, value in options.items() if not name.startswith("encrypt.")}
+    own = {name: value for name, value in options.items() if name.partition(".")[0] != "encrypt"}
     bag = OptionBag(own, "driver 'qcow2'")
     both = bag.size("cache-size")
     l2 = bag.size("l2-cache-size")
