@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vdisk.nbd_serving.access import Peer
+    from vdisk.nbd_serving.statistics import Statistics
 
 __all__ = [
     "DirectoryOfImages",
@@ -114,11 +115,13 @@ class Server:
         self._unix_paths: list[tuple[str, int]] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._exports: dict[str, Export] = {}
+        self.statistics: dict[str, Statistics] = {}
+        """By name of the export; also of those from sources, whether open now or not."""
         self._changed = asyncio.Event()
         self._used = asyncio.Event()
         self._closing = False
         self.workers = ThreadPoolExecutor(limits.workers, thread_name_prefix="nbd-worker")
-        self._leases = Leases(tuple(sources), self.workers)
+        self._leases = Leases(tuple(sources), self.workers, self.statistics)
         for export in exports:
             self.add_export(export)
 
@@ -150,6 +153,7 @@ class Server:
         """Offer one more; raises :class:`AlreadyExistsError`."""
         if export.name in self._exports:
             raise AlreadyExistsError(f"there is an export {export.name!r} already")
+        self.statistics[export.name] = export.statistics
         self._exports[export.name] = export
 
     async def remove_export(self, name: str) -> Export:

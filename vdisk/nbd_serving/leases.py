@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vdisk.nbd_serving.export import Export
     from vdisk.nbd_serving.sources import ExportSource
+    from vdisk.nbd_serving.statistics import Statistics
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -28,11 +29,20 @@ LINGER_SECONDS: Final = 1.0
 
 
 class Leases:
-    """The exports of ``sources`` that are open now, by name."""
+    """The exports of ``sources`` that are open now, by name.
 
-    def __init__(self, sources: Sequence[ExportSource], workers: Executor) -> None:
+    ``statistics``: where each goes on counting when it is opened again.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ExportSource],
+        workers: Executor,
+        statistics: dict[str, Statistics],
+    ) -> None:
         self._sources = sources
         self._workers = workers
+        self._statistics = statistics
         self._homes: dict[str, ExportSource] = {}
         self._changing: dict[str, asyncio.Task[None]] = {}
         self.opened: dict[str, Export] = {}
@@ -84,6 +94,7 @@ class Leases:
         for source in self._sources:
             export = await self._in_worker(source.open, name)
             if export is not None:
+                export.statistics = self._statistics.setdefault(name, export.statistics)
                 self.opened[name], self._homes[name] = export, source
                 self.perhaps_unused(export)
                 return

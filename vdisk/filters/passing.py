@@ -1,0 +1,61 @@
+"""What filters have in common that leave most requests as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdisk.block import BlockDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from vdisk.block import Extent
+
+
+class Passing(BlockDevice):
+    """Everything is passed on to ``inner``, which is closed with this device."""
+
+    def __init__(self, inner: BlockDevice) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.readonly = inner.readonly
+        self.zeroes_fast = inner.zeroes_fast
+        self.verbatim = inner.verbatim
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return self.inner.locate(offset, length)
+
+    def hold(self) -> AbstractContextManager[None]:
+        return self.inner.hold()
+
+    def _map(self, start: int, length: int) -> Iterator[Extent]:
+        return self.inner.map(start, length)
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        self.inner.read_into(offset, view)
+
+    def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        self.inner.readv(offset, views)
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        self.inner.write(offset, view)
+
+    def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        self.inner.writev(offset, views)
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self.inner.write_zeroes(offset, length, unmap=unmap)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.inner.discard(offset, length)
+
+    def _flush(self) -> None:
+        self.inner.flush()
+
+    def _close(self) -> None:
+        self.inner.close()
