@@ -66,7 +66,7 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
     writer = Writer(core, mapping, lambda: size)
     _hide_leftovers(core, mapping, writer, old, size)
     if preallocation != "off":
-        first = round_up(old, core.cluster_size)  # the cluster before is the old disk's
+        first = min(round_up(old, core.cluster_size), size)  # what is before is the old disk's
         preallocate(core, mapping, writer, first, size, preallocation)
     core.flush()
     with core.lock:
