@@ -9,6 +9,7 @@
         disk.write(0, b"boot")
         for extent in disk.map():
             print(extent.start, extent.length, extent.kind)
+    vdisk.convert("disk.qcow2", "disk.raw", progress=lambda done, total: print(done, "of", total))
     print(vdisk.info("disk.qcow2").to_json())
 
 Everything is a :class:`BlockDevice`; every error is a :class:`VdiskError`.  The names below
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdisk.api import create as create
+    from vdisk.api import map as map
     from vdisk.api import open as open
     from vdisk.block import BlockDevice as BlockDevice
     from vdisk.block import Extent as Extent
@@ -41,14 +43,29 @@ if TYPE_CHECKING:
     from vdisk.errors import UnsupportedFeatureError as UnsupportedFeatureError
     from vdisk.errors import VdiskError as VdiskError
     from vdisk.fileobj import DeviceFile as DeviceFile
+    from vdisk.formats.luks import LuksImage as LuksImage
+    from vdisk.formats.qcow2 import Qcow2Image as Qcow2Image
+    from vdisk.formats.raw import RawImage as RawImage
     from vdisk.jobs.check import check as check
+    from vdisk.jobs.commit import CommitResult as CommitResult
+    from vdisk.jobs.commit import commit as commit
+    from vdisk.jobs.compare import CompareResult as CompareResult
+    from vdisk.jobs.compare import Difference as Difference
+    from vdisk.jobs.compare import compare as compare
+    from vdisk.jobs.convert import ConvertResult as ConvertResult
+    from vdisk.jobs.convert import convert as convert
     from vdisk.jobs.info import ImageInfo as ImageInfo
     from vdisk.jobs.info import info as info
+    from vdisk.jobs.map import MapEntry as MapEntry
+    from vdisk.jobs.measure import MeasureResult as MeasureResult
+    from vdisk.jobs.measure import measure as measure
+    from vdisk.jobs.rebase import RebaseResult as RebaseResult
+    from vdisk.jobs.rebase import rebase as rebase
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vdisk.api": "create open",
+    "vdisk.api": "create map open",
     "vdisk.block": "BlockDevice Extent Kind",
     "vdisk.errors": (
         "AlreadyExistsError AuthenticationError CancelledError ClosedError CorruptImageError "
@@ -56,8 +73,17 @@ _HOMES = {
         "OutOfRangeError ReadOnlyError UnsupportedFeatureError VdiskError"
     ),
     "vdisk.fileobj": "DeviceFile",
+    "vdisk.formats.luks": "LuksImage",
+    "vdisk.formats.qcow2": "Qcow2Image",
+    "vdisk.formats.raw": "RawImage",
     "vdisk.jobs.check": "check",
+    "vdisk.jobs.commit": "CommitResult commit",
+    "vdisk.jobs.compare": "CompareResult Difference compare",
+    "vdisk.jobs.convert": "ConvertResult convert",
     "vdisk.jobs.info": "ImageInfo info",
+    "vdisk.jobs.map": "MapEntry",
+    "vdisk.jobs.measure": "MeasureResult measure",
+    "vdisk.jobs.rebase": "RebaseResult rebase",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

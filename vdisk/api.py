@@ -1,4 +1,4 @@
-"""``vdisk.open`` and ``vdisk.create``: the two doors of the library."""
+"""``vdisk.open``, ``vdisk.create`` and ``vdisk.map``: the doors of the library."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.opening import Backing, open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from vdisk.block import BlockDevice
     from vdisk.formats.qcow2 import Qcow2Image
+    from vdisk.jobs.map import MapEntry
 
 Name = str | os.PathLike[str]
 """A path, or a name such as ``json:{…}`` or ``nbd://host/export``."""
@@ -46,7 +47,7 @@ def open(
     if snapshot is not None and mode != "r":
         raise InvalidRequestError("a snapshot can only be read: apply it to write to it")
     image = open_image(
-        os.fspath(name) if isinstance(name, str | os.PathLike) else name,
+        name,
         readonly=mode == "r",
         format=format,
         cache=cache,
@@ -98,3 +99,25 @@ def create(
     if backing_format is not None:
         chosen["backing_fmt"] = backing_format
     plan_creation(os.fspath(name), size, format=format, options=chosen, secrets=secrets).run()
+
+
+def map(
+    name: Name | Mapping[str, Any],
+    start: int = 0,
+    length: int | None = None,
+    *,
+    format: str | None = None,
+    backing: bool = True,
+    force_share: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
+) -> Iterator[MapEntry]:
+    """Where the bytes of the disk in an image are, from ``start`` on: as ``vdisk map`` lists.
+
+    The image is open, and locked for reading, until the last entry has been taken.
+    """
+    from vdisk.jobs.map import map_entries
+
+    with open(
+        name, format=format, backing=backing, force_share=force_share, secrets=secrets
+    ) as image:
+        yield from map_entries(image, start, length)

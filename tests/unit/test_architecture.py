@@ -38,18 +38,24 @@ MAY_IMPORT = {
     "nbd_server": f"{_DEVICES} formats opening jobs aio",
     "emu_blockdev": _DEVICES,
     "vm": f"{_DEVICES} formats opening emu_blockdev",
-    "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_server emu_blockdev vm",
+    "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_server vm",
 }
 """For each part of the package, the parts below it (itself is always allowed)."""
+
+ONE_PART = {"nbd_serving": "nbd_server"}
+"""Packages that are the inside of another part."""
 
 WITHOUT_ASYNCIO = ("block", "stores", "filters", "formats", "nbd", "opening", "jobs")
 SANS_IO = ("socket", "ssl", "select", "selectors", "asyncio", "threading")
 
 
 def modules(part: str) -> list[Path]:
-    """The source files of one part: a package or a module of ``vdisk``."""
-    single = PACKAGE / f"{part}.py"
-    return [single] if single.exists() else sorted((PACKAGE / part).rglob("*.py"))
+    """The source files of one part: packages or modules of ``vdisk``."""
+    found: list[Path] = []
+    for name in (part, *(inside for inside, outside in ONE_PART.items() if outside == part)):
+        found += PACKAGE.glob(f"{name}.py")
+        found += sorted((PACKAGE / name).rglob("*.py"))
+    return found
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -66,13 +72,15 @@ def imported(path: Path) -> Iterator[str]:
 def part_of(name: str) -> str | None:
     """``formats`` of ``vdisk.formats.raw``; None for what is not ours."""
     words = name.split(".")
-    return words[1] if words[0] == "vdisk" and len(words) > 1 else None
+    if words[0] != "vdisk" or len(words) < 2:
+        return None
+    return ONE_PART.get(words[1], words[1])
 
 
 def existing_parts() -> list[str]:
     found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py"}
     found |= {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    return sorted(found - {"__init__"})
+    return sorted({ONE_PART.get(name, name) for name in found - {"__init__"}})
 
 
 def test_every_part_has_a_place() -> None:

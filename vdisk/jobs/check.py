@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, cast
 
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.opening import Backing, open_image
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
 
     from vdisk.formats._qcow2.findings import CheckResult
@@ -44,7 +44,7 @@ def check(
     if repair is not None and repair not in REPAIRS:
         raise InvalidRequestError(f"repair is one of {', '.join(REPAIRS)}, not {repair!r}")
     with open_image(
-        os.fspath(name) if isinstance(name, str | os.PathLike) else name,
+        name,
         readonly=repair is None,
         format=format,
         cache=cache,

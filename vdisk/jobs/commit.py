@@ -40,7 +40,7 @@ class CommitResult(NamedTuple):
 
 
 def commit(
-    name: str | Mapping[str, Any],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     *,
     base: str | None = None,
     format: str | None = None,
@@ -104,7 +104,7 @@ def _layer(top: BlockDevice, depth: int) -> BlockDevice:
 
 def _depth_of(
     base: str,
-    name: str | Mapping[str, Any],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     format: str | None,
     secrets: Mapping[str, bytes] | None,
 ) -> int:

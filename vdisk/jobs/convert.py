@@ -7,6 +7,7 @@ Names, opening and making are dealt with here; :mod:`vdisk.jobs.copying` says wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vdisk.formats._qcow2.bitmaps import BitmapInfo
     from vdisk.jobs.progress import ProgressCallback
 
-    Name = str | Mapping[str, Any]
+    Name = str | os.PathLike[str] | Mapping[str, Any]
 
 
 class ConvertResult(NamedTuple):
@@ -108,7 +109,13 @@ def convert(
     )
     _check(copying, target_exists)
     place = TargetSettings(
-        target, target_format, made_with, target_exists, target_cache, secrets, tell
+        os.fspath(target) if isinstance(target, os.PathLike) else target,
+        target_format,
+        made_with,
+        target_exists,
+        target_cache,
+        secrets,
+        tell,
     )
     if place.made_zero:
         copying = copying._replace(target_is_zero=True)
@@ -125,7 +132,7 @@ def convert(
                     warn=tell,
                 )
             )
-            for name in ([sources] if isinstance(sources, (str, Mapping)) else sources)
+            for name in ([sources] if isinstance(sources, (str, os.PathLike, Mapping)) else sources)
         ]
         disk = _one_disk(images, snapshot)
         chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []

@@ -43,7 +43,7 @@ class RebaseResult(NamedTuple):
 
 
 def rebase(
-    name: str | Mapping[str, Any],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     new_backing: str | None,
     *,
     format: str | None = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vdisk.formats.qcow2 import Qcow2Image
 
-    Source = str | Mapping[str, Any] | BlockDevice
+    Source = str | os.PathLike[str] | Mapping[str, Any] | BlockDevice
     """An image by name, by options, or open already (then it stays open)."""
 
 

@@ -15,6 +15,8 @@ directory, and nothing at all where ``backing=Backing.REFUSE``.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError
@@ -24,7 +26,7 @@ from vdisk.options import nest
 from vdisk.stores import CacheMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from vdisk.block import BlockDevice
 
@@ -32,7 +34,7 @@ __all__ = ["Backing", "CacheMode", "NodeContext", "open_image", "open_node", "pa
 
 
 def open_image(
-    name: str | Mapping[str, Any],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     *,
     readonly: bool = True,
     format: str | None = None,
@@ -70,7 +72,7 @@ def open_image(
         writable_backing=writable_backing,
         warn=warn or _ignore,
     )
-    tree = parse_name(name) if isinstance(name, str) else nest(name)
+    tree = nest(name) if isinstance(name, Mapping) else parse_name(os.fspath(name))
     if format is not None:
         tree = with_format(tree, format)
     return open_node({**tree, **(options or {})}, context)
