@@ -76,6 +76,11 @@ ACCEPT_PAUSE: Final = 1.0
 SWEEP_SECONDS: Final = 1.0
 """Between two looks for clients that are overdue."""
 
+
+def _do_nothing() -> None:
+    """What most servers do when the last client has left."""
+
+
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -118,7 +123,8 @@ class Server:
         self.statistics: dict[str, Statistics] = {}
         """By name of the export; also of those from sources, whether open now or not."""
         self._changed = asyncio.Event()
-        self._used = asyncio.Event()
+        self.on_last_client: Callable[[], None] = _do_nothing
+        """Called when the last client has left, one that had reached an export."""
         self._closing = False
         self.workers = ThreadPoolExecutor(limits.workers, thread_name_prefix="nbd-worker")
         self._leases = Leases(tuple(sources), self.workers, self.statistics)
@@ -305,7 +311,7 @@ class Server:
         self._clients.discard(client)
         self._give_back(client)
         if served and not self._clients:
-            self._used.set()
+            self.on_last_client()
         self._changed.set()
         self._choose_accepting()
 
@@ -313,10 +319,6 @@ class Server:
         """A worker is done with something for ``export``."""
         self._leases.perhaps_unused(export)
         self._changed.set()
-
-    async def used_once(self) -> None:
-        """Return when the last client has left, one that had reached an export."""
-        await self._used.wait()
 
     def _sweep(self) -> None:
         now = monotonic()
