@@ -5,11 +5,12 @@ further than the one before, is recognised by one comparison; any other is halve
 
     8192 entries ........ not alike
     4096 | 4096 ......... alike: 4096 clusters counted in one step | halved again
-                                                                     ... 32: one by one
+                                                                    ... 512: one by one
 """
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.formats._qcow2 import layout
@@ -18,12 +19,13 @@ from vdisk.formats._qcow2.tables import words_from_bytes
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterable
 
     from vdisk.formats._qcow2.census import Census
     from vdisk.formats._qcow2.entries import Defect, EntryRules
     from vdisk.formats._qcow2.findings import Report
 
-_SMALLEST_PIECE = 32
+_SMALLEST_PIECE = 512
 """Entries that are looked at one by one."""
 
 _NONE_YET, _BETWEEN = -1, -3
@@ -161,41 +163,80 @@ class TableScanner:
 
     def _entries(self, table: L2Table, index: int, count: int) -> None:
         words = words_from_bytes(table.data[index * self._width : (index + count) * self._width])
-        if self._shift:
-            for number in range(0, 2 * count, 2):
-                self._entry(table, index + number // 2, words[number], words[number + 1])
-        elif self._rules.external:
-            for number, entry in enumerate(words, index):
-                self._entry(table, number, entry, 0)
+        entries = words[::2] if self._shift else words
+        bitmaps: Iterable[int] = words[1::2] if self._shift else repeat(0)
+        if entries[0] & layout.COMPRESSED:
+            self._compressed_entries(table, index, entries, bitmaps)
         else:
-            self._scattered(table, index, words)
+            self._short_runs(table, index, entries, bitmaps)
 
-    def _scattered(self, table: L2Table, index: int, words: array[int]) -> None:
-        """Entries without subclusters; ordinary ones (COPIED, one host cluster) at full speed."""
-        host_mask, bits = self._host_mask, self._cluster_bits
-        counts, owned = self._census.planes[0], self._census.owned
-        references, active, clusters = table.references, table.active, self._census.clusters
-        allocated = fragmented = 0
-        next_host = self._next_host
-        for number, entry in enumerate(words, index):
-            cluster = (entry & host_mask) >> bits
-            if entry & ~host_mask == layout.COPIED and 0 < cluster < clusters:
-                count, mark = counts[cluster] + references, owned[cluster] + active
-                if count < 256 and mark < 256:
-                    counts[cluster], owned[cluster] = count, mark
-                    allocated += 1
-                    if cluster != next_host:
-                        fragmented += next_host != _NONE_YET
-                    next_host = cluster + 1
+    def _short_runs(
+        self, table: L2Table, index: int, entries: array[int], bitmaps: Iterable[int]
+    ) -> None:
+        """Entries most of which are ordinary: one that continues a run costs a comparison."""
+        host_mask, file_size = self._host_mask, self._rules.file_size
+        ordinary = -1 if self._rules.external else layout.COPIED
+        first = expected = -1
+        held = step = 0
+        for number, (entry, bitmap) in enumerate(zip(entries, bitmaps, strict=False), index):
+            if entry == expected and bitmap == held:
+                expected += step
+                continue
+            if step:
+                self._end_run(table, number, first, expected)
+            held, step = bitmap, 0
+            if (
+                entry & ~host_mask == ordinary
+                and 0 < entry & host_mask < file_size
+                and not bitmap & bitmap >> 32 & layout.ALL_ALLOCATED
+            ):
+                first, step, expected = entry, self._cluster_size, entry + self._cluster_size
+            elif entry or bitmap:
+                expected = -1
+                self._entry(table, number, entry, bitmap)
+            else:
+                expected = 0
+        if step:
+            self._end_run(table, index + len(entries), first, expected)
+
+    def _compressed_entries(
+        self, table: L2Table, index: int, entries: array[int], bitmaps: Iterable[int]
+    ) -> None:
+        """Entries most of which are compressed clusters, several to a host cluster."""
+        bits, file_size = self._cluster_bits, self._rules.file_size
+        shift = 62 - (bits - 8)
+        offset_mask, sectors_mask = min(1 << shift, 1 << 56) - 1, (1 << (bits - 8)) - 1
+        ordinary = -1 if self._rules.external else layout.COMPRESSED >> 62
+        counts, references = self._census.planes[0], table.references
+        compressed = 0
+        for number, (entry, bitmap) in enumerate(zip(entries, bitmaps, strict=False), index):
+            offset = entry & offset_mask
+            end = (offset >> 9) + (entry >> shift & sectors_mask) + 1 << 9
+            if entry >> 62 == ordinary and end <= file_size and not bitmap:
+                first, last = offset >> bits, end - 1 >> bits
+                if max(counts[first : last + 1]) + references < 256:
+                    for cluster in range(first, last + 1):
+                        counts[cluster] += references
+                    compressed += 1
                     continue
-            if entry:
-                self._next_host = next_host
-                self._entry(table, number, entry, 0)
-                next_host = self._next_host
-        self._next_host = next_host
-        if active:
-            self.allocated += allocated
-            self.fragmented += fragmented
+            if entry or bitmap:
+                self._entry(table, number, entry, bitmap)
+        if table.active:
+            self.allocated += compressed
+            self.compressed += compressed
+            self.fragmented += compressed
+
+    def _end_run(self, table: L2Table, index: int, first: int, end: int) -> None:
+        """Count ordinary entries ``first`` … ``end``, the last of them before entry ``index``."""
+        cluster = (first & self._host_mask) >> self._cluster_bits
+        count = (end - first) >> self._cluster_bits
+        if cluster + count > self._census.clusters:
+            for entry in range(first, end, self._cluster_size):
+                self._entry(table, index - (end - entry >> self._cluster_bits), entry, 0)
+        elif count > 1 or not self._census.add_one(cluster, table.references, table.active):
+            self._count_run(table, first, count)
+        elif table.active:
+            self._count_active(cluster, 1)
 
     def _entry(self, table: L2Table, index: int, entry: int, bitmap: int) -> None:
         """Any entry at all."""
@@ -226,7 +267,7 @@ class TableScanner:
         offset, size = compressed_range(entry, self._cluster_bits)
         first = offset >> self._cluster_bits
         end = min(((offset + size - 1) >> self._cluster_bits) + 1, self._census.clusters)
-        if not self._rules.external and first < end:
+        if first < end and not self._rules.external:
             self._census.add(first, end, table.references)
         if table.active:
             self.allocated += 1
