@@ -237,9 +237,8 @@ def test_sectors_far_into_the_volume(tmp_path: Path):
 # -- passphrases -----------------------------------------------------------------------------------
 
 
-def amend(image: BlockDevice, options: dict[str, Any], prefix: str) -> None:
-    amendable: LuksImage | Qcow2Image = image  # type: ignore[assignment]
-    amendable.amend({prefix + name: value for name, value in options.items()})
+def amend(image: LuksImage | Qcow2Image, options: dict[str, Any], prefix: str) -> None:
+    image.amend({prefix + name: value for name, value in options.items()})
 
 
 @pytest.mark.parametrize("format", ["luks", "qcow2"])
@@ -325,7 +324,7 @@ def test_qcow2(tmp_path: Path, maker: str, method: str, layout: dict[str, Any]):
     create(path, 4 * MiB, "qcow2", {**options, **layout})
     check(path)
     with open_image(str(path)) as image:
-        theirs, ours = qemu_info(path), image.format_info()  # type: ignore[attr-defined]
+        theirs, ours = qemu_info(path), image.format_info()
         assert ours["encrypt"] == theirs["encrypt"]
         assert ours == theirs
     exchange(path, "qcow2", MiB)
@@ -368,17 +367,17 @@ def test_snapshots_of_encrypted_images(tmp_path: Path, method: str):
     vdisk_create(path, MiB, "qcow2", encrypted({"key-secret": "s", "iter-time": 0}, method))
     with vdisk_open(path, "qcow2") as image:
         image.write(0, b"\x01" * 200_000)
-        image.create_snapshot("ours")  # type: ignore[attr-defined]
+        image.create_snapshot("ours")
         image.write(100, b"\x02" * 100_000)
     name = qemu_name(path, "qcow2")
     qemu_img("snapshot", "--image-opts", "-c", "theirs", name)
     qemu_io(path, "qcow2", "write -P 3 0 64k")
     with vdisk_open(path, "qcow2") as image:
-        with image.open_snapshot("theirs") as view:  # type: ignore[attr-defined]
+        with image.open_snapshot("theirs") as view:
             assert view.read(0, 1000) == b"\x01" * 100 + b"\x02" * 900
-        with image.open_snapshot("ours") as view:  # type: ignore[attr-defined]
+        with image.open_snapshot("ours") as view:
             assert view.read(0, 200_000) == b"\x01" * 200_000
-        image.apply_snapshot("theirs")  # type: ignore[attr-defined]
+        image.apply_snapshot("theirs")
     qemu_io(path, "qcow2", "read -P 2 100 100000", "read -P 1 100100 99900")
     qemu_img("snapshot", "--image-opts", "-a", "ours", name)
     qemu_io(path, "qcow2", "read -P 1 0 200000", "read -P 0 200000 500000")
@@ -409,7 +408,7 @@ def test_growing_an_encrypted_image(tmp_path: Path):
     vdisk_create(path, MiB, "qcow2", encrypted({"key-secret": "s", "iter-time": 0}))
     with vdisk_open(path, "qcow2") as image:
         image.write(0, b"\x05" * MiB)
-        image.resize(2 * MiB, "falloc")  # type: ignore[attr-defined]
+        image.resize(2 * MiB, "falloc")
     qemu_io(path, "qcow2", f"read -P 5 0 {MiB}", f"read -P 0 {MiB} {MiB}")
     check(path)
 
@@ -418,9 +417,9 @@ def test_compression_and_encryption_exclude_each_other(tmp_path: Path):
     path = tmp_path / "disk.qcow2"
     vdisk_create(path, MiB, "qcow2", encrypted({"key-secret": "s", "iter-time": 0}))
     with vdisk_open(path, "qcow2") as image:
-        packed = image.compress_cluster(bytes(65536))  # type: ignore[attr-defined]
+        packed = image.compress_cluster(bytes(65536))
         with pytest.raises(UnsupportedFeatureError, match="encryption"):
-            image.write_compressed(0, packed)  # type: ignore[attr-defined]
+            image.write_compressed(0, packed)
 
 
 @pytest.mark.parametrize("format", ["luks", "qcow2"])

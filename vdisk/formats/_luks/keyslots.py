@@ -98,6 +98,7 @@ class KeySlots:
         self, passphrase: bytes, slots: Container[int] | None = None
     ) -> Iterator[tuple[int, bytes]]:
         """The slots (of these, or of all) that the passphrase opens, and the master key."""
+        self.spec.check()
         hash = Hash(self.header.hash_spec)
         spent = 0
         for number in self.header.active_slots:

@@ -118,8 +118,8 @@ def test_what_the_ciphertext_depends_on(empty: dict[str, bytes], method: str):
 
 def stored(image: Qcow2Image, guest: int) -> bytes:
     """The bytes of a guest sector as they stand in the file."""
-    device, offset = image.locate(guest, 512)  # type: ignore[misc]
-    return image.file.read(device._base + offset, 512)  # type: ignore[attr-defined]
+    device, offset = image.locate(guest, 512)
+    return image.file.read(device._base + offset, 512)
 
 
 @pytest.mark.parametrize(
