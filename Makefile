@@ -6,11 +6,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= auto
 
-.PHONY: help setup peers lint test demo clean
+.PHONY: help setup peers lint test demo bench clean
 
 help:
 	@echo "make demo    set up, then make, change, check and compare a real disk image"
 	@echo "make test    set up, install the peers, lint, type-check, run every test"
+	@echo "make bench   vdisk beside qemu-img: seconds and ratios"
 	@echo "make setup   the virtual environment in $(VENV), with all dependencies"
 	@echo "make peers   QEMU's and libnbd's tools, that the tests are held against (as root)"
 	@echo "make lint    ruff and mypy"
@@ -34,6 +35,9 @@ test: setup peers lint
 
 demo: setup peers
 	@$(BIN)/python examples/demo.py
+
+bench: setup peers
+	$(BIN)/python bench/images.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

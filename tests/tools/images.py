@@ -54,7 +54,11 @@ def open_child(request: ChildRequest) -> BlockDevice:
 
 def open_image(where: Where, *, readonly: bool = False, **options: Any) -> Qcow2Image:
     """Open a qcow2 image; ``options`` are run-time ones with ``_`` for ``-``."""
-    file = where if isinstance(where, MemoryStore) else FileStore(where, readonly=readonly, ignore_flush=True)
+    file = (
+        where
+        if isinstance(where, MemoryStore)
+        else FileStore(where, readonly=readonly, ignore_flush=True)
+    )
     named = {name.replace("_", "-"): value for name, value in options.items()}
     context = OpenContext(readonly=readonly, open_child=open_child, options=named)
     return DRIVER.open(file, context)

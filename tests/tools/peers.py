@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 IN_CI = "VDISK_TEST_CI"
 """The variable by which tests/conftest.py tells, also its worker processes, that this is CI."""
 
+MOMENTARY_FAILURE = b"Unable to get accurate CPU usage"
+"""What qemu-img 7.2 says when a busy machine upsets its measuring of key derivation (LUKS)."""
+
+ATTEMPTS = 5
+
 TIMEOUT = 60
 """Seconds after which a peer that was run is taken to hang."""
 
@@ -71,7 +76,11 @@ def run(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a peer to its end, its output caught; with ``check`` it must succeed."""
     words = command(name, *arguments)
-    return run_words(words, input=input, check=check, timeout=timeout, cwd=cwd)
+    for _ in range(ATTEMPTS):
+        done = run_words(words, input=input, timeout=timeout, cwd=cwd)
+        if MOMENTARY_FAILURE not in done.stderr:
+            break
+    return checked(done) if check else done
 
 
 def run_vdisk(
@@ -83,22 +92,22 @@ def run_vdisk(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run ``vdisk`` in a process of its own."""
     words = [sys.executable, "-m", "vdisk.cli.main", *(os.fspath(word) for word in arguments)]
-    return run_words(words, input=input, check=check, timeout=timeout, cwd=cwd)
+    done = run_words(words, input=input, timeout=timeout, cwd=cwd)
+    return checked(done) if check else done
 
 
 def run_words(
-    words: list[str],
-    *,
-    input: bytes,
-    check: bool,
-    timeout: float,
-    cwd: str | os.PathLike[str] | None,
+    words: list[str], *, input: bytes, timeout: float, cwd: str | os.PathLike[str] | None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command line; a failure shows what the program said."""
-    done = subprocess.run(
+    """Run a command line to its end, its output caught."""
+    return subprocess.run(
         words, input=input, capture_output=True, timeout=timeout, cwd=cwd, check=False
     )
-    if check and done.returncode != 0:
+
+
+def checked(done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[bytes]:
+    """``done``, which must have succeeded; a failure shows what the program said."""
+    if done.returncode != 0:
         said = (done.stdout + done.stderr).decode(errors="replace")
-        raise AssertionError(f"{words} exited with {done.returncode}:\n{said}")
+        raise AssertionError(f"{done.args} exited with {done.returncode}:\n{said}")
     return done
