@@ -252,6 +252,22 @@ def test_cache_modes_write_and_read(cache: str, raw: str) -> None:
     assert Path(raw).read_bytes()[4096:8192] == b"x" * 4096
 
 
+def test_filters_are_nodes(tmp_path: Path, raw: str) -> None:
+    top = qcow2(tmp_path / "top.qcow2", raw)
+    tree: dict[str, Any] = {"driver": "qcow2", "file": {"filename": top}}
+    with open_image({"driver": "copy-on-read", "file": tree}, readonly=False) as image:
+        assert image.read(0, 4) == b"0123"
+    os.truncate(raw, 0)
+    os.truncate(raw, SIZE)
+    with open_image(top) as image:
+        assert image.read(0, 4) == b"0123"
+    for options in ({}, {"file": "x"}, {"file": {}}, {"file": tree, "surprise": 1}):
+        with pytest.raises(InvalidRequestError):
+            open_image({"driver": "copy-on-read", **options}, readonly=False)
+    with pytest.raises(InvalidRequestError, match="read-only"):
+        open_image({"driver": "copy-on-read", "file": tree})
+
+
 def test_cache_options_of_one_node(raw: str) -> None:
     tree = {"driver": "raw", "file": {"filename": raw, "cache.direct": "on"}}
     with open_image(tree) as image:

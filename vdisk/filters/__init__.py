@@ -7,7 +7,7 @@ module has a ``FILTER``.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,17 +15,13 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.options import OptionBag
 
-_MODULES: dict[str, str] = {}
-_SCHEMES: dict[str, str] = {}
+_MODULES = {"copy-on-read": "vdisk.filters.copy_on_read"}
 
 
 class FilterDriver(Protocol):
     """What a filter module's ``FILTER`` offers.  ``children``: its options that are nodes."""
 
     children: tuple[str, ...]
-
-    def parse_name(self, name: str) -> dict[str, Any]:
-        """The options, "driver" among them, that a name with one of its schemes stands for."""
 
     def open(self, children: Mapping[str, BlockDevice], options: OptionBag) -> BlockDevice:
         """The filter over its ``children``, which it owns from here on, also when it fails."""
@@ -37,11 +33,6 @@ def filter_driver(name: str) -> FilterDriver | None:
         return None
     found: FilterDriver = importlib.import_module(_MODULES[name]).FILTER
     return found
-
-
-def filter_for_scheme(scheme: str) -> FilterDriver | None:
-    """The filter that reads names beginning with ``scheme:``, if there is one."""
-    return filter_driver(_SCHEMES[scheme]) if scheme in _SCHEMES else None
 
 
 def names() -> list[str]:

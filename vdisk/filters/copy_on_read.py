@@ -18,7 +18,9 @@ from vdisk.errors import InvalidRequestError
 from vdisk.filters.passing import Passing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vdisk.options import OptionBag
 
 
 class CopyOnRead(Passing):
@@ -84,3 +86,21 @@ class CopyOnRead(Passing):
 def _is_below(extent: Extent) -> bool:
     """Whether the bytes stand in a backing file."""
     return extent.depth > 0 and extent.kind in (Kind.DATA, Kind.COMPRESSED)
+
+
+class CopyOnReadDriver:
+    """``{"driver": "copy-on-read", "file": …}``."""
+
+    children = ("file",)
+
+    def open(self, children: Mapping[str, BlockDevice], options: OptionBag) -> CopyOnRead:
+        image = children["file"]
+        try:
+            options.finish()
+            return CopyOnRead(image)
+        except BaseException:
+            image.close()
+            raise
+
+
+FILTER = CopyOnReadDriver()

@@ -109,6 +109,7 @@ def info(
     tree = parse_name(os.fspath(name)) if isinstance(name, str | os.PathLike) else nest(name)
     files: list[FileLink] = []
     context = NodeContext(
+        files=files,
         backing=Backing.LEAVE if backing else Backing.REFUSE,
         force_share=force_share,
         secrets=secrets or {},

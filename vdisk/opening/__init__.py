@@ -50,8 +50,9 @@ def open_image(
     """The device that ``name`` (or a tree of options) means; close it when done.
 
     ``format``: None guesses it, from the first bytes of this file only.  ``cache``: "none",
-    "writeback", "writethrough", "directsync" or "unsafe".  ``force_share``: open without
-    locks, for reading an image that another process writes.  ``options``: run-time options of
+    "writeback", "writethrough", "directsync" or "unsafe": how writes to files reach the disk
+    (an image's own tables are written when it is flushed, in every mode).  ``force_share``: open
+    without locks, to read an image that another process writes.  ``options``: run-time options of
     the top node, such as ``{"l2-cache-size": 1 << 20}``.  ``repairing``: allow writing to an
     image that is marked dirty or corrupt.  ``writable_backing``: open this backing file, counted
     from 1, for writing too (commit).  ``warn``: told, in one line, what the user should
@@ -63,6 +64,7 @@ def open_image(
     if force_share and not readonly:
         raise InvalidRequestError("force_share (-U) opens without locks, so only for reading")
     context = NodeContext(
+        files=[],
         readonly=readonly,
         cache=CacheMode.parse(cache),
         force_share=force_share,

@@ -143,7 +143,7 @@ def _create_file(name: str, cache: CacheMode) -> BlockDevice:
     """An empty file; of another protocol, what is there already, opened for writing."""
     path = _path(name)
     if path is None:
-        return open_node(parse_filename(name), NodeContext(readonly=False, cache=cache))
+        return open_node(parse_filename(name), NodeContext([], readonly=False, cache=cache))
     from vdisk.stores.file import FileStore
 
     return FileStore(path, readonly=False, create=True, ignore_flush=cache.no_flush)

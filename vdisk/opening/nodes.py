@@ -51,12 +51,13 @@ class FileLink(NamedTuple):
 class NodeContext(NamedTuple):
     """What a node inherits from the node above it.
 
-    ``chain``: the files of the images above, by which loops are seen.  ``files``: where the
-    nodes under one image leave their own.  ``depth``: nodes above this one.
+    ``files``: where the nodes under one image leave the files they read.  ``chain``: those of
+    the images above, by which loops are seen.  ``depth``: nodes above this one.
     ``writable_backing``: which backing file of this image, counted from 1, is opened for
     writing although the others are not (0: none).
     """
 
+    files: list[FileLink]
     readonly: bool = True
     backing: Backing = Backing.FOLLOW
     cache: CacheMode = CacheMode()
@@ -66,7 +67,6 @@ class NodeContext(NamedTuple):
     repairing: bool = False
     warn: Callable[[str], None] = lambda _message: None
     chain: tuple[FileLink, ...] = ()
-    files: list[FileLink] = []
     depth: int = 0
     writable_backing: int = 0
 
