@@ -272,6 +272,8 @@ class FileStore(BlockDevice):
         Raises :class:`NoSpaceError` when the disk cannot hold it.
         """
         self._check_write("allocate", offset, length)
+        if not length:
+            return
         try:
             os.posix_fallocate(self._fd, offset, length)
         except OSError as error:
