@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import mmap
 import re
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vdisk.block import ZERO_CHUNK, ZEROES
-from vdisk.errors import UnsupportedFeatureError
+from vdisk.errors import UnsupportedFeatureError, from_os_error
 from vdisk.formats._qcow2.refcounts import unpack_counts
 from vdisk.formats._qcow2.tables import words_from_bytes
 
@@ -38,10 +39,13 @@ _PLUS_SATURATED = [bytes(min(old + more, 255) for old in range(256)) for more in
 
 def _plane(length: int) -> memoryview:
     """``length`` zero bytes that take memory only where they are written."""
-    if hasattr(mmap, "MAP_PRIVATE"):
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        return memoryview(mmap.mmap(-1, length, flags=flags))
-    return memoryview(mmap.mmap(-1, length))
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            return memoryview(mmap.mmap(-1, length, flags=flags))
+        return memoryview(mmap.mmap(-1, length))
+    except OSError as error:
+        raise from_os_error(error, path="memory", operation="count references") from error
 
 
 class Census:
@@ -58,8 +62,14 @@ class Census:
             )
         self.clusters = clusters
         self.planes = [_plane(clusters)]
-        self.owned = _plane(clusters)
-        self.shared = _plane(clusters)
+
+    @cached_property
+    def owned(self) -> memoryview:
+        return _plane(self.clusters)
+
+    @cached_property
+    def shared(self) -> memoryview:
+        return _plane(self.clusters)
 
     def add(self, first: int, end: int, references: int = 1) -> None:
         """Count more references to each of the clusters [first, end), all inside the file."""

@@ -65,6 +65,7 @@ def check(
         after = examine(image, progress).result()
         if not after.corruptions and not after.check_errors:
             core.header.incompatible_features &= ~_MARKS
+            core.stale_counts = False
             core.save_header()
             core.file.flush()
         return after._replace(
@@ -186,7 +187,8 @@ class Comparison:
 
     def _check_active_l1(self) -> None:
         """The active L1 table is written in place, so nothing else may stand in its clusters."""
-        for cluster in self.survey.shared_l1_clusters():
+        active = (table for table in self.survey.l1_tables.values() if table.active)
+        for cluster in (c for table in active for c in self.survey.shared_clusters(table)):
             stored = self.stored_count(cluster)
             references = self.census.count(cluster)
             self.report.corruption(

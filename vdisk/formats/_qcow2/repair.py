@@ -68,10 +68,10 @@ class Repair:
             self._look_again()
             self._replace_tables()
             self._store_counts(self._exact)
-            self._core.reload()
-            self._set_copied()
+            if self._comparison.copied_wrong or self._comparison.wrong_blocks:
+                self._core.reload()
+                self._set_copied()
         self._core.reload()
-        self._core.stale_counts = False
 
     def _look_again(self) -> None:
         self._core.reload()
@@ -88,7 +88,7 @@ class Repair:
             index >= len(blocks) or not blocks[index] for index in self._comparison.wrong_blocks
         )
         self._plan_moves()
-        if missing or self._moved or not self._survey.refcounts_usable or self._l1_shared:
+        if missing or self._moved or not self._survey.refcounts_usable or self._shared_l1():
             self._rebuild()
         else:
             self._store_counts(max)
@@ -116,9 +116,12 @@ class Repair:
 
     # -- new structures ----------------------------------------------------------------------------
 
-    @property
-    def _l1_shared(self) -> bool:
-        return bool(self._survey.shared_l1_clusters())
+    def _shared_l1(self) -> L1Table | None:
+        """The active L1 table, if something else stands in its clusters."""
+        for table in self._survey.l1_tables.values():
+            if table.active and self._survey.shared_clusters(table):
+                return table
+        return None
 
     def _plan_moves(self) -> None:
         """New clusters for L2 tables that stand where something else stands, too."""
@@ -139,8 +142,8 @@ class Repair:
         for old, new in self._moved.items():
             self._file.write(new << bits, self._mended_l2(old << bits))
         old_end = self._survey.clusters if self._file.growable else self._survey.census.end()
-        active = next((t for t in self._survey.l1_tables.values() if t.active), None)
-        if active is not None and self._l1_shared:
+        active = self._shared_l1()
+        if active is not None:
             first = self._take(-(-active.entries * 8 // core.cluster_size))
             self._write_l1(active, first << bits)
             core.header.l1_table_offset = first << bits
@@ -175,9 +178,7 @@ class Repair:
                 self._file.write(offset, self._mended_l2(offset))
         if survey.l1_mendable or self._moved:
             for table in survey.l1_tables.values():
-                first = table.offset >> self._core.cluster_bits
-                alone = survey.census.count(first) == table.references
-                if alone and not (table.active and self._l1_shared):
+                if survey.stands_alone(table):
                     self._write_l1(table, table.offset)
         self._file.flush()
 
@@ -213,6 +214,8 @@ class Repair:
     def _replace_tables(self) -> None:
         """Bitmaps that cannot be read are removed, an outdated snapshot table is rewritten."""
         survey = self._survey
+        if not survey.broken_bitmaps and not survey.snapshot_table_outdated:
+            return
         self._store_counts(max)
         self._core.reload()
         for name in survey.broken_bitmaps:
@@ -220,9 +223,8 @@ class Repair:
         if survey.snapshot_table_outdated:
             with self._core.structural():
                 snapshots.write_table(self._core, snapshots.read_table(self._core))
-        if survey.broken_bitmaps or survey.snapshot_table_outdated:
-            self._core.settle()
-            self._look_again()
+        self._core.settle()
+        self._look_again()
 
     def _set_copied(self) -> None:
         for index, entry in enumerate(self._core.l1.words):

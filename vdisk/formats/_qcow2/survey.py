@@ -235,15 +235,20 @@ class Survey:
         if table.references > table.active:
             self.tables_other.add(cluster, cluster + 1, table.references - table.active)
 
-    def shared_l1_clusters(self) -> list[int]:
-        """The clusters of the active L1 table that something else uses, too."""
-        for table in self.l1_tables.values():
-            if table.active:
-                first = table.offset >> self.cluster_bits
-                end = -(-(table.offset + table.entries * 8) // self.cluster_size)
-                end = min(end, self.clusters)
-                return [cluster for cluster in range(first, end) if self.census.count(cluster) > 1]
-        return []
+    def shared_clusters(self, table: L1Table) -> list[int]:
+        """The clusters of an L1 table that something else uses, too, another L1 table included."""
+        first = table.offset >> self.cluster_bits
+        end = -(-(table.offset + table.entries * 8) // self.cluster_size)
+        end = min(end, self.clusters)
+        return [cluster for cluster in range(first, end) if self.census.count(cluster) > 1]
+
+    def stands_alone(self, table: L1Table) -> bool:
+        """Nothing but L1 tables stands in the clusters, so that they can be written in place.
+
+        The active L1 table shares not even with those of snapshots.
+        """
+        alone = 1 if table.active else table.references
+        return all(self.census.count(c) == alone for c in self.shared_clusters(table))
 
     # -- bitmaps ---------------------------------------------------------------------------------
 
