@@ -636,6 +636,8 @@ class Qcow2Driver:
         else:
             write_empty_image(file, header)
         mode = options.get("preallocation", "off")
+        if header.data_file_raw and mode == "off":
+            mode = "metadata"  # so that every byte of the disk is the data file's, written or not
         if mode != "off":
             from vdisk.formats._qcow2.resize import preallocate_new
 
