@@ -13,17 +13,16 @@ This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the by
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from vdisk.block import BlockDevice, Extent, Kind, execute_read
 from vdisk.errors import (
-    CorruptImageError,
     InvalidRequestError,
     UnsupportedFeatureError,
 )
-from vdisk.formats import NO_SECRETS, ChildRequest, CreateOption, OpenContext
+from vdisk.formats import NO_SECRETS, CreateOption, OpenContext
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.bitmaps import Bitmaps
@@ -35,11 +34,12 @@ from vdisk.formats._qcow2.create import (
     header_from_options,
     write_empty_image,
 )
-from vdisk.formats._qcow2.header import Header, cluster_bits_of, parse
 from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.measure import measure
+from vdisk.formats._qcow2.opening import open_parts, prepare_for_writing, read_header
 from vdisk.formats._qcow2.runtime import typed_options
-from vdisk.formats._qcow2.validate import check_header
+
+__all__ = ["DRIVER", "Qcow2Image", "read_header"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.findings import CheckResult
     from vdisk.formats._qcow2.gate import Work
+    from vdisk.formats._qcow2.header import Header
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
     from vdisk.formats._qcow2.vm_state import VmStateArea
 
@@ -456,7 +457,7 @@ class Qcow2Image(BlockDevice):
         self._check_write("amend", 0, 0)
         amend(self, options, force=force, progress=progress)
 
-    @contextlib.contextmanager
+    @contextmanager
     def backing_about_to_change(self) -> Iterator[None]:
         """While inside, zeroes written hide what any other backing file may hold there.
 
@@ -499,113 +500,6 @@ class Qcow2Image(BlockDevice):
                 progress(run.start, self.size)
 
 
-# -- opening ---------------------------------------------------------------------------------------
-
-
-def read_header(file: BlockDevice, *, checking: bool = False) -> Header:
-    """The header of the image in ``file``, checked against the file's size.
-
-    ``checking``: tables that a check can do without may be anywhere.
-    """
-    head = file.read(0, min(file.size, layout.V2_HEADER_LENGTH))
-    cluster_size = 1 << cluster_bits_of(head, path=file.name)
-    header = parse(file.read(0, min(file.size, cluster_size)), path=file.name)
-    check_header(header, file.size, path=file.name, checking=checking)
-    return header
-
-
-def open_image(file: BlockDevice, context: OpenContext) -> Qcow2Image:
-    """Open the image in ``file`` with its data file and backing chain."""
-    header = read_header(file, checking=context.repairing)
-    readonly = context.readonly
-    if not readonly and not context.repairing and header.incompatible_features & layout.CORRUPT:
-        raise CorruptImageError(
-            "the image is marked corrupt and can only be opened read-only; "
-            "repair it with check -r all",
-            path=file.name,
-        )
-    opened: list[BlockDevice] = []
-    try:
-        data_file = _open_data_file(file, header, context)
-        opened += [data_file] if data_file else []
-        backing = _open_backing(header, context)
-        opened += [backing] if backing else []
-        image = Qcow2Image(
-            file,
-            header,
-            readonly=readonly,
-            backing=backing,
-            data_file=data_file,
-            encryption=_open_encryption(file, header, context),
-            options=typed_options(context.options),
-        )
-        opened.append(image)
-        if not readonly:
-            _prepare_for_writing(image, context)
-    except BaseException:
-        for device in opened:
-            device.close()
-        raise
-    return image
-
-
-def _open_data_file(file: BlockDevice, header: Header, context: OpenContext) -> BlockDevice | None:
-    if not header.external_data:
-        return None
-    if context.open_child is None:
-        raise UnsupportedFeatureError(
-            "the image keeps its data in another file, which may not be opened here",
-            path=file.name,
-        )
-    name = header.data_file_name
-    if name is None:
-        raise CorruptImageError("the image does not name its external data file", path=file.name)
-    return context.open_child(ChildRequest("data-file", name, "file", context.readonly))
-
-
-def _open_backing(header: Header, context: OpenContext) -> BlockDevice | None:
-    if header.backing_file is None or context.open_child is None:
-        return None
-    return context.open_child(
-        ChildRequest("backing", header.backing_file, header.backing_format, True)
-    )
-
-
-def _open_encryption(file: BlockDevice, header: Header, context: OpenContext) -> Encryption | None:
-    if not header.crypt_method and not any(
-        name.partition(".")[0] == "encrypt" for name in context.options
-    ):
-        return None
-    from vdisk.formats._qcow2.crypto import open_encryption
-
-    return open_encryption(file, header, context.options, context.secrets)
-
-
-def _prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
-    """What each feature bit demands of a program that is about to write."""
-    header = image.header
-    if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
-        header.autoclear_features &= layout.KNOWN_AUTOCLEAR
-        image._core.save_header()
-        image.file.flush()
-    if image.dirty and not context.repairing:
-        _repair_dirty(image)
-    if not context.repairing:
-        image.bitmaps()  # they must be readable, or writing would make enabled ones wrong
-
-
-def _repair_dirty(image: Qcow2Image) -> None:
-    """The image was not closed by its last writer: its refcounts are to be made right first."""
-    result = image.check(repair={"leaks", "errors"})
-    if image.dirty:
-        first = next(iter(result.remaining), "")
-        raise CorruptImageError(
-            "the image was not closed cleanly, and repairing it left "
-            f"{result.corruptions} corruptions and {result.check_errors} errors ({first})",
-            path=image.name,
-        )
-
-
 class Qcow2Driver:
     """Opens and creates qcow2 images."""
 
@@ -614,11 +508,25 @@ class Qcow2Driver:
     amend_options: tuple[CreateOption, ...] = AMEND_OPTIONS
 
     def open(self, file: BlockDevice, context: OpenContext) -> Qcow2Image:
-        try:
-            return open_image(file, context)
-        except BaseException:
-            file.close()
-            raise
+        """The image in ``file`` with its data file and backing chain."""
+        with ExitStack() as opened:
+            opened.callback(file.close)
+            parts = open_parts(file, context)
+            opened.callback(parts.close)
+            image = Qcow2Image(
+                file,
+                parts.header,
+                readonly=context.readonly,
+                backing=parts.backing,
+                data_file=parts.data_file,
+                encryption=parts.encryption,
+                options=typed_options(context.options),
+            )
+            opened.callback(image.close)
+            if not context.readonly:
+                prepare_for_writing(image, context)
+            opened.pop_all()
+        return image
 
     def create(
         self,
