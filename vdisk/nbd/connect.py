@@ -192,6 +192,8 @@ class ClientHandshake(Generic[T]):
         self._plan = plan
         self._running: Plan[T] | None = None
         self._machine = ClientNegotiation(limits=limits)
+        self.ended = False
+        """The server closed the connection."""
 
     @property
     def wants_data(self) -> bool:
@@ -208,6 +210,7 @@ class ClientHandshake(Generic[T]):
         self._machine.receive_data(data)
 
     def receive_eof(self) -> None:
+        self.ended = True
         self._machine.receive_eof()
 
     def tls_started(self) -> None:

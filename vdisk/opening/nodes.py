@@ -117,8 +117,8 @@ def _take_common(options: Mapping[str, Any], context: NodeContext) -> tuple[Opti
 def _open_file_child(options: Options, context: NodeContext) -> BlockDevice:
     """The child that holds an image's bytes: unlike an image, its driver is in its name."""
     if "driver" not in options and "filename" in options:
-        named = parse_filename(as_string(options["filename"], "option 'filename'"))
-        options = {**options, **named}
+        own = {key: value for key, value in options.items() if key != "filename"}
+        options = {**own, **parse_filename(as_string(options["filename"], "option 'filename'"))}
     if "driver" not in options:
         raise InvalidRequestError("the node that holds the image has neither driver nor filename")
     return open_node(options, context)

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "file": "vdisk.stores.file_protocol",
     "host_device": "vdisk.stores.file_protocol",
+    "nbd": "vdisk.stores.nbd_protocol",
 }
-_SCHEMES = {"file": "file"}
+_SCHEMES = {
+    "file": "file",
+    **dict.fromkeys(("nbd", "nbd+unix", "nbd+vsock", "nbds", "nbds+unix", "nbds+vsock"), "nbd"),
+}
 """What stands before the colon of a name, and the protocol that reads such names."""
 
 

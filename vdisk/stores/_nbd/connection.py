@@ -1,0 +1,290 @@
+"""Many requests under way in one connection, without a thread of its own.
+
+A thread sends its request and then needs the answer.  The first one that waits becomes the
+*receiver*: it receives for everybody until its own answer has come, and then promotes another
+that waits::
+
+    thread A   send ---- receive ------ (B's answer: wake B) --- (mine) -- promote C
+    thread B      send -- sleep ............................ go on
+    thread C        send -- sleep .......................................... receive ---
+
+So a thread that is alone sends and receives by itself, with no hand-over, and bytes that were
+read go from the socket right into its buffer.
+
+Locks, outermost first: ``sending`` (whose requests go out as wholes, in order) and ``_state``
+(the machine and who waits; never held while waiting for the network).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from typing import TYPE_CHECKING
+
+from vdisk.errors import ClosedError
+from vdisk.nbd.client_transmission import ClientTransmission
+from vdisk.nbd.errors import LocalProtocolError, RemoteProtocolError
+from vdisk.nbd.events import ReplyDone, StatusReceived
+from vdisk.nbd.wire import ErrorValue
+from vdisk.stores._nbd.channel import ConnectionLostError
+from vdisk.stores._nbd.requests import FLUSH, Request, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vdisk.errors import VdiskError
+    from vdisk.stores._nbd.handshake import Opened
+
+RECEIVE_SIZE = 1 << 16
+"""Bytes received at once where it is not known whose they are: dozens of small replies.  What is
+left of a payload after that comes straight into the buffer of the request."""
+
+_SPARE_SIZE = 1 << 10
+"""Bytes received beyond such a payload: the headers of what follows."""
+
+
+class Connection:
+    """One connection in the transmission phase.
+
+    ``acknowledged``: called with each request that succeeded, in the order of the answers.
+    ``lost``: why the connection is of no use any more; its unanswered requests are in
+    ``unanswered``, for somebody to send again or to fail.
+    """
+
+    def __init__(self, opened: Opened, acknowledged: Callable[[Request], None]) -> None:
+        self.name = opened.channel.name
+        self.session = opened.session
+        self.sending = threading.Lock()
+        self.unanswered: dict[int, Request] = {}
+        self.lost: VdiskError | None = None
+        self._acknowledged = acknowledged
+        self._channel = opened.channel
+        self._machine = ClientTransmission(opened.session)
+        self._machine.receive_data(opened.trailing)
+        self._state = threading.Lock()
+        self._receiving = False
+        self._sleepers: dict[Request, None] = {}
+        self._watchers: dict[Request, int] = {}
+        self._inbox = memoryview(bytearray(RECEIVE_SIZE))
+        self._spare = memoryview(bytearray(_SPARE_SIZE))
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """How long the server may be silent while it owes an answer."""
+        self._channel.set_timeout(seconds)
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def send(self, request: Request) -> bool:
+        """Send a request; false, and nothing happened, if the connection is lost.
+
+        A connection that is lost while sending keeps the request among the unanswered.  Call
+        it with ``sending`` held.
+        """
+        with self._state:
+            if self.lost is not None:
+                return False
+            try:
+                cookie, buffers = request.start(self._machine)
+            except LocalProtocolError as error:
+                error.path = self.name
+                raise
+            self.unanswered[cookie] = request
+            request.connection = self
+            request.sent += 1
+            request.promoted = False
+        with self._given_up_on_errors():
+            self._channel.send(buffers, self._receive_meanwhile)
+        return True
+
+    @contextlib.contextmanager
+    def _given_up_on_errors(self) -> Iterator[None]:
+        """What is left halfway, by the network or by an interrupt, cannot be gone on with."""
+        try:
+            yield
+        except (ConnectionLostError, RemoteProtocolError) as error:
+            self.lose(error)
+        except BaseException:
+            self.lose(ConnectionLostError("interrupted", path=self.name, errno=errno.EINTR))
+            raise
+
+    def _receive_meanwhile(self) -> bool:
+        """There is no room to send: take what the server has to say, unless somebody does."""
+        with self._state:
+            if self._receiving or self.lost is not None:
+                return False
+            self._receiving = True
+        try:
+            while self._receive(wait=False):
+                pass
+        finally:
+            self._pass_on()
+        return True
+
+    def make_room(self, depth: int) -> None:
+        """Return when fewer than ``depth`` requests are under way; 1 waits for all of them."""
+        with self._state:
+            if len(self.unanswered) < depth or self.lost is not None:
+                return
+            watcher = Request(FLUSH)  # never sent: it stands for the answer to some other
+            self._watchers[watcher] = depth
+        self.wait(watcher)
+
+    # -- receiving ---------------------------------------------------------------------------
+
+    def wait(self, request: Request) -> bool:
+        """Return when the request has its answer; false if the connection was lost before."""
+        while not request.done and self.lost is None:
+            if self._take_turn(request):
+                self._receive_for(request)
+            elif request.waiting is not None:
+                self._sleep(request, request.waiting)
+        return request.done
+
+    def _sleep(self, request: Request, waiting: threading.Lock) -> None:
+        try:
+            waiting.acquire()
+        except BaseException:  # an interrupt: this thread will not receive for anybody
+            with self._state:
+                self._sleepers.pop(request, None)
+            if request.promoted:
+                self._pass_on()
+            raise
+
+    def _take_turn(self, request: Request) -> bool:
+        """Become the receiver; false: sleep on ``request.waiting``, or there is an answer."""
+        with self._state:
+            if request.promoted:
+                request.promoted = False
+                return True
+            request.waiting = None
+            if request.done or self.lost is not None:
+                return False
+            if not self._receiving:
+                self._receiving = True
+                return True
+            request.waiting = threading.Lock()
+            request.waiting.acquire()
+            self._sleepers[request] = None
+            return False
+
+    def _receive_for(self, request: Request) -> None:
+        try:
+            with self._given_up_on_errors():
+                while not request.done and self.lost is None:
+                    self._receive(wait=True)
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Stop receiving; another that waits takes over."""
+        with self._state:
+            self._receiving = bool(self._sleepers) and self.lost is None
+            if self._receiving:
+                heir = next(iter(self._sleepers))
+                heir.promoted = True
+                self._wake(heir)
+
+    def _wake(self, request: Request) -> None:
+        del self._sleepers[request]
+        assert request.waiting is not None
+        request.waiting.release()
+
+    def _receive(self, *, wait: bool) -> bool:
+        """Receive once, and answer the requests that this completes; false: nothing was there."""
+        target = self._machine.payload_buffer
+        if target is None:
+            count = self._channel.receive_into(self._inbox, wait=wait)
+            if count is None:
+                return False
+            with self._state:
+                self._machine.receive_data(self._inbox[:count])
+                self._take_events()
+        elif wait:
+            self._take_payload(target, self._channel.receive_payload(target, self._spare))
+        else:
+            count = self._channel.receive_into(target, wait=False)
+            if count is None:
+                return False
+            self._take_payload(target, count)
+        return True
+
+    def _take_payload(self, target: memoryview, count: int) -> None:
+        """``count`` bytes came: into ``target``, then into the spare buffer."""
+        inside = min(count, len(target))
+        with self._state:
+            self._machine.payload_received(inside)
+            if count > inside:
+                self._machine.receive_data(self._spare[: count - inside])
+            self._take_events()
+
+    def _take_events(self) -> None:
+        while (event := self._machine.next_event()) is not None:
+            if isinstance(event, ReplyDone):
+                self._answer(event)
+            elif isinstance(event, StatusReceived):
+                self.unanswered[event.cookie].status.append(event)
+
+    def _answer(self, reply: ReplyDone) -> None:
+        if reply.error is not None and reply.error.value is ErrorValue.NBD_ESHUTDOWN:
+            # Not done, and nothing will be: the request is one of a lost connection.
+            raise ConnectionLostError(
+                "the server is shutting down", path=self.name, errno=errno.ESHUTDOWN
+            )
+        request = self.unanswered.pop(reply.cookie)
+        if reply.error is None:
+            self._acknowledged(request)
+        else:
+            request.error = failure(request, reply.error, self.name)
+        self._finish(request)
+        for watcher, depth in list(self._watchers.items()):
+            if len(self.unanswered) < depth:
+                del self._watchers[watcher]
+                self._finish(watcher)
+
+    def _finish(self, request: Request) -> None:
+        request.done = True
+        if request in self._sleepers:
+            self._wake(request)
+
+    # -- its end -----------------------------------------------------------------------------
+
+    def lose(self, error: VdiskError) -> None:
+        """Give the connection up: nobody waits for it any longer."""
+        with self._state:
+            if self.lost is None:
+                error.path = error.path or self.name
+                self.lost = error
+            for request in list(self._sleepers):
+                self._wake(request)
+        self._channel.shut_down()
+
+    def retire(self) -> None:
+        """Let the requests under way be answered, take no others, and leave."""
+        with self.sending:
+            self.make_room(1)
+            self._leave()
+
+    def disconnect(self) -> None:
+        """Leave, whatever is under way."""
+        if self.sending.acquire(timeout=GOODBYE_TIMEOUT):
+            try:
+                self._leave()
+            finally:
+                self.sending.release()
+        self.lose(ClosedError("the connection was closed"))
+
+    def _leave(self) -> None:
+        """Say goodbye (NBD_CMD_DISC), and close."""
+        if self.lost is None:
+            with self._given_up_on_errors():
+                with self._state:
+                    buffers = self._machine.disconnect()
+                self._channel.set_timeout(GOODBYE_TIMEOUT)
+                self._channel.send(buffers, self._receive_meanwhile)
+        self.lose(ClosedError("the connection was closed"))
+        self._channel.close()
+
+
+GOODBYE_TIMEOUT = 5.0
+"""Seconds that a server which reads nothing may hold up a client that leaves."""
