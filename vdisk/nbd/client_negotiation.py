@@ -151,6 +151,10 @@ class ClientNegotiation:
         return self._state
 
     @property
+    def style(self) -> HandshakeStyle:
+        return self._style
+
+    @property
     def fixed_newstyle(self) -> bool:
         """Whether the server takes options other than NBD_OPT_EXPORT_NAME."""
         return self._style is HandshakeStyle.FIXED_NEWSTYLE

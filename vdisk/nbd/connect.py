@@ -24,7 +24,7 @@ from vdisk.nbd.errors import NegotiationError
 from vdisk.nbd.events import Greeted, OptionDone, SessionStarted, TlsWanted
 from vdisk.nbd.limits import DEFAULT_LIMITS, Limits
 from vdisk.nbd.options import ExportQuery, MetaContextQuery
-from vdisk.nbd.session import ExportInfo, HandshakeStyle, TlsMode
+from vdisk.nbd.session import ExportInfo, HandshakeStyle, HeaderStyle, TlsMode
 from vdisk.nbd.wire import BASE_ALLOCATION, Info, Option, OptionReply
 
 T = TypeVar("T")
@@ -48,6 +48,14 @@ class ClientSettings:
 class OptionCall(NamedTuple):
     option: Option
     data: OptionData = None
+
+
+class Negotiated(NamedTuple):
+    """What client and server speak; ``tls``: inside TLS."""
+
+    style: HandshakeStyle
+    headers: HeaderStyle
+    tls: bool
 
 
 class PlanDone(NamedTuple, Generic[T]):
@@ -202,6 +210,11 @@ class ClientHandshake(Generic[T]):
     @property
     def trailing_data(self) -> bytes:
         return self._machine.trailing_data
+
+    @property
+    def negotiated(self) -> Negotiated:
+        machine = self._machine
+        return Negotiated(machine.style, machine.headers, machine.tls_active)
 
     def data_to_send(self) -> bytes:
         return self._machine.data_to_send()

@@ -1,198 +1,142 @@
-"""What the arguments of ``vdisk-nbd serve`` offer: images opened, filtered, named."""
+"""Exports described as nbdinfo describes them, for people and as JSON.
+
+Field names, their order and the tabs are those of nbdinfo 1.14, so that what reads its output
+reads ours.
+"""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
-from vdisk.cli.options import image_name, secrets, warn
-from vdisk.errors import InvalidRequestError, NotFoundError, UnsupportedFeatureError
-from vdisk.nbd_server import DirectoryOfImages, Export, Throttle
-from vdisk.opening import Backing, open_image
-from vdisk.stores import CacheMode
-from vdisk.units import parse_size
+from vdisk.nbd.session import HandshakeStyle, HeaderStyle
+from vdisk.nbd.wire import TransmissionFlag
 
 if TYPE_CHECKING:
-    import argparse
-    from contextlib import ExitStack
+    from collections.abc import Iterator, Sequence
 
-    from vdisk.block import BlockDevice
+    from vdisk.nbd.connect import Negotiated
+    from vdisk.nbd.session import ExportInfo
+    from vdisk.nbd.uri import NbdUri
+    from vdisk.stores._nbd.handshake import Server
 
-Wrapper = "Callable[[BlockDevice], BlockDevice]"
-
-
-class Offer:
-    """Builds exports as the options say; what it opened is closed by ``stack``."""
-
-    def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
-        self._args = args
-        self._stack = stack
-        self._cache = cache_mode(args)
-        self.exports: list[Export] = []
-        self.sources: list[DirectoryOfImages] = []
-        self._check()
-
-    def _check(self) -> None:
-        args = self._args
-        if args.load_snapshot and (args.snapshot or args.copy_on_read):
-            raise InvalidRequestError("an internal snapshot (-l) can only be read")
-        if args.detect_zeroes == "unmap" and args.discard not in ("unmap", "on"):
-            raise InvalidRequestError("--detect-zeroes=unmap needs --discard=unmap")
-        if args.partition is not None and (args.offset != "0" or args.size):
-            raise InvalidRequestError("--partition sets the offset and size itself")
-
-    def add(self, names: list[str]) -> None:
-        """Open every image, and every directory as a source of images."""
-        given = self._args.export_name
-        if given is not None and len(names) > 1:
-            raise InvalidRequestError("--export-name names one export, and there are several")
-        for name in names:
-            if not self._args.image_opts and os.path.isdir(name):
-                self.sources.append(DirectoryOfImages(name, self._open_found))
-                continue
-            several = os.path.basename(name) if len(names) > 1 else ""
-            self._add_image(name, several if given is None else given)
-
-    def _add_image(self, name: str, export_name: str) -> None:
-        image = self._stack.enter_context(self._open(name))
-        self.exports.append(self._export(export_name, self._refined(image)))
-        if self._args.snapshots:
-            for snapshot, view in _snapshot_views(image):
-                self._stack.enter_context(view)
-                self.exports.append(self._snapshot_export(f"{export_name}@{snapshot}", view))
-
-    def _open_found(self, path: str, name: str) -> Export:
-        """An image of a directory; closing the export's device closes it."""
-        image = self._open(path)
-        try:
-            return self._export(name, self._refined(image))
-        except BaseException:
-            image.close()
-            raise
-
-    def _open(self, name: str) -> BlockDevice:
-        args = self._args
-        return open_image(
-            image_name(args, name, args.format),
-            readonly=args.read_only or args.snapshot or bool(args.load_snapshot),
-            format=args.format,
-            cache=self._cache,
-            backing=Backing.REFUSE if args.no_backing else Backing.FOLLOW,
-            secrets=secrets(args),
-            warn=warn,
-        )
-
-    def _refined(self, image: BlockDevice) -> BlockDevice:
-        """The image as the options change it, from the inside out."""
-        args, device = self._args, image
-        if args.load_snapshot:
-            device = _load_snapshot(device, args.load_snapshot)
-        if args.snapshot:
-            from vdisk.opening.overlay import temporary_overlay
-
-            device = temporary_overlay(device)
-        if args.copy_on_read:
-            from vdisk.filters.copy_on_read import CopyOnRead
-
-            device = CopyOnRead(device)
-        if args.detect_zeroes != "off":
-            from vdisk.filters.detect_zeroes import DetectZeroes
-
-            device = DetectZeroes(device, unmap=args.detect_zeroes == "unmap")
-        return self._window(device)
-
-    def _window(self, device: BlockDevice) -> BlockDevice:
-        args = self._args
-        offset = parse_size(args.offset)
-        size = None if args.size is None else parse_size(args.size)
-        if args.partition is not None:
-            from vdisk.nbd_serving.partitions import find_partition
-
-            offset, size = find_partition(device, args.partition)
-        if not offset and size is None:
-            return device
-        from vdisk.filters.window import Window
-
-        return Window(device, offset, size)
-
-    def _export(self, name: str, device: BlockDevice) -> Export:
-        args = self._args
-        return Export(
-            name,
-            device,
-            description=args.description,
-            read_only=device.readonly or args.read_only,
-            discard=args.discard in ("unmap", "on"),
-            write_through=CacheMode.parse(self._cache).write_through,
-            allocation_depth=args.allocation_depth,
-            bitmaps=args.bitmap,
-            allow=self._rules_for(name),
-            throttle=self._throttle(),
-        )
-
-    def _snapshot_export(self, name: str, view: BlockDevice) -> Export:
-        return Export(
-            name,
-            view,
-            description=self._args.description,
-            allow=self._rules_for(name),
-            allocation_depth=self._args.allocation_depth,
-            throttle=self._throttle(),
-        )
-
-    def _rules_for(self, export_name: str) -> list[str]:
-        """The rules of --allow-export for it."""
-        given = [setting.partition("=") for setting in self._args.allow_export]
-        return [rule for name, _equals, rule in given if name == export_name]
-
-    def _throttle(self) -> Throttle | None:
-        args = self._args
-        bps = parse_size(args.bps) if args.bps else 0
-        return Throttle(iops=args.iops, bps=bps) if args.iops or bps else None
+_STYLES = {
+    HandshakeStyle.OLDSTYLE: "oldstyle",
+    HandshakeStyle.NEWSTYLE: "newstyle",
+    HandshakeStyle.FIXED_NEWSTYLE: "newstyle-fixed",
+}
+_PACKETS = {
+    HeaderStyle.SIMPLE: "simple",
+    HeaderStyle.STRUCTURED: "structured",
+    HeaderStyle.EXTENDED: "extended",
+}
+_FLAGS = {
+    "is_rotational": TransmissionFlag.NBD_FLAG_ROTATIONAL,
+    "is_read_only": TransmissionFlag.NBD_FLAG_READ_ONLY,
+    "can_cache": TransmissionFlag.NBD_FLAG_SEND_CACHE,
+    "can_df": TransmissionFlag.NBD_FLAG_SEND_DF,
+    "can_fast_zero": TransmissionFlag.NBD_FLAG_SEND_FAST_ZERO,
+    "can_flush": TransmissionFlag.NBD_FLAG_SEND_FLUSH,
+    "can_fua": TransmissionFlag.NBD_FLAG_SEND_FUA,
+    "can_multi_conn": TransmissionFlag.NBD_FLAG_CAN_MULTI_CONN,
+    "can_trim": TransmissionFlag.NBD_FLAG_SEND_TRIM,
+    "can_zero": TransmissionFlag.NBD_FLAG_SEND_WRITE_ZEROES,
+}
 
 
-def cache_mode(args: argparse.Namespace) -> str:
-    """The mode that --cache or -n chooses."""
-    if args.nocache and args.cache not in (None, "none"):
-        raise InvalidRequestError("-n is --cache=none: give one of them")
-    return "none" if args.nocache else args.cache or "writeback"
+def server_of(name: str) -> Server:
+    """The server and export that an argument names."""
+    from vdisk.nbd.connect import ClientSettings
+    from vdisk.stores._nbd.address import parse_name
+    from vdisk.stores._nbd.handshake import Server
+    from vdisk.stores._nbd.tls import settings_for
+
+    uri = parse_name(name)
+    tls = settings_for(uri)
+    return Server(uri, ClientSettings(export=uri.export, tls=tls.mode), tls)
 
 
-def _snapshots(image: BlockDevice) -> list[Any]:
-    snapshots = getattr(image, "snapshots", None)
-    if snapshots is None:
-        raise UnsupportedFeatureError("this format has no internal snapshots", path=image.name)
-    found: list[Any] = snapshots()
-    return found
+def show(
+    uri: NbdUri, exports: Sequence[ExportInfo], negotiated: Negotiated, *, as_json: bool
+) -> None:
+    """Print a server's description."""
+    if as_json:
+        print(_json(uri, exports, negotiated))
+        return
+    tls = "with" if negotiated.tls else "without"
+    packets = _PACKETS[negotiated.headers]
+    print(f"protocol: {_STYLES[negotiated.style]} {tls} TLS, using {packets} packets")
+    for export in exports:
+        print("\n".join(_lines(uri, export)))
 
 
-def _snapshot_views(image: BlockDevice) -> list[tuple[str, BlockDevice]]:
-    """Every internal snapshot, by name (by id where that is empty or taken)."""
-    views: dict[str, BlockDevice] = {}
-    for snapshot in _snapshots(image):
-        name = snapshot.name if snapshot.name and snapshot.name not in views else snapshot.id
-        views[name] = image.open_snapshot(snapshot.id)  # type: ignore[attr-defined]
-    return list(views.items())
+def _lines(uri: NbdUri, export: ExportInfo) -> Iterator[str]:
+    yield f'export="{export.name}":'
+    fields = _fields(uri, export)
+    size, shown = fields.pop("export-size"), fields.pop("export-size-str")
+    if "description" in fields:
+        yield f"\tdescription: {fields.pop('description')}"
+    yield f"\texport-size: {size} ({shown})"
+    del fields["export-name"]
+    for key, value in fields.items():
+        if isinstance(value, list):
+            yield f"\t{key}:"
+            yield from (f"\t\t{item}" for item in value)
+        else:
+            yield f"\t{key}: {_word(value)}"
 
 
-def _load_snapshot(image: BlockDevice, wanted: str) -> BlockDevice:
-    """The snapshot that -l names: by ``snapshot.id``, ``snapshot.name``, or either."""
-    snapshots = _snapshots(image)
-    fields = dict(part.partition("=")[::2] for part in wanted.split(","))
-    if fields.keys() <= {"snapshot.id", "snapshot.name"}:
-        fits = [
-            item
-            for item in snapshots
-            if item.id == fields.get("snapshot.id", item.id)
-            and item.name == fields.get("snapshot.name", item.name)
-        ]
-    else:
-        fits = [item for item in snapshots if item.id == wanted] or [
-            item for item in snapshots if item.name == wanted
-        ]
-    if not fits:
-        raise NotFoundError(f"no snapshot {wanted!r}", path=image.name)
-    view = image.open_snapshot(fits[0].id)  # type: ignore[attr-defined]
-    view.owns_image = True
-    opened: BlockDevice = view
-    return opened
+def _word(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def _fields(uri: NbdUri, export: ExportInfo) -> dict[str, Any]:
+    from dataclasses import replace
+
+    fields: dict[str, Any] = {"export-name": export.name}
+    if export.description:
+        fields["description"] = export.description
+    fields["uri"] = str(replace(uri, export=export.name))
+    if export.meta_contexts:
+        fields["contexts"] = list(export.meta_contexts)
+    fields |= {key: flag in export.flags for key, flag in _FLAGS.items()}
+    if export.block_sizes is not None:
+        fields["block_size_minimum"] = export.block_sizes.minimum
+        fields["block_size_preferred"] = export.block_sizes.preferred
+        fields["block_size_maximum"] = export.block_sizes.maximum
+    return fields | {"export-size": export.size, "export-size-str": short_size(export.size)}
+
+
+def _json(uri: NbdUri, exports: Sequence[ExportInfo], negotiated: Negotiated) -> str:
+    import json
+
+    server: dict[str, Any] = {
+        "protocol": _STYLES[negotiated.style],
+        "TLS": negotiated.tls,
+        "structured": negotiated.headers is not HeaderStyle.SIMPLE,
+    }
+    if negotiated.headers is HeaderStyle.EXTENDED:
+        server["extended"] = True
+    server["exports"] = [_fields(uri, export) for export in exports]
+    return json.dumps(server, indent="\t", ensure_ascii=False)
+
+
+def short_size(size: int) -> str:
+    """Exactly ``size``, in the largest unit that needs no fraction."""
+    units = "KMGTPE"
+    for index in range(len(units), 0, -1):
+        if size and size % 1024**index == 0:
+            return f"{size // 1024**index}{units[index - 1]}"
+    return str(size)
+
+
+def can(export: ExportInfo, negotiated: Negotiated) -> dict[str, bool]:
+    """What ``--can`` and ``--is`` test, by name."""
+    known = {key.partition("_")[2].replace("_", "-"): flag for key, flag in _FLAGS.items()}
+    answers = {name: flag in export.flags for name, flag in known.items()}
+    return answers | {
+        "connect": True,
+        "read": True,
+        "write": not export.read_only,
+        "tls": negotiated.tls,
+        "structured-reply": negotiated.headers is not HeaderStyle.SIMPLE,
+    }

@@ -17,7 +17,6 @@ Locks, outermost first: ``sending`` (whose requests go out as wholes, in order) 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import threading
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from vdisk.stores._nbd.channel import ConnectionLostError
 from vdisk.stores._nbd.requests import FLUSH, Request, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from vdisk.errors import VdiskError
     from vdisk.stores._nbd.handshake import Opened
@@ -93,20 +92,18 @@ class Connection:
             request.connection = self
             request.sent += 1
             request.promoted = False
-        with self._given_up_on_errors():
+        try:
             self._channel.send(buffers, self._receive_meanwhile)
+        except BaseException as error:
+            self._give_up(error)
         return True
 
-    @contextlib.contextmanager
-    def _given_up_on_errors(self) -> Iterator[None]:
+    def _give_up(self, error: BaseException) -> None:
         """What is left halfway, by the network or by an interrupt, cannot be gone on with."""
-        try:
-            yield
-        except (ConnectionLostError, RemoteProtocolError) as error:
-            self.lose(error)
-        except BaseException:
+        if not isinstance(error, ConnectionLostError | RemoteProtocolError):
             self.lose(ConnectionLostError("interrupted", path=self.name, errno=errno.EINTR))
-            raise
+            raise error
+        self.lose(error)
 
     def _receive_meanwhile(self) -> bool:
         """There is no room to send: take what the server has to say, unless somebody does."""
@@ -170,9 +167,10 @@ class Connection:
 
     def _receive_for(self, request: Request) -> None:
         try:
-            with self._given_up_on_errors():
-                while not request.done and self.lost is None:
-                    self._receive(wait=True)
+            while not request.done and self.lost is None:
+                self._receive(wait=True)
+        except BaseException as error:
+            self._give_up(error)
         finally:
             self._pass_on()
 
@@ -277,11 +275,13 @@ class Connection:
     def _leave(self) -> None:
         """Say goodbye (NBD_CMD_DISC), and close."""
         if self.lost is None:
-            with self._given_up_on_errors():
+            try:
                 with self._state:
                     buffers = self._machine.disconnect()
                 self._channel.set_timeout(GOODBYE_TIMEOUT)
                 self._channel.send(buffers, self._receive_meanwhile)
+            except BaseException as error:
+                self._give_up(error)
         self.lose(ClosedError("the connection was closed"))
         self._channel.close()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 from vdisk.errors import VdiskError
-from vdisk.nbd.connect import ClientHandshake, ClientSettings, PlanDone, connect
-from vdisk.nbd.errors import RemoteProtocolError
+from vdisk.nbd.connect import ClientHandshake, ClientSettings, PlanDone, connect, list_exports
+from vdisk.nbd.connect import describe_export as plan_to_describe
+from vdisk.nbd.errors import NegotiationError, RemoteProtocolError
 from vdisk.nbd.events import SessionStarted, TlsWanted
+from vdisk.nbd.session import HandshakeStyle
+from vdisk.nbd.wire import OptionReply
 from vdisk.stores._nbd.address import describe, open_socket
 from vdisk.stores._nbd.channel import Channel, ConnectionLostError
 from vdisk.stores._nbd.tls import TlsSettings
@@ -18,9 +21,9 @@ from vdisk.stores._nbd.tls import TlsSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vdisk.nbd.connect import Plan
+    from vdisk.nbd.connect import Negotiated, Plan
     from vdisk.nbd.events import Greeted
-    from vdisk.nbd.session import Session
+    from vdisk.nbd.session import ExportInfo, Session
     from vdisk.nbd.uri import NbdUri
 
 T = TypeVar("T")
@@ -66,14 +69,46 @@ def negotiate(server: Server, channel: Channel, deadline: float) -> Opened:
     return Opened(channel, cast("Session", outcome), handshake.trailing_data)
 
 
-def ask(server: Server, plan: Callable[[ClientSettings, Greeted], Plan[T]]) -> T:
+class Answer(NamedTuple, Generic[T]):
+    """What a server said, and in which terms."""
+
+    result: T
+    negotiated: Negotiated
+
+
+def ask(server: Server, plan: Callable[[ClientSettings, Greeted], Plan[T]]) -> Answer[T]:
     """Connect, ask what ``plan`` asks, and leave without opening a session."""
     deadline = time.monotonic() + server.timeout
     channel = Channel(open_socket(server.uri, server.timeout), server.name)
     handshake = ClientHandshake(server.settings, plan)
     channel, outcome = _carry_out(server, channel, handshake, deadline)
     channel.close()
-    return cast("T", outcome)
+    return Answer(cast("T", outcome), handshake.negotiated)
+
+
+def describe_exports(server: Server) -> Answer[tuple[ExportInfo, ...]]:
+    """Every export that the server names."""
+    return ask(server, list_exports)
+
+
+def describe_export(server: Server) -> Answer[ExportInfo]:
+    """The export that ``server.settings`` names, as well as its server can tell.
+
+    Old servers only tell of an export when it is opened.
+    """
+    try:
+        return ask(server, _describe)
+    except NegotiationError as error:
+        if error.reply is not OptionReply.NBD_REP_ERR_UNSUP:
+            raise
+    answer: Answer[Session] = ask(server, cast("Callable[..., Plan[Session]]", connect))
+    return Answer(answer.result.export, answer.negotiated)
+
+
+def _describe(settings: ClientSettings, greeted: Greeted) -> Plan[ExportInfo]:
+    if greeted.style is HandshakeStyle.FIXED_NEWSTYLE:
+        return (yield from plan_to_describe(settings, greeted))
+    raise NegotiationError("too old to be asked", reply=OptionReply.NBD_REP_ERR_UNSUP)
 
 
 def _carry_out(

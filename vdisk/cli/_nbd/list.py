@@ -1,0 +1,30 @@
+"""List the exports of an NBD server.
+
+Examples:
+  vdisk-nbd list nbd://example.com
+  vdisk-nbd list --json nbd+unix:///?socket=/run/nbd.sock
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from vdisk.cli.options import Parser
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --list --json")
+    parser.add_argument("uri", help="the server; its export is of no interest")
+
+
+def run(args: Namespace) -> int:
+    from vdisk.cli._nbd._exports import server_of, show
+    from vdisk.stores._nbd.handshake import describe_exports
+
+    server = server_of(args.uri)
+    answer = describe_exports(server)
+    show(server.uri, answer.result, answer.negotiated, as_json=args.json)
+    return 0

@@ -1,0 +1,93 @@
+"""Show what parts of an NBD export hold, as one of its metadata contexts tells.
+
+Examples:
+  vdisk-nbd map nbd://example.com/disk
+  vdisk-nbd map --totals nbd://example.com/disk
+  vdisk-nbd map --context qemu:dirty-bitmap:backup --json nbd://example.com/disk
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdisk.nbd.wire import BASE_ALLOCATION, QEMU_ALLOCATION_DEPTH, QEMU_DIRTY_BITMAP
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+    from vdisk.cli.options import Parser
+
+_ALLOCATION = {0: "data", 1: "hole", 2: "zero", 3: "hole,zero"}
+_DEPTH = {0: "absent", 1: "local"}
+_DIRTY = {0: "clean", 1: "dirty"}
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument(
+        "--context",
+        default=BASE_ALLOCATION,
+        metavar="CONTEXT",
+        help=f"the metadata context (default {BASE_ALLOCATION})",
+    )
+    parser.add_argument("--totals", action="store_true", help="only how much of each there is")
+    parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --map --json")
+    parser.add_argument("uri", help="the export")
+
+
+def run(args: Namespace) -> int:
+    from vdisk.stores._nbd.address import parse_name
+    from vdisk.stores.nbd import NbdSettings, NbdStore
+
+    settings = NbdSettings(meta_contexts=(args.context,))
+    with NbdStore(parse_name(args.uri), settings=settings) as store:
+        extents = store.context_extents(args.context)
+        lines = (
+            _totals(extents, store.size, args.context, as_json=args.json)
+            if args.totals
+            else _extents(extents, args.context, as_json=args.json)
+        )
+        if args.json:
+            print("[\n" + ",\n".join(lines) + "\n]")
+        else:
+            for line in lines:
+                print(line)
+    return 0
+
+
+def _extents(
+    extents: Iterator[tuple[int, int, int]], context: str, *, as_json: bool
+) -> Iterator[str]:
+    for start, length, status in extents:
+        text = description(context, status)
+        if as_json:
+            suffix = f', "description": "{text}"' if text else ""
+            yield f'{{ "offset": {start}, "length": {length}, "type": {status}{suffix}}}'
+        else:
+            yield f"{start:10}  {length:10}  {status:3}  {text}".rstrip()
+
+
+def _totals(
+    extents: Iterator[tuple[int, int, int]], size: int, context: str, *, as_json: bool
+) -> Iterator[str]:
+    sums: dict[int, int] = {}
+    for _, length, status in extents:
+        sums[status] = sums.get(status, 0) + length
+    for status, total in sorted(sums.items()):
+        text, percent = description(context, status), 100 * total / size
+        if as_json:
+            suffix = f', "description": "{text}"' if text else ""
+            yield f'{{ "size": {total}, "percent": {percent:g}, "type": {status}{suffix} }}'
+        else:
+            yield f"{total:10} {percent:5.1f}% {status:3} {text}".rstrip()
+
+
+def description(context: str, status: int) -> str:
+    """What a status of the context means; empty where nobody knows."""
+    if context == BASE_ALLOCATION:
+        return _ALLOCATION.get(status, "")
+    if context == QEMU_ALLOCATION_DEPTH:
+        return _DEPTH.get(status, f"backing depth {status}")
+    if context.startswith(QEMU_DIRTY_BITMAP):
+        return _DIRTY.get(status, "")
+    return ""
