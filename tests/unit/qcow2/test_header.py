@@ -57,8 +57,11 @@ def test_what_is_written_is_read(
         header.autoclear_features = autoclear & (1 << 64) - 1
         header.trailing = trailing
     again = parse(header.to_bytes(), path="memory")
-    again.feature_names.clear()
+    if version == 2:
+        header.feature_names.clear()
+    header.name_offset = again.name_offset
     assert vars(again) == vars(header)
+    assert again.to_bytes() == header.to_bytes()
 
 
 @given(st.binary(max_size=200))

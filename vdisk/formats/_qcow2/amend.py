@@ -12,6 +12,7 @@ from vdisk.block import Kind
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.create import DEFAULT_REFCOUNT_BITS, is_version_2, refcount_order
+from vdisk.formats._qcow2.header import known_feature_names
 from vdisk.formats._qcow2.refcounts import write_structures
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _upgrade(image: Qcow2Image) -> None:
         core.settle()
         snapshots = image.snapshots()
         image.header.version = 3
+        image.header.feature_names = known_feature_names()
         core.save_header()
         core.file.flush()
         if snapshots:

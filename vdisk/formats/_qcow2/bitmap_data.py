@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from vdisk.errors import CorruptImageError, InvalidRequestError
+from vdisk.errors import CorruptImageError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.bitmap_bits import combine, is_zero, trim
 from vdisk.formats._qcow2.tables import words_from_bytes, words_to_bytes
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vdisk.formats._qcow2.core import Core
 
     Entries = dict[str, Entry]
+    Extension = tuple[int, int, int] | None
 
 
 class BitmapData:
@@ -202,21 +203,54 @@ class Change:
         core.save()  # the clusters and their counts are stable before the header names them
         with core.lock:
             before = header.bitmaps, header.autoclear_features
-            header.bitmaps = extension
-            header.autoclear_features &= ~layout.BITMAPS
-            header.autoclear_features |= layout.BITMAPS if entries else 0
             try:
-                header.to_bytes()
-            except InvalidRequestError:  # it does not fit in the first cluster
-                header.bitmaps, header.autoclear_features = before
-                raise
-            self._new.clear()  # whichever header the disk has now, its clusters stay allocated
-            try:
-                core.save_header()
-                core.file.flush()
+                for header.bitmaps, header.autoclear_features in self._header_states(extension):
+                    core.save_header()
+                    core.file.flush()
             except BaseException:
                 header.bitmaps, header.autoclear_features = before
                 raise
+
+    def _header_states(self, extension: Extension) -> Iterator[tuple[Extension, int]]:
+        """What the header says of bitmaps, write by write, until it names the new directory.
+
+        One write, if it changes one sector, which a cut cannot tear.  Else the feature bit, which
+        says that the extension counts, is unset while the extension changes.
+        """
+        header = self._core.header
+        old, features = header.bitmaps, header.autoclear_features
+        without = features & ~layout.BITMAPS
+        new = extension, without | (layout.BITMAPS if extension is not None else 0)
+        before = header.to_bytes()
+        header.bitmaps, header.autoclear_features = new
+        after = header.to_bytes()  # raises if it does not fit in the first cluster
+        self._new.clear()  # whichever header the disk has from here on, its clusters stay allocated
+        if old is None:
+            self._move_backing_name()
+        if _sectors_changed(before, after) > 1:
+            if old is not None:
+                yield old, without
+            yield extension, without
+        yield new
+
+    def _move_backing_name(self) -> None:
+        """See that the backing file name does not stand where the extension is to be.
+
+        It is stored a second time, then referred to there.  Only names that other programs put
+        in the header are in the way.
+        """
+        core, header = self._core, self._core.header
+        name = (header.backing_file or "").encode("utf-8", "surrogateescape")
+        place = int.from_bytes(header.to_bytes()[8:16], "big")
+        if not name or place == header.name_offset or not header.name_offset:
+            return
+        place = max(place, header.name_offset + len(name))
+        if place + len(name) <= core.cluster_size:
+            core.file.write(place, name)
+            core.file.flush()
+            core.file.write(8, place.to_bytes(8, "big"))  # backing_file_offset
+            core.file.flush()
+            header.name_offset = place
 
     def _write_directory(self, entries: Entries) -> tuple[int, int, int]:
         from vdisk.formats._qcow2 import bitmap_directory
@@ -228,3 +262,9 @@ class Change:
         """Free what only the former state needed."""
         for first, count in self._old:
             self._core.release(first, count)
+
+
+def _sectors_changed(before: bytes, after: bytes) -> int:
+    """In how many sectors two versions of a header differ."""
+    size = layout.SECTOR
+    return sum(before[at : at + size] != after[at : at + size] for at in range(0, len(after), size))

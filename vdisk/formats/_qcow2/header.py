@@ -9,6 +9,11 @@
 
 Parsing is pure: any bytes give a :class:`Header` or a declared error.  Fields and extensions
 that this library does not know survive being rewritten.
+
+Rewriting moves nothing that need not move, because a cut may keep some of the header's sectors
+and not others: the feature name table stays as it was found, the backing file name stays where
+it was, and a new image leaves room before the name for the bitmaps extension, the one that comes
+and goes.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ _EXTENSION = struct.Struct(">II")
 _CRYPTO = struct.Struct(">QQ")
 _BITMAPS = struct.Struct(">IIQQ")
 _FEATURE_NAME = struct.Struct(">BB46s")
+_BITMAPS_ROOM = _EXTENSION.size + _BITMAPS.size
+"""Bytes of the bitmaps extension."""
 
 
 class Header:
@@ -46,6 +53,8 @@ class Header:
     def __init__(self) -> None:
         self.version = 3
         self.backing_file: str | None = None
+        self.name_offset = 0
+        """Where the backing file name stands in the file; 0: not there yet."""
         self.cluster_bits = 16
         self.size = 0
         self.crypt_method = layout.CRYPT_NONE
@@ -67,7 +76,7 @@ class Header:
         """Full disk encryption header: (offset, length)."""
         self.bitmaps: tuple[int, int, int] | None = None
         """Bitmaps extension: (nb_bitmaps, directory size, directory offset)."""
-        self.feature_names: dict[tuple[int, int], str] = {}
+        self.feature_names = known_feature_names()
         self.extensions: list[tuple[int, bytes]] = []
 
     # -- what follows from the fields ----------------------------------------------------------
@@ -123,15 +132,10 @@ class Header:
                 f"qcow2 allows {layout.MAX_BACKING_NAME}"
             )
         body = self._v3_bytes() if self.version >= 3 else b""
-        extensions = self._extensions_bytes(names=self.version >= 3)
+        extensions = self._extensions_bytes(names=self.version >= 3 and bool(self.feature_names))
         if layout.V2_HEADER_LENGTH + len(body + extensions + name) > self.cluster_size:
             extensions = self._extensions_bytes(names=False)  # the one that is optional
-        name_offset = layout.V2_HEADER_LENGTH + len(body) + len(extensions)
-        if name_offset + len(name) > self.cluster_size:
-            raise InvalidRequestError(
-                f"header extensions and backing file name need {name_offset + len(name)} bytes, "
-                f"more than the first cluster ({self.cluster_size} bytes) has"
-            )
+        name_offset = self._place_for_name(layout.V2_HEADER_LENGTH + len(body + extensions), name)
         fixed = _V2.pack(
             layout.MAGIC,
             self.version,
@@ -147,7 +151,19 @@ class Header:
             self.nb_snapshots,
             self.snapshots_offset,
         )
-        return (fixed + body + extensions + name).ljust(self.cluster_size, b"\0")
+        before = (fixed + body + extensions).ljust(name_offset, b"\0")
+        return (before + name).ljust(self.cluster_size, b"\0")
+
+    def _place_for_name(self, end: int, name: bytes) -> int:
+        """Where the name goes if extensions end at ``end``: where it is, or with room before it."""
+        room = _BITMAPS_ROOM if self.version >= 3 and self.bitmaps is None else 0
+        for place in (self.name_offset, end + room, end):
+            if end <= place <= self.cluster_size - len(name):
+                return place
+        raise InvalidRequestError(
+            f"header extensions and backing file name need {end + len(name)} bytes, "
+            f"more than the first cluster ({self.cluster_size} bytes) has"
+        )
 
     def _v3_bytes(self) -> bytes:
         extra = bytes([self.compression_type]).ljust(8, b"\0") + self.trailing
@@ -184,12 +200,15 @@ class Header:
         )
 
     def _feature_table(self) -> bytes:
-        names = {(kind, bit): name for kind, bit, name in layout.FEATURE_NAMES}
-        names.update(self.feature_names)
         return b"".join(
             _FEATURE_NAME.pack(kind, bit, name.encode("utf-8", "surrogateescape"))
-            for (kind, bit), name in sorted(names.items())
+            for (kind, bit), name in sorted(self.feature_names.items())
         )
+
+
+def known_feature_names() -> dict[tuple[int, int], str]:
+    """A feature name table, by (type, bit), of every feature this library knows."""
+    return {(kind, bit): name for kind, bit, name in layout.FEATURE_NAMES}
 
 
 def parse(cluster: bytes, *, path: str) -> Header:
@@ -199,11 +218,13 @@ def parse(cluster: bytes, *, path: str) -> Header:
     version or incompatible feature), :class:`CorruptImageError` (a broken rule).
     """
     header = Header()
+    header.feature_names = {}
     name_offset, name_size, length = _parse_fixed(header, cluster, path)
     end = min(name_offset or header.cluster_size, header.cluster_size, len(cluster))
     _parse_extensions(header, cluster, length, end, path)
     _check_features(header, path)
     if name_offset:
+        header.name_offset = name_offset
         header.backing_file = _parse_name(header, cluster, name_offset, name_size, length, path)
     return header
 
