@@ -31,6 +31,12 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_formatter,
         )
         self._last: str | None = None
+        self._rest: str | None = None
+
+    def take_rest(self, destination: str, metavar: str, help: str) -> None:
+        """Any number of names; what follows "--" belongs to them, whatever it looks like."""
+        self._rest = destination
+        self.add_argument(destination, nargs="*", metavar=metavar, help=help)
 
     def take_last(self, destination: str, metavar: str, help: str) -> None:
         """The last argument is ``destination`` also where it is a number with a minus: "-1G"."""
@@ -39,6 +45,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments, read; raises :class:`InvalidRequestError`."""
+        if self._rest is not None and "--" in arguments:
+            end = list(arguments).index("--")
+            args = self.parse_intermixed_args(arguments[:end])
+            getattr(args, self._rest).extend(arguments[end + 1 :])
+            return args
         if self._last is None or not arguments or not _is_negative(arguments[-1]):
             return self.parse_intermixed_args(arguments)
         *others, last = arguments
