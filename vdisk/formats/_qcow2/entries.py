@@ -96,6 +96,8 @@ class EntryRules:
         offset, size = compressed_range(entry, self.cluster_bits)
         if self.external:
             return Defect("a compressed cluster in an image with an external data file")
+        if entry & ((1 << 62 - (self.cluster_bits - 8)) - 1) != offset:
+            return Defect("the compressed cluster's offset has more than 56 bits")
         if offset + size >= self.file_size + self.within + 1:
             return Defect(f"the compressed cluster at {offset:#x} is past the end of the file")
         if entry & layout.COPIED:

@@ -152,11 +152,12 @@ class TableScanner:
                 self._census.mark(
                     first, first + count, table.active, copied=bool(entry & layout.COPIED)
                 )
-            self._count_active(first, count)
+            self._count_active(table, first, count)
 
-    def _count_active(self, host_cluster: int, count: int) -> None:
-        self.allocated += count
-        self.fragmented += self._next_host not in (_NONE_YET, host_cluster)
+    def _count_active(self, table: L2Table, host_cluster: int, count: int) -> None:
+        self.allocated += count * table.active
+        if self._next_host not in (_NONE_YET, host_cluster):
+            self.fragmented += table.active
         self._next_host = host_cluster + count
 
     # -- one by one ------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ class TableScanner:
         """Entries most of which are compressed clusters, several to a host cluster."""
         bits, file_size = self._cluster_bits, self._rules.file_size
         shift = 62 - (bits - 8)
-        offset_mask, sectors_mask = min(1 << shift, 1 << 56) - 1, (1 << (bits - 8)) - 1
+        offset_mask, sectors_mask = (1 << shift) - 1, (1 << (bits - 8)) - 1
         ordinary = -1 if self._rules.external else layout.COMPRESSED >> 62
         counts, references = self._census.planes[0], table.references
         compressed = 0
@@ -221,10 +222,7 @@ class TableScanner:
                     continue
             if entry or bitmap:
                 self._entry(table, number, entry, bitmap)
-        if table.active:
-            self.allocated += compressed
-            self.compressed += compressed
-            self.fragmented += compressed
+        self._count_active_compressed(table, compressed)
 
     def _end_run(self, table: L2Table, index: int, first: int, end: int) -> None:
         """Count ordinary entries ``first`` … ``end``, the last of them before entry ``index``."""
@@ -236,7 +234,7 @@ class TableScanner:
         elif count > 1 or not self._census.add_one(cluster, table.references, table.active):
             self._count_run(table, first, count)
         elif table.active:
-            self._count_active(cluster, 1)
+            self._count_active(table, cluster, 1)
 
     def _entry(self, table: L2Table, index: int, entry: int, bitmap: int) -> None:
         """Any entry at all."""
@@ -247,7 +245,7 @@ class TableScanner:
             self._count_compressed(table, entry)
         elif self._rules.external:
             if table.active and entry & layout.OFFSET_MASK | entry & layout.COPIED:
-                self._count_active((entry & layout.OFFSET_MASK) >> self._cluster_bits, 1)
+                self._count_active(table, (entry & layout.OFFSET_MASK) >> self._cluster_bits, 1)
         elif entry & layout.OFFSET_MASK:
             self._count_standard(table, entry)
 
@@ -269,10 +267,12 @@ class TableScanner:
         end = min(((offset + size - 1) >> self._cluster_bits) + 1, self._census.clusters)
         if first < end and not self._rules.external:
             self._census.add(first, end, table.references)
-        if table.active:
-            self.allocated += 1
-            self.compressed += 1
-            self.fragmented += 1  # as QEMU says: by nature
+        self._count_active_compressed(table, 1)
+
+    def _count_active_compressed(self, table: L2Table, count: int) -> None:
+        self.allocated += count * table.active
+        self.compressed += count * table.active
+        self.fragmented += count * table.active  # as QEMU says: by nature
 
     def _count_standard(self, table: L2Table, entry: int) -> None:
         offset = entry & layout.OFFSET_MASK
@@ -285,4 +285,4 @@ class TableScanner:
                 copied = bool(entry & layout.COPIED)
                 self._census.mark(first, first + 1, table.active, copied=copied)
         if table.active:
-            self._count_active(first if not offset & self._rules.within else _BETWEEN, 1)
+            self._count_active(table, first if not offset & self._rules.within else _BETWEEN, 1)
