@@ -312,6 +312,9 @@ class TestCommand:
             own = [(each.start, each.length) for each in image.map() if each.depth == 0]
             assert image.read(0, MIB) == b"a" * MIB
         assert own == [(64 << 10, 64 << 10), (256 << 10, 64 << 10)]
+        commands = ["-c", "info", "-c", "write -c 512k 64k", "-c", "truncate -m falloc 2M"]
+        assert io("-C", "overlay.qcow2", *commands) == 0
+        assert io("-C", "-r", "overlay.qcow2", "-c", "length") == 1
 
     def test_options_describe_the_image(self) -> None:
         tree = "driver=raw,offset=4096,size=8192,file.driver=file,file.filename=base.raw"

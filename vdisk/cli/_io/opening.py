@@ -7,7 +7,6 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from vdisk.cli._io.session import complain
-from vdisk.errors import InvalidRequestError
 from vdisk.opening import Backing, open_image
 
 if TYPE_CHECKING:
@@ -26,16 +25,18 @@ class Opener:
 
     def __call__(self, settings: Settings) -> BlockDevice:
         """The device; raises :class:`~vdisk.errors.VdiskError`."""
-        if settings.copy_on_read and settings.readonly:
-            raise InvalidRequestError("copy-on-read writes, and the image is opened read-only")
         device = self._image(settings)
-        if not settings.snapshot:
-            return device
         try:
-            return temporary_overlay(device)
+            if settings.snapshot:
+                device = temporary_overlay(device)
+            if settings.copy_on_read:
+                from vdisk.filters.copy_on_read import CopyOnRead
+
+                device = CopyOnRead(device)
         except BaseException:
             device.close()
             raise
+        return device
 
     def _image(self, settings: Settings) -> BlockDevice:
         options: Mapping[str, Any] = settings.options

@@ -1,10 +1,9 @@
-"""read, readv and aio_read: pattern checks, dumps, copy on read."""
+"""read, readv and aio_read: pattern checks and dumps."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.block import Kind
 from vdisk.cli._io.arguments import (
     Arguments,
     CommandFailed,
@@ -22,16 +21,13 @@ from vdisk.cli._io.requests import (
     target,
     timed,
 )
-from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vdisk.block import Extent
     from vdisk.cli._io.session import Session
 
 _COMPARED_AT_ONCE = 1 << 20
-_COPIED_AT_ONCE = 1 << 24
 
 
 def matches(content: bytearray, pattern: int, start: int, length: int) -> bool:
@@ -86,8 +82,6 @@ def read(session: Session, arguments: Arguments) -> None:
     offset, length = offset_and_length(arguments)
     check.resolve(length)
     device = target(session, arguments, "read", offset, length)
-    if not arguments.has("b"):
-        _populate(session, offset, length)
     content = bytearray(length)
     seconds = timed("read", lambda: device.read_into(offset, content))
     mismatch = check.failed(content, offset)
@@ -100,7 +94,6 @@ def readv(session: Session, arguments: Arguments) -> None:
     """readv off len [len..]"""
     check = PatternCheck(arguments)
     offset, lengths = offset_and_lengths(arguments)
-    _populate(session, offset, sum(lengths))
     content = bytearray(sum(lengths))
     views = split(content, lengths)
     seconds = timed("readv", lambda: session.device.readv(offset, views))
@@ -117,7 +110,6 @@ def aio_read(session: Session, arguments: Arguments) -> None:
         return
     check = PatternCheck(arguments)
     offset, lengths = offset_and_lengths(arguments)
-    _populate(session, offset, sum(lengths))
     device = session.device
 
     def request() -> Callable[[], None]:
@@ -132,30 +124,3 @@ def aio_read(session: Session, arguments: Arguments) -> None:
         return report
 
     session.submit(request)
-
-
-# -- copy on read ---------------------------------------------------------------------------------
-
-
-def _populate(session: Session, offset: int, length: int) -> None:
-    """Copy on read: before clusters of backing files are read, the image gets them itself."""
-    device = session.device
-    if not session.settings.copy_on_read or offset + length > device.size:
-        return
-    session.finish_pending()  # what they write must not be overwritten with what was there before
-    unit = getattr(device, "cluster_size", 1)
-    start, end = round_down(offset, unit), min(round_up(offset + length, unit), device.size)
-    for extent in list(device.map(start, end - start)):
-        if is_allocated(extent):
-            continue
-        if extent.reads_zero:
-            device.write_zeroes(extent.start, extent.length, unmap=False)
-        else:
-            for position in range(extent.start, extent.end, _COPIED_AT_ONCE):
-                step = min(_COPIED_AT_ONCE, extent.end - position)
-                device.write(position, device.read(position, step))
-
-
-def is_allocated(extent: Extent) -> bool:
-    """True if the top image itself says what the bytes are; its backing file does not count."""
-    return extent.depth == 0 and extent.kind is not Kind.HOLE

@@ -106,6 +106,6 @@ def target(
             raise CommandFailed(f"{text} is not a sector-aligned value for '{name}'")
     from vdisk.formats.qcow2 import Qcow2Image
 
-    if not isinstance(session.device, Qcow2Image):
+    if not isinstance(session.image, Qcow2Image):
         raise CommandFailed(f"{operation} failed: {os.strerror(errno.ENOTSUP)}")
-    return session.device.vm_state()
+    return session.image.vm_state()

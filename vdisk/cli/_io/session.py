@@ -66,6 +66,13 @@ class Session:
         return self._device
 
     @property
+    def image(self) -> BlockDevice:
+        """The same, without the filter of copy-on-read: for what only a format can do."""
+        from vdisk.filters.passing import Passing
+
+        return self.device.inner if isinstance(self.device, Passing) else self.device
+
+    @property
     def settings(self) -> Settings:
         """How the image was opened."""
         return self._settings

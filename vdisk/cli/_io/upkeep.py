@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from vdisk.block import Kind
 from vdisk.cli._io.arguments import CommandFailed, UsageError, parse_number
-from vdisk.cli._io.reading import is_allocated
 from vdisk.cli._io.report import size_text
 from vdisk.cli._io.requests import failure
 from vdisk.cli._io.session import Settings
@@ -18,7 +18,7 @@ from vdisk.errors import VdiskError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vdisk.block import BlockDevice
+    from vdisk.block import BlockDevice, Extent
     from vdisk.cli._io.arguments import Arguments
     from vdisk.cli._io.session import Session
 
@@ -61,19 +61,24 @@ def truncate(session: Session, arguments: Arguments) -> None:
     from vdisk.cli.resize import resize_device
 
     try:
-        resize_device(session.device, size, mode)
+        resize_device(session.image, size, mode)
     except VdiskError as error:
         raise CommandFailed(f"vdisk io: {error}", to_stderr=True) from error
+
+
+def _is_allocated(extent: Extent) -> bool:
+    """True if the top image itself says what the bytes are; its backing file does not count."""
+    return extent.depth == 0 and extent.kind is not Kind.HOLE
 
 
 def _allocation_runs(device: BlockDevice, start: int, length: int) -> Iterator[tuple[bool, int]]:
     """(allocated?, bytes) from ``start`` on; neighbours differ."""
     allocated, count = True, 0
     for extent in device.map(start, length):
-        if count and is_allocated(extent) != allocated:
+        if count and _is_allocated(extent) != allocated:
             yield allocated, count
             count = 0
-        allocated = is_allocated(extent)
+        allocated = _is_allocated(extent)
         count += extent.length
     if count:
         yield allocated, count
@@ -106,7 +111,7 @@ def info(session: Session, _arguments: Arguments) -> None:
     from vdisk.cli.info import tree_lines
     from vdisk.formats.qcow2 import Qcow2Image
 
-    device: Any = session.device
+    device: Any = session.image
     image = device if isinstance(device, Qcow2Image) else None
     print(f"format name: {getattr(device, 'format_name', 'raw')}")
     print(f"cluster size: {size_text(image.cluster_size if image else 0)}")

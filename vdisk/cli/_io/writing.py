@@ -83,7 +83,7 @@ def write(session: Session, arguments: Arguments) -> None:
         if arguments.has("z"):
             _write_zeroes(session, arguments, offset, length)
         elif arguments.has("c") and not arguments.has("b"):
-            _write_compressed(device, offset, data)
+            _write_compressed(session.image, offset, data)
         else:
             device.write(offset, data)
         if arguments.has("f"):
