@@ -315,6 +315,10 @@ class Server:
         self._changed.set()
         self._choose_accepting()
 
+    def has_one_client(self) -> bool:
+        """Whether a client that asks is the only one."""
+        return len(self._clients) <= 1
+
     def job_ended(self, export: Export) -> None:
         """A worker is done with something for ``export``."""
         self._leases.perhaps_unused(export)

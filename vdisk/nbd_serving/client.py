@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vdisk.nbd_server")
 
-ROUNDS: Final = 16
-"""Times that one client is read from before the others have their turn."""
+ROUNDS: Final = 8
+"""Times that one client is turned to before the others."""
 
 HANDSHAKE_READ: Final = 1 << 14
 """Bytes received at once in the handshake: its messages are small."""
@@ -307,6 +307,7 @@ class Client:
             outbox=self._outbox,
             buffer=self._server.send_buffer,
             submit=self._submit,
+            alone=self._server.has_one_client,
             fast=self._server.fast,
         )
         how = [session.headers.value, "TLS" if session.tls else "plain"]
@@ -319,34 +320,17 @@ class Client:
         """Receive and answer, until there is nothing more or it is somebody else's turn."""
         transmission = self._transmission
         assert transmission is not None
-        for _ in range(ROUNDS):
-            if transmission.must_wait or self._draining or not self._receive(transmission):
-                break
-            transmission.end_of_wakeup()
-        else:
-            self._loop.call_soon(self._step, self._continue)
-        self._delay(transmission)
-
-    def _receive(self, transmission: Transmission) -> bool:
-        """Receive once; False if there was nothing."""
         try:
-            target = transmission.payload_buffer
-            if target is not None:
-                count = self._channel.recv_into(target)
-                if count:
-                    transmission.payload_received(count)
-                    return True
+            for _ in range(ROUNDS):
+                if transmission.must_wait or self._draining:
+                    break
+                transmission.receive(self._server.receive_buffer)
+                transmission.end_of_wakeup()
             else:
-                buffer = self._server.receive_buffer
-                kept = transmission.put_stash(buffer)
-                count = self._channel.recv_into(buffer[kept:])
-                if count:
-                    transmission.received(buffer[: kept + count])
-                    return True
+                self._loop.call_soon(self._step, self._continue)
         except BlockingIOError:
-            return False
-        transmission.receive_eof()
-        return True
+            pass
+        self._delay(transmission)
 
     def _continue(self) -> None:
         """Something that was waited for has come: go on with what was held back."""

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +50,13 @@ INLINE_READ: Final = 256 << 10
 INLINE_WRITE: Final = 128 << 10
 """Bytes of the longest write made here: some 30 microseconds for the page cache to take."""
 
+ROUNDS: Final = 16
+"""Times that one client is received from before the others have their turn."""
+
+MOMENT: Final = 0.0001
+"""Seconds to wait for a lone client: longer than it needs to send its next request, shorter
+than anything else the event loop may have to do minds."""
+
 READS_AT_ONCE: Final = 256
 WRITES_AT_ONCE: Final = 64
 """Requests answered before the first reply leaves: about a millisecond's work."""
@@ -61,7 +70,7 @@ SLOW_SECONDS: Final = 0.005
 SLOW_PAUSE: Final = 1.0
 """Seconds after which writing here is tried again."""
 
-_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 
 class SendBuffer:
@@ -82,24 +91,62 @@ class FastPath:
         outbox: Outbox,
         buffer: SendBuffer,
         hand_over: Callable[[memoryview], None],
+        alone: Callable[[], bool],
     ) -> None:
         self._parser = BulkParser(session, gate)
         self._replies = BulkReplies(session.headers)
+        self._pack_read = self._replies.pack_read
+        self._room = self._replies.read_header
         self.header_size = self._parser.header_size
         self._export = export
         self._device = export.device
+        self._locate = export.device.locate
+        self._moves = not isinstance(export.device.hold(), nullcontext)
         self._outbox = outbox
         self._sends_files = outbox.channel.sends_files
         self._buffer = buffer.view
         self._filled = 0
         self._hand_over = hand_over
-        self._nowait = _NOWAIT or 0
+        self._alone = alone
+        self.handed_over = False
+        """Whether the machine was given something since this was set."""
+        self._nowait = _NOWAIT
         self._writes_here = export.prompt and not export.write_through and not export.read_only
+
+    def exchange(self, buffer: memoryview) -> tuple[int, int]:
+        """Receive and answer until something is left over for others.
+
+        What was received last: the bytes taken, of all the bytes; none at the end of the input.
+        Raises ``BlockingIOError`` when there is nothing to receive, ``OSError``.
+        """
+        receive = self._outbox.channel.recv_into
+        for _ in range(ROUNDS):
+            count = receive(buffer)
+            used = self.take(buffer[:count])
+            if used < count or self.handed_over:
+                break
+            self.send()
+            if self._outbox or not self._wait_for_more():
+                break
+        return used, count
+
+    def _wait_for_more(self) -> bool:
+        """Whether it is worth to receive again, without asking the event loop first.
+
+        A client with one request in flight sends the next in answer to our reply.  Where nobody
+        else is connected, waiting a moment for it costs a third of a turn of the event loop.
+        """
+        if not self._alone():
+            return True
+        descriptor = self._outbox.channel.fileno()
+        return bool(select.select((descriptor,), (), (), MOMENT)[0])
 
     def take(self, view: memoryview) -> int:
         """Answer the plain requests at the front of ``view``; the bytes they took."""
         reads, used = self._parser.reads(view, READS_AT_ONCE)
         if reads:
+            if not self._moves:
+                return self._answer_reads(reads, view)
             with self._device.hold():
                 return self._answer_reads(reads, view)
         writes, used = self._parser.writes(view, WRITES_AT_ONCE)
@@ -122,11 +169,8 @@ class FastPath:
     def _answer_reads(self, reads: list[PlainRead], view: memoryview) -> int:
         """Answer reads until the client should fetch some; the bytes of the requests."""
         began = monotonic()
-        each = self.header_size
-        answered = size = index = 0
-        for index, (cookie, offset, length) in enumerate(reads):
-            if self._outbox.crowded:
-                break
+        answered = size = count = 0
+        for cookie, offset, length in reads:
             if length >= SENDFILE_FROM and self._sends_files:
                 done = self._send_range(cookie, offset, length)
             else:
@@ -135,29 +179,37 @@ class FastPath:
                 answered += 1
                 size += length
             else:
-                self._hand_over(view[index * each : (index + 1) * each])
-        else:
-            index = len(reads)
+                start = count * self.header_size
+                self._give(view[start : start + self.header_size])
+            count += 1
+            if self._outbox.crowded:
+                break
         if answered:
             seconds = (monotonic() - began) / answered
             self._export.statistics.reads.add(answered, size, seconds)
-        return index * each
+        return count * self.header_size
+
+    def _give(self, view: memoryview) -> None:
+        """To the machine."""
+        self.handed_over = True
+        self._hand_over(view)
 
     def _copy(self, cookie: int, offset: int, length: int) -> bool:
         """Put a read's reply in the buffer; False where that would wait or fail."""
         position = self._filled
-        if position + self._replies.read_header + length > SEND_BUFFER:
+        if position + self._room + length > SEND_BUFFER:
             self.send()
             position = 0
-        start = self._replies.pack_read(self._buffer, position, cookie, offset, length)
-        target = self._buffer[start : start + length]
+        start = self._pack_read(self._buffer, position, cookie, offset, length)
+        end = start + length
         try:
-            found = self._device.locate(offset, length)
+            found = self._locate(offset, length)
             if found is None:
-                done = self._fill_zeroes(offset, target)
+                done = self._fill_zeroes(offset, self._buffer[start:end])
             elif type(found[0]) is FileStore:
                 descriptor = found[0].fileno()
-                done = os.preadv(descriptor, (target,), found[1], self._nowait) == length
+                target = (self._buffer[start:end],)
+                done = os.preadv(descriptor, target, found[1], self._nowait) == length
             else:
                 done = False
         except VdiskError:
@@ -167,7 +219,7 @@ class FastPath:
                 self._nowait = 0
             return False
         if done:
-            self._filled = start + length
+            self._filled = end
         return done
 
     def _fill_zeroes(self, offset: int, target: memoryview) -> bool:
@@ -187,9 +239,9 @@ class FastPath:
             return False
         if pieces is None or not cached(pieces):
             return False
-        if self._filled + self._replies.read_header > SEND_BUFFER:
+        if self._filled + self._room > SEND_BUFFER:
             self.send()
-        self._filled = self._replies.pack_read(self._buffer, self._filled, cookie, offset, length)
+        self._filled = self._pack_read(self._buffer, self._filled, cookie, offset, length)
         filled, self._filled = self._filled, 0
         self._outbox.send_now(self._buffer[:filled], more=True)
         data = DeviceRange(self._device, offset, length, pieces)
@@ -214,7 +266,7 @@ class FastPath:
                 answered += count
                 size += length
             else:
-                self._hand_over(view[position:end])
+                self._give(view[position:end])
             index, position = index + count, end
         if answered:
             spent = monotonic() - began

@@ -58,12 +58,14 @@ class Transmission:
         outbox: Outbox,
         buffer: SendBuffer,
         submit: Callable[[Job, Callable[[list[Outcome]], None]], None],
+        alone: Callable[[], bool],
         fast: bool = True,
     ) -> None:
         self.export = export
         self._session = session
         self._account = account
         self._outbox = outbox
+        self._channel = outbox.channel
         self._submit = submit
         self._machine = ServerTransmission(
             session,
@@ -76,7 +78,7 @@ class Transmission:
         self._fast: FastPath | None = None
         if fast and export.throttle is None:
             self._fast = FastPath(
-                session, self._machine.gate, export, outbox, buffer, self._hand_over
+                session, self._machine.gate, export, outbox, buffer, self._hand_over, alone
             )
         self._can_split = session.headers is not HeaderStyle.SIMPLE
         self._batch: list[Request] = []
@@ -112,26 +114,37 @@ class Transmission:
         throttle = self.export.throttle
         return 0.0 if throttle is None else throttle.delay(now)
 
-    @property
-    def payload_buffer(self) -> memoryview | None:
-        """Where the next bytes can be received to without copying them later."""
-        return None if self._stash else self._machine.payload_buffer
-
     # -- receiving -------------------------------------------------------------------------------
 
-    def payload_received(self, count: int) -> None:
-        """So many bytes were received into ``payload_buffer``.  Raises RemoteProtocolError."""
-        self._machine.payload_received(count)
-        self._take_events()
+    def receive(self, buffer: memoryview) -> None:
+        """Receive, and look at what has come.
 
-    def put_stash(self, buffer: memoryview) -> int:
-        """Put the beginning of a request at the front of a receive buffer; its length."""
-        length = len(self._stash)
-        buffer[:length] = self._stash
-        return length
+        Raises ``BlockingIOError`` when there is nothing, RemoteProtocolError, ``OSError``.
+        """
+        if self._stash:
+            kept = len(self._stash)
+            buffer[:kept] = self._stash
+            count = self._channel.recv_into(buffer[kept:])
+            if count:
+                self._stash = b""
+                self.received(buffer[: kept + count])
+        elif self._fast is not None and self._machine.at_boundary:
+            used, count = self._fast.exchange(buffer)
+            if used < count:
+                self.received(buffer[used:count])
+        elif (target := self._machine.payload_buffer) is not None:
+            count = self._channel.recv_into(target)
+            if count:
+                self._machine.payload_received(count)
+                self._take_events()
+        else:
+            count = self._channel.recv_into(buffer)
+            self.received(buffer[:count])
+        if not count:
+            self._receive_eof()
 
     def received(self, view: memoryview) -> None:
-        """Bytes from the client, those of the stash first.  Raises RemoteProtocolError, OSError."""
+        """Look at bytes from the client.  Raises RemoteProtocolError, OSError."""
         while view and not self._halted:
             used = self._take(view)
             if not used:
@@ -148,7 +161,7 @@ class Transmission:
         if not self._halted:
             self.received(memoryview(stash))
 
-    def receive_eof(self) -> None:
+    def _receive_eof(self) -> None:
         """The client will send no more.  Raises RemoteProtocolError in the midst of a request."""
         self._machine.receive_data(self._stash)
         self._stash = b""
@@ -202,6 +215,9 @@ class Transmission:
         """Send what was answered at once, and let workers begin with the rest."""
         if self._fast is not None:
             self._fast.send()
+            self._fast.handed_over = False
+        if not self._batch:
+            return
         batch, self._batch = self._batch, []
         parts = min(len(batch), JOBS_AT_ONCE)
         for number in range(parts):
