@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
     if args.persistent and args.one_shot:
         raise InvalidRequestError("-t goes on and --one-shot ends: give one of them")
     ready = _daemon.fork() if args.fork else _do_nothing
-    from vdisk.cli._nbd import _exports, _tls
+    from vdisk.cli._nbd import _offer, _tls
     from vdisk.nbd_server import Server
 
     _start_log(args)
     objects = _tls.take_objects(args)
     with ExitStack() as stack:
-        offer = _exports.Offer(args, stack)
+        offer = _offer.Offer(args, stack)
         offer.add(args.images)
         server = Server(
             offer.exports,
