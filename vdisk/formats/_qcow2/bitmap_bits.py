@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from functools import cache
 from typing import TYPE_CHECKING
 
 from vdisk.block import ZERO_CHUNK, ZEROES
@@ -24,15 +25,17 @@ _SLICE = 64 << 10
 _NOT_ZERO = re.compile(rb"[^\x00]\xff*")
 
 
+@cache
 def _runs_of(byte: int) -> tuple[tuple[int, int], ...]:
     """The runs [first, end) of set bits in one byte."""
     edges = [bit for bit in range(9) if (byte >> bit & 1) != (byte << 1 >> bit & 1)]
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-_BYTE_RUNS = tuple(_runs_of(byte) for byte in range(256))
+_ANY = (0, 1, 1, 1)
 _PAIRS = bytes(
-    sum(1 << pair for pair in range(4) if byte >> 2 * pair & 3) for byte in range(256)
+    _ANY[byte & 3] | _ANY[byte >> 2 & 3] << 1 | _ANY[byte >> 4 & 3] << 2 | _ANY[byte >> 6] << 3
+    for byte in range(256)
 )  # each pair of neighbouring bits becomes one bit
 _PAIRS_HIGH = bytes(value << 4 for value in _PAIRS)
 
@@ -45,7 +48,7 @@ def bit_runs(data: Bits) -> Iterator[tuple[int, int]]:
             continue
         for match in _NOT_ZERO.finditer(data, block, stop):
             at, end = match.span()
-            for first, last in _BYTE_RUNS[data[at]]:
+            for first, last in _runs_of(data[at]):
                 yield at * 8 + first, at * 8 + last
             if end > at + 1:
                 yield at * 8 + 8, end * 8
