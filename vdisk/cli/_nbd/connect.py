@@ -1,0 +1,78 @@
+"""Make an NBD export a block device of this system, /dev/nbdN (Linux, as root).
+
+Prints the device's name.  The kernel does the rest by itself; take the device away again with
+"vdisk-nbd disconnect".
+
+Examples:
+  vdisk-nbd connect nbd://example.com/disk
+  vdisk-nbd connect --device /dev/nbd3 --timeout 30 nbd://example.com/disk
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdisk.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from vdisk.cli.options import Parser
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("-d", "--device", metavar="DEVICE", help="/dev/nbdN (default: a free one)")
+    parser.add_argument("-b", "--block-size", type=int, metavar="N", help="bytes of a block")
+    parser.add_argument(
+        "-t", "--timeout", type=int, default=0, metavar="N", help="seconds until requests fail"
+    )
+    parser.add_argument(
+        "--dead-timeout",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seconds that requests wait after the connection was lost",
+    )
+    parser.add_argument(
+        "-C",
+        "--connections",
+        type=int,
+        default=1,
+        metavar="N",
+        help="connections, where the server allows several",
+    )
+    parser.add_argument("uri", help="the export")
+
+
+def run(args: Namespace) -> int:
+    from dataclasses import replace
+
+    from vdisk.cli._nbd._exports import server_of
+    from vdisk.stores._nbd.kernel import Device, connect_device
+    from vdisk.stores._nbd.pool import MAX_CONNECTIONS
+
+    if min(args.timeout, args.dead_timeout) < 0:
+        raise InvalidRequestError("a time-out is not negative")
+    if not 1 <= args.connections <= MAX_CONNECTIONS:
+        raise InvalidRequestError(f"--connections is between 1 and {MAX_CONNECTIONS}")
+    server = server_of(args.uri)
+    plain = replace(
+        server.settings, meta_contexts=(), structured_replies=False, extended_headers=False
+    )
+    device = Device(
+        number=None if args.device is None else device_index(args.device),
+        block_size=args.block_size,
+        timeout=args.timeout,
+        dead_timeout=args.dead_timeout,
+        connections=args.connections,
+    )
+    print(f"/dev/nbd{connect_device(server._replace(settings=plain), device)}")
+    return 0
+
+
+def device_index(name: str) -> int:
+    """N of /dev/nbdN."""
+    digits = name.removeprefix("/dev/").removeprefix("nbd")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
+        raise InvalidRequestError(f"{name!r} is no /dev/nbdN")
+    return int(digits)
