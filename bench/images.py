@@ -6,7 +6,8 @@ Each line is one job. The two programs take turns, each run in a process of its 
 printed is the median of the runs: seconds on the clock, seconds of processor (user and system, of
 the process and its children), and the ratio of vdisk's to qemu-img's. Below 1 vdisk is faster.
 
-Everything lies in the page cache, and targets are made anew each time: what is compared is the
+Everything lies in the page cache, and targets are made anew each time, in memory that was used and
+freed just before (a virtual machine may charge for memory that was idle): what is compared is the
 programs, not the disk. The data are this machine's programs and documents, packed one after
 another: they compress as file systems do. A noisy machine changes both columns: read the ratios.
 """
@@ -46,11 +47,12 @@ class Cost(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Arguments that both programs take; ``target``: the file they make, removed before."""
+    """Arguments that both programs take; ``target``: the file of ``size`` that they make."""
 
     name: str
     arguments: Sequence[str]
     target: Path | None = None
+    size: int = 0
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -68,14 +70,23 @@ def run(words: Sequence[str]) -> Cost:
     return Cost(wall, usage.ru_utime + usage.ru_stime)
 
 
+def free_memory_for(job: Job) -> None:
+    """Remove the job's target, leaving as much memory as it takes free and warm."""
+    if job.target is None:
+        return
+    with job.target.open("wb") as file:
+        for _ in range(0, job.size, MIB):
+            file.write(b"x" * MIB)
+    job.target.unlink()
+
+
 def measured(programs: Sequence[Sequence[str]], job: Job, runs: int) -> list[Cost]:
     """The median cost of each program, which take turns."""
     costs: list[list[Cost]] = [[] for _ in programs]
     for turn in range(runs):
         order = range(len(programs)) if turn % 2 == 0 else reversed(range(len(programs)))
         for number in order:
-            if job.target is not None:
-                job.target.unlink(missing_ok=True)
+            free_memory_for(job)
             costs[number].append(run([*programs[number], *job.arguments]))
     return [
         Cost(
@@ -151,7 +162,8 @@ def copying_jobs(folder: Path) -> Iterator[Job]:
     target = folder / "target"
 
     def convert(name: str, source: Path, *flags: str) -> Job:
-        return Job(name, ["convert", *flags, str(source), str(target)], target)
+        words = ["convert", *flags, str(source), str(target)]
+        return Job(name, words, target, source.stat().st_size)
 
     yield convert("raw -> raw", data, "-f", "raw", "-O", "raw")
     yield convert("raw -> qcow2", data, "-f", "raw", "-O", "qcow2")
