@@ -55,7 +55,9 @@ class Repair:
         return self._comparison.survey
 
     def run(self) -> None:
-        """Do all that can be done."""
+        """Do all that can be done; nothing where a part of the image could not even be read."""
+        if self._survey.report.errors:
+            return
         if not self._everything:
             if self._survey.certain and self._survey.refcounts_usable:
                 self._store_counts(min)

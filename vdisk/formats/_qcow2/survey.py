@@ -108,7 +108,8 @@ class Survey:
         self._bitmaps()
         entries = self._refcount_table()
         tables = self.l2_clusters()
-        self._total = len(tables) + len(entries)
+        blocks = -(-self.clusters * header.refcount_bits // (8 * self.cluster_size))
+        self._total = len(tables) + min(len(entries), blocks)
         self._scan_l2_tables(tables)
         self._scan_refcount_table(entries)
         return self
