@@ -7,10 +7,11 @@ say: a compressed bomb costs one cluster of memory.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import zlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdisk.block import BlockDevice, Kind
 from vdisk.errors import CorruptImageError
@@ -83,25 +84,54 @@ def decompress(compression_type: int, data: bytes, size: int) -> bytes:
 
     Raises :class:`CorruptImageError` where the data yield fewer bytes or are not decodable.
     """
-    try:
-        if compression_type == layout.COMPRESSION_ZSTD:
-            content = _zstd_decompress(data, size)
-        else:
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
-    except zlib.error as error:
-        raise CorruptImageError(f"a compressed cluster cannot be decoded ({error})") from error
+    unpacker = _zstd_decompress if compression_type == layout.COMPRESSION_ZSTD else _inflate
+    content = unpacker(data, size)
     if len(content) != size:
         raise CorruptImageError(f"a compressed cluster holds {len(content)} bytes, not {size}")
     return content
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    inflate: Callable[[bytes, int], bytes] | None = getattr(_per_thread, "inflate", None)
+    if inflate is None:
+        inflate = _per_thread.inflate = _find_inflate()
+    return inflate(data, size)
+
+
+def _find_inflate() -> Callable[[bytes, int], bytes]:
+    """isal's where the extra ``fast`` is installed (1.7 times as fast), else zlib's."""
+    library: Any = zlib
+    with contextlib.suppress(ImportError):
+        from isal import isal_zlib
+
+        library = isal_zlib
+
+    def inflate(data: bytes, size: int) -> bytes:
+        try:
+            content: bytes = library.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
+        except library.error as error:
+            raise _undecodable(error) from error
+        return content
+
+    return inflate
+
+
+def _undecodable(error: Exception) -> CorruptImageError:
+    return CorruptImageError(f"a compressed cluster cannot be decoded ({error})")
 
 
 def _zstd_decompress(data: bytes, size: int) -> bytes:
     """Frames one after another until the cluster is full, as QEMU reads them."""
     import zstandard
 
+    unpacker = getattr(_per_thread, "zstd_unpacker", None)
+    if unpacker is None:
+        unpacker = _per_thread.zstd_unpacker = zstandard.ZstdDecompressor()
     content = bytearray()
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+        if zstandard.frame_content_size(data) == size:  # nearly always: one frame, no surprises
+            return bytes(unpacker.decompress(data))
+        with unpacker.stream_reader(data, read_across_frames=True) as reader:
             while len(content) < size:
                 part = reader.read(size - len(content))
                 if not part:
@@ -109,7 +139,7 @@ def _zstd_decompress(data: bytes, size: int) -> bytes:
                 content += part
     except zstandard.ZstdError as error:
         if len(content) < size:
-            raise CorruptImageError(f"a compressed cluster cannot be decoded ({error})") from error
+            raise _undecodable(error) from error
     return bytes(content)
 
 
