@@ -14,6 +14,13 @@ PROGRAM = Program(
     name="vdisk-nbd",
     package="vdisk.cli._nbd",
     commands={
+        "bench": "measure how fast an NBD server answers",
+        "connect": "make an export a /dev/nbdN of this system",
+        "copy": "copy between NBD servers, files and pipes, as nbdcopy does",
+        "disconnect": "take a /dev/nbdN away from its server",
+        "info": "show what an export is, as nbdinfo does",
+        "list": "list the exports of a server",
+        "map": "show what the parts of an export hold",
         "serve": "serve images to NBD clients",
     },
     operands="IMAGE|URI…",
