@@ -79,6 +79,9 @@ class FileStore(BlockDevice):
             os.close(self._fd)
             raise
         self._size_lock = threading.Lock()
+        self._lost: OSError | None = None
+        """How a flush failed.  The system may have dropped what was to be written and take it for
+        clean, so that the next fdatasync would report success: every later flush fails, too."""
 
     def _open(self, flags: int) -> int:
         try:
@@ -187,6 +190,7 @@ class FileStore(BlockDevice):
                 if done != wanted:
                     self._write_rest(offset, batch, done)
             except OSError as error:
+                self._look_at_size()
                 raise from_os_error(
                     error, path=self.name, operation="write", offset=offset
                 ) from error
@@ -200,6 +204,12 @@ class FileStore(BlockDevice):
                 done += os.pwrite(self._fd, view[done:], offset + done)
             offset += len(view)
             done -= len(view)
+
+    def _look_at_size(self) -> None:
+        """A request failed that may have extended the file by part of what it was to write."""
+        if not self.is_block_device:
+            with self._size_lock:
+                self._size = max(self._size, os.fstat(self._fd).st_size)
 
     def _grown_to(self, end: int) -> None:
         with self._size_lock:
@@ -247,6 +257,7 @@ class FileStore(BlockDevice):
                 done += count
         except OSError as error:
             if error.errno not in _linux.UNSUPPORTED:
+                self._look_at_size()
                 raise from_os_error(
                     error, path=self.name, operation="copy", offset=offset
                 ) from error
@@ -281,6 +292,7 @@ class FileStore(BlockDevice):
         try:
             os.posix_fallocate(self._fd, offset, length)
         except OSError as error:
+            self._look_at_size()
             raise from_os_error(
                 error, path=self.name, operation="allocate", offset=offset
             ) from error
@@ -289,9 +301,12 @@ class FileStore(BlockDevice):
     def _flush(self) -> None:
         if self._ignore_flush:
             return
+        if self._lost is not None:
+            raise from_os_error(self._lost, path=self.name, operation="flush") from self._lost
         try:
             getattr(os, "fdatasync", os.fsync)(self._fd)
         except OSError as error:
+            self._lost = error
             raise from_os_error(error, path=self.name, operation="flush") from error
 
     def _truncate(self, size: int) -> None:

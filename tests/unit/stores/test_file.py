@@ -324,7 +324,6 @@ def test_read_only_and_closed_files_are_not_written(path: Path) -> None:
     [
         ("preadv", lambda store: store.read(8, 1)),
         ("pwritev", lambda store: store.write(8, b"x")),
-        ("fdatasync", lambda store: store.flush()),
         ("ftruncate", lambda store: store.truncate(8)),
         ("posix_fallocate", lambda store: store.allocate(8, 1)),
     ],
@@ -349,6 +348,46 @@ def test_errors_of_the_system_name_file_operation_and_number(
     assert caught.value.path == str(path)
     assert caught.value.operation
     assert isinstance(caught.value, NoSpaceError) == (number == errno.ENOSPC)
+
+
+def test_a_flush_that_failed_is_not_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux reports a lost write to one fdatasync only, and then takes the page for clean."""
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = FileStore(path, readonly=False, create=True)
+    store.write(0, b"lost")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(NoSpaceError, match="cannot flush"):
+            store.flush()
+    for again in (store.flush, store.flush, store.close):
+        with pytest.raises(NoSpaceError, match="cannot flush"):
+            again()
+    assert store.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(store.fileno())
+
+
+def test_zeroing_covers_what_a_failed_write_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        os.pwrite(descriptor, bytes(buffers[0])[:100], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with FileStore(path, readonly=False, create=True) as store:
+        store.write(0, b"begin")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", fill_up)
+            with pytest.raises(NoSpaceError):
+                store.write(1000, b"x" * 500)
+        assert store.size == 1100
+        store.write_zeroes(1000, 500)
+        assert store.read(1000, 500) == bytes(500)
 
 
 def test_a_full_disk_fails_zeroing_and_punching_too(
