@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.errors import (
@@ -155,6 +155,14 @@ def as_bytes_view(buffer: Buffer) -> memoryview:
     """A flat view of bytes over any contiguous buffer."""
     view = memoryview(buffer)
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def close_all(*devices: BlockDevice | None) -> None:
+    """Close those that are there, each of them whether or not closing another one fails."""
+    with ExitStack() as closing:
+        for device in reversed(devices):
+            if device is not None:
+                closing.callback(device.close)
 
 
 class BlockDevice(ABC):
@@ -349,6 +357,13 @@ class BlockDevice(ABC):
         self._truncate(size)
 
     # -- life --------------------------------------------------------------------------------
+
+    def note(self, event: str) -> None:  # noqa: B027
+        """Hear that whoever uses this device is at a step of its work, such as "l2_update".
+
+        Means nothing but to filters that act by it; the names are those of
+        :data:`vdisk.filters.faults.EVENTS`.
+        """
 
     def close(self) -> None:
         """Flush and release; a second call does nothing."""

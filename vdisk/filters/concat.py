@@ -10,7 +10,7 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from vdisk.block import BlockDevice
+from vdisk.block import BlockDevice, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,5 +44,4 @@ class Concatenation(BlockDevice):
             index += 1
 
     def _close(self) -> None:
-        for part in self.parts:
-            part.close()
+        close_all(*self.parts)

@@ -20,6 +20,7 @@ class Passing(BlockDevice):
         self.inner = inner
         self.name = inner.name
         self.readonly = inner.readonly
+        self.growable = inner.growable
         self.zeroes_fast = inner.zeroes_fast
         self.verbatim = inner.verbatim
 
@@ -56,6 +57,12 @@ class Passing(BlockDevice):
 
     def _flush(self) -> None:
         self.inner.flush()
+
+    def _truncate(self, size: int) -> None:
+        self.inner.truncate(size)
+
+    def note(self, event: str) -> None:
+        self.inner.note(event)
 
     def _close(self) -> None:
         self.inner.close()
