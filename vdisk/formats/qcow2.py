@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from vdisk.block import BlockDevice, Extent, Kind, execute_read
+from vdisk.block import BlockDevice, Extent, Kind, close_all, execute_read
 from vdisk.errors import (
     InvalidRequestError,
     UnsupportedFeatureError,
@@ -207,9 +207,7 @@ class Qcow2Image(BlockDevice):
             self._core.settle()
 
     def _close(self) -> None:
-        for device in (self.file, self.data_file, self.backing):
-            if device is not None:
-                device.close()
+        close_all(self.file, self.data_file, self.backing)
 
     # -- compression -----------------------------------------------------------------------------
 
@@ -482,14 +480,8 @@ class Qcow2Image(BlockDevice):
             )
         with self._core.gate.alone:
             self._core.settle()
-            old = self.header.backing_file, self.header.backing_format
-            self.header.backing_file, self.header.backing_format = name, format
-            try:
-                self._core.save_header()
-            except InvalidRequestError:
-                self.header.backing_file, self.header.backing_format = old
-                raise
-            self.file.flush()
+            with self._core.changing_header() as header:
+                header.backing_file, header.backing_format = name, format
 
     def expand_zero_clusters(self, progress: Callable[[int, int], None]) -> None:
         """Write out every zero cluster of the disk, so that none is left (version 2)."""

@@ -14,11 +14,12 @@ see what was there before.
 
 from __future__ import annotations
 
+import enum
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.block import ZERO_CHUNK, execute_read
-from vdisk.errors import NoSpaceError, ReadOnlyError
+from vdisk.errors import NoSpaceError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.mapping import run_length
 from vdisk.formats.raw import preallocate as preallocate_file
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
 
 _LONGEST_RUN = 64 << 20
 """Bytes allocated in one step: bounds what a failed write has to give back."""
+
+
+class Becomes(enum.Enum):
+    """What guest clusters turn into, by metadata alone."""
+
+    ZERO = "zero"
+    """Zero clusters, whatever they were: they hide any backing file, present or future."""
+    DISCARDED = "discarded"
+    """Zero clusters where something was or there is a backing file; others stay unallocated."""
+    UNALLOCATED = "unallocated"
+    """Nothing: the backing file shows through."""
 
 
 class _Allocation(NamedTuple):
@@ -104,13 +116,13 @@ class Writer:
                 host, length = step
                 stop = offset + length
                 device, at = self.core.place(host, offset)
+                self.core.file.note("write_aio")
                 device.writev(at, cursor.take(length))
             offset = stop
 
     def _wait_for_landing(self, offset: int, end: int) -> int:
         """Wait until the first cluster is not in flight; how far the request may go then."""
-        if self.core.readonly:
-            raise ReadOnlyError("the image was found corrupt", path=self.core.file.name)
+        self.core.check_usable()
         cluster = offset >> self._bits
         while any(first <= cluster < last for first, last in self._in_flight):
             self._landed.wait()
@@ -224,6 +236,7 @@ class Writer:
         device, at = self.core.place(step.host + first - (step.cluster << self._bits), first)
         sparse = step.fresh and device is self.core.file
         head, tail = self._old_bytes(first, start, sparse), self._old_bytes(stop, last, sparse)
+        self.core.file.note("write_aio" if head is None and tail is None else "cow_write")
         if head is None and tail is None:
             device.writev(at + start - first, data)
         else:
@@ -269,6 +282,7 @@ class Writer:
         if sparse and all(extent.reads_zero for extent in extents):
             return None
         content = bytearray(stop - start)
+        self.core.file.note("cow_read")
         if inside > 0:
             execute_read(extents, start, memoryview(content)[:inside])
         return content
@@ -357,6 +371,7 @@ class Writer:
             entry = compressed_entry(host, len(payload), self._bits)
             self._in_flight.append((cluster, cluster + 1))
         try:
+            self.core.file.note("write_compressed")
             self.core.file.write(host, payload)
             with self.core.lock:
                 self._replace(cluster, entry)
@@ -384,6 +399,7 @@ class Writer:
 
         Every host cluster the bytes touch counts one reference for them.
         """
+        self.core.file.note("cluster_alloc_bytes")
         refcounts, mask = self.core.refcounts, self._cluster - 1
         tail = refcounts.packed_tail
         room = -tail & mask
@@ -434,14 +450,20 @@ class Writer:
         if partial and self._entry(start >> self._bits)[0] & layout.COMPRESSED:
             self._write_zero_bytes(start, min(end, self._size()))
         else:
-            self._change_clusters(start, end, zero=True, unmap=unmap)
+            self._change_clusters(start, end, Becomes.ZERO, unmap=unmap)
 
     def _write_zero_bytes(self, start: int, end: int) -> None:
+        """Zero what is no whole unit: as one, if all around it reads as zeroes already."""
+        if start >= end:
+            return
+        first, last = round_down(start, self._unit), round_up(end, self._unit)
+        extents = self.mapping.extents(first, min(last, self._size()) - first)
+        if self.core.header.version >= 3 and all(extent.reads_zero for extent in extents):
+            self._change_clusters(first, last, Becomes.ZERO, unmap=False)
+            return
         for position in range(start, end, ZERO_CHUNK):
             stop = min(position + ZERO_CHUNK, end)
-            extents = self.mapping.extents(position, stop - position)
-            if self.backing_changes or not all(extent.reads_zero for extent in extents):
-                self.write(position, [memoryview(bytes(stop - position))])
+            self.write(position, [memoryview(bytes(stop - position))])
 
     def _shows_backing(self, start: int, end: int) -> bool:
         """True if, were this layer empty in the range, some backing file's bytes might show."""
@@ -459,13 +481,12 @@ class Writer:
         if first >= last:
             return
         if self.core.header.version >= 3 or not self._shows_backing(first, last):
-            self._change_clusters(first, last, zero=True, unmap=True)
+            self._change_clusters(first, last, Becomes.DISCARDED, unmap=True)
 
     def unallocate(self, offset: int, length: int) -> None:
         """Empty whole clusters so that the backing file shows through again (commit)."""
-        self._change_clusters(
-            offset, round_up(offset + length, self._cluster), zero=False, unmap=True
-        )
+        last = round_up(offset + length, self._cluster)
+        self._change_clusters(offset, last, Becomes.UNALLOCATED, unmap=True)
 
     def expand_zeroes(self, offset: int, length: int) -> None:
         """Turn whole zero clusters into unallocated ones, or data where a backing file shows."""
@@ -476,28 +497,30 @@ class Writer:
         else:
             self.unallocate(offset, length)
 
-    def _change_clusters(self, start: int, end: int, *, zero: bool, unmap: bool) -> None:
-        """Make [start, end), a multiple of the unit, zero or unallocated, slice by slice."""
+    def _change_clusters(self, start: int, end: int, what: Becomes, *, unmap: bool) -> None:
+        """Change [start, end), a multiple of the unit, slice by slice."""
         length = max(min(end, self._size()) - start, 0)
         raw = self._external and self.core.header.data_file_raw
-        if raw and zero:
+        if raw and what is not Becomes.UNALLOCATED:
             device, at = self.core.place(start, start)
             device.write_zeroes(at, length, unmap=unmap)
         position = start
         while position < end:
             with self.core.lock:
                 limit = self._wait_for_landing(position, end)
-                position = self._change_slice(position, limit, zero, unmap)
+                position = self._change_slice(position, limit, what, unmap)
         if self._external and unmap and not raw:
             self.core.data.discard(start, length)
 
-    def _change_slice(self, start: int, end: int, zero: bool, unmap: bool) -> int:
+    def _change_slice(self, start: int, end: int, what: Becomes, unmap: bool) -> int:
         """Change the entries of one slice from ``start`` on; how far it went."""
         core = self.core
         cluster = start >> self._bits
         l1_index = cluster >> core.l2_bits
         table_end = (l1_index + 1) << (core.l2_bits + self._bits)
-        needed = zero and self._shows_backing(start, min(end, table_end))
+        needed = core.header.version >= 3 and (
+            what is Becomes.ZERO or (what is Becomes.DISCARDED and self.mapping.backing is not None)
+        )
         if not core.l2_offset(l1_index) and not needed:
             return min(end, table_end)
         table, index = core.l2_slice_for_write(cluster)
@@ -510,24 +533,26 @@ class Writer:
                 at = 2 * (index + done) + 1
                 table.words[at] = (table.words[at] & ~mask) | mask << 32
             else:
-                self._change_entry(table, index + done, cluster + done, zero, unmap)
+                self._change_entry(table, index + done, cluster + done, what, unmap)
         width = core.entry_words
         table.touch(index * width, (index + count) * width)
         return min(end, (cluster + count) << self._bits)
 
     def _change_entry(
-        self, table: Table, index: int, cluster: int, zero: bool, unmap: bool
+        self, table: Table, index: int, cluster: int, what: Becomes, unmap: bool
     ) -> None:
-        """Make one guest cluster zero, or unallocated."""
+        """Change one whole guest cluster."""
         words, at = table.words, index * self.core.entry_words
         old = words[at]
-        below = zero and self._shows_backing(cluster << self._bits, (cluster + 1) << self._bits)
+        zero = self.core.header.version >= 3 and what is not Becomes.UNALLOCATED
+        if what is Becomes.DISCARDED and not old:
+            zero = zero and self.mapping.backing is not None
         keep = zero and self._has_own_host(old) and (self._external or not unmap)
         entry = old & ~layout.ZERO if keep else 0
         if self._extended:
-            words[at], words[at + 1] = entry, layout.ALL_ZERO if keep or below else 0
+            words[at], words[at + 1] = entry, layout.ALL_ZERO if zero else 0
         else:
-            words[at] = entry | (layout.ZERO if keep or below else 0)
+            words[at] = entry | (layout.ZERO if zero else 0)
         if old and not keep:
             self.free_entry(old)
 

@@ -13,7 +13,6 @@ from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.create import DEFAULT_REFCOUNT_BITS, is_version_2, refcount_order
 from vdisk.formats._qcow2.header import known_feature_names
-from vdisk.formats._qcow2.refcounts import write_structures
 
 if TYPE_CHECKING:
     from array import array
@@ -115,17 +114,17 @@ def _check_features(
 
 def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:
     header = image.header
-    before = header.compatible_features, header.autoclear_features
+    compatible, autoclear = header.compatible_features, header.autoclear_features
     if "lazy_refcounts" in options:
-        header.compatible_features &= ~layout.LAZY_REFCOUNTS
+        compatible &= ~layout.LAZY_REFCOUNTS
         if options["lazy_refcounts"]:
-            header.compatible_features |= layout.LAZY_REFCOUNTS
+            compatible |= layout.LAZY_REFCOUNTS
     if options.get("data_file_raw") is False:
-        header.autoclear_features &= ~layout.RAW_EXTERNAL_DATA
-    if before != (header.compatible_features, header.autoclear_features):
+        autoclear &= ~layout.RAW_EXTERNAL_DATA
+    if (compatible, autoclear) != (header.compatible_features, header.autoclear_features):
         image._core.settle()
-        image._core.save_header()
-        image.file.flush()
+        with image._core.changing_header():
+            header.compatible_features, header.autoclear_features = compatible, autoclear
 
 
 def _upgrade(image: Qcow2Image) -> None:
@@ -134,15 +133,14 @@ def _upgrade(image: Qcow2Image) -> None:
     with core.gate.alone:
         core.settle()
         snapshots = image.snapshots()
-        image.header.version = 3
-        image.header.feature_names = known_feature_names()
-        core.save_header()
-        core.file.flush()
+        with core.changing_header() as header:
+            header.version = 3
+            header.feature_names = known_feature_names()
         if snapshots:
-            from vdisk.formats._qcow2.snapshots import write_table
+            from vdisk.formats._qcow2.snapshots import replace_table
 
             with core.structural():
-                write_table(core, snapshots)
+                replace_table(core, snapshots)
 
 
 def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
@@ -159,11 +157,9 @@ def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
     core = image._core
     with core.gate.alone:
         core.settle()
-        header = image.header
-        header.version = 2
-        header.compatible_features = header.autoclear_features = 0
-        core.save_header()
-        core.file.flush()
+        with core.changing_header() as header:
+            header.version = 2
+            header.compatible_features = header.autoclear_features = 0
 
 
 def _change_refcounts(image: Qcow2Image, order: int) -> None:
@@ -188,5 +184,4 @@ def _change_refcounts(image: Qcow2Image, order: int) -> None:
                 )
             return found
 
-        offset, clusters = write_structures(core.file, core.cluster_size, 1 << order, end, counts)
-        core.switch_refcounts(offset, clusters, order)
+        core.rewrite_refcounts(end, order, counts)

@@ -201,15 +201,10 @@ class Change:
             self.release(offset, size)
         extension = self._write_directory(entries) if entries else None
         core.save()  # the clusters and their counts are stable before the header names them
-        with core.lock:
-            before = header.bitmaps, header.autoclear_features
-            try:
-                for header.bitmaps, header.autoclear_features in self._header_states(extension):
-                    core.save_header()
-                    core.file.flush()
-            except BaseException:
-                header.bitmaps, header.autoclear_features = before
-                raise
+        with core.restoring_header():
+            for header.bitmaps, header.autoclear_features in self._header_states(extension):
+                core.save_header()
+                core.barrier()
 
     def _header_states(self, extension: Extension) -> Iterator[tuple[Extension, int]]:
         """What the header says of bitmaps, write by write, until it names the new directory.
@@ -224,7 +219,6 @@ class Change:
         before = header.to_bytes()
         header.bitmaps, header.autoclear_features = new
         after = header.to_bytes()  # raises if it does not fit in the first cluster
-        self._new.clear()  # whichever header the disk has from here on, its clusters stay allocated
         if old is None:
             self._move_backing_name()
         if _sectors_changed(before, after) > 1:
@@ -247,9 +241,9 @@ class Change:
         place = max(place, header.name_offset + len(name))
         if place + len(name) <= core.cluster_size:
             core.file.write(place, name)
-            core.file.flush()
+            core.barrier()
             core.file.write(8, place.to_bytes(8, "big"))  # backing_file_offset
-            core.file.flush()
+            core.barrier()
             header.name_offset = place
 
     def _write_directory(self, entries: Entries) -> tuple[int, int, int]:

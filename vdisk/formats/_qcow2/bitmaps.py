@@ -155,7 +155,7 @@ class Bitmaps:
         _count, size, offset = core.header.bitmaps
         core.check_overlap(offset, size)
         core.file.write(offset, data)
-        core.file.flush()
+        core.barrier()
 
     def save(self) -> None:
         """Store what was recorded; the bitmaps are consistent on the disk until the next write."""
@@ -283,10 +283,9 @@ class Bitmaps:
         """Drop all bitmaps, readable or not, without freeing what they occupy."""
         core = self._core
         with core.gate.alone, core.flush_lock, self._lock, core.lock:
-            core.header.bitmaps = None
-            core.header.autoclear_features &= ~layout.BITMAPS
-            core.save_header()
-            core.file.flush()
+            with core.changing_header() as header:
+                header.bitmaps = None
+                header.autoclear_features &= ~layout.BITMAPS
             self._known = {}
             self._expect_writes()
 

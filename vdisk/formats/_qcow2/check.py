@@ -64,10 +64,9 @@ def check(
         Repair(image, comparison, repair).run()
         after = examine(image, progress).result()
         if not after.corruptions and not after.check_errors:
-            core.header.incompatible_features &= ~_MARKS
+            with core.changing_header() as header:
+                header.incompatible_features &= ~_MARKS
             core.stale_counts = False
-            core.save_header()
-            core.file.flush()
         return after._replace(
             corruptions_fixed=max(result.corruptions - after.corruptions, 0),
             leaks_fixed=max(result.leaks - after.leaks, 0),

@@ -21,10 +21,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vdisk.errors import CorruptImageError
+from vdisk.errors import CorruptImageError, DeviceError, VdiskError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.gate import AtWork, Gate, Work
-from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts
+from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts, write_structures
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Core:
         self.l1 = self._load_l1()
         self.l2 = TableCache(l2_cache, self.slice_bytes, self._make_room)
         self._refcount_cache = refcount_cache
-        self.refcounts = Refcounts(file, header, refcount_cache, self._make_room)
+        self.refcounts = self._load_refcounts()
         self.stale_counts = bool(header.incompatible_features & layout.DIRTY)
         """The image was dirty when it was opened: its counts are not to be trusted."""
         self.discard_freed = False
@@ -104,6 +104,8 @@ class Core:
         self._stable_frees: list[tuple[int, int, int]] = []
         """The same, once the removal is on the disk."""
         self.at_work = AtWork()
+        self.failure: VdiskError | None = None
+        """Why nothing is written through this handle any more; see :meth:`fail`."""
 
     def _load_l1(self) -> Table:
         header = self.header
@@ -112,11 +114,50 @@ class Core:
 
     def corrupt(self, message: str, offset: int | None = None) -> CorruptImageError:
         """The error for a broken rule; a writable image is marked corrupt on the way."""
-        if not self.readonly and self.header.version >= 3:
+        error = CorruptImageError(message, path=self.file.name, offset=offset)
+        if not self.readonly and self.failure is None and self.header.version >= 3:
             self.header.incompatible_features |= layout.CORRUPT
+            self.fail(error)
             self.save_header()
-            self.readonly = True
-        return CorruptImageError(message, path=self.file.name, offset=offset)
+        return error
+
+    # -- giving up -----------------------------------------------------------------------------
+
+    def fail(self, error: VdiskError) -> None:
+        """Write nothing more through this handle: what the disk holds now is uncertain.
+
+        The file then stays as it is, which is consistent; whoever opens it anew sees what it is.
+        """
+        if self.failure is None:
+            self.failure = error
+
+    def check_usable(self) -> None:
+        """Raise :class:`DeviceError` if nothing may be written any more."""
+        if self.failure is not None:
+            raise DeviceError(
+                f"nothing is written any more since an error left it uncertain what the disk "
+                f"holds; open the image anew ({self.failure})",
+                path=self.file.name,
+                errno=self.failure.errno,
+            ) from self.failure
+
+    def barrier(self) -> None:
+        """Return when everything written before is stable.
+
+        A flush that fails may have lost any write before it, guest data included, and the
+        system, asked again, would report success: so there is no second try.
+        """
+        self.check_usable()
+        try:
+            self._flush_devices()
+        except VdiskError as error:
+            self.fail(error)
+            raise
+
+    def _flush_devices(self) -> None:
+        if self.data is not self.file:
+            self.data.flush()
+        self.file.flush()
 
     def place(self, host: int, guest: int) -> tuple[BlockDevice, int]:
         """The device and offset of the plain bytes of guest data that stands at ``host``.
@@ -158,6 +199,7 @@ class Core:
         offset = table_offset + (index >> self.slice_bits) * self.slice_bytes
         table = self.l2.get(offset)
         if table is None:
+            self.file.note("l2_load")
             data = self.file.read(offset, self.slice_bytes)
             table = self.l2.add(Table(offset, words_from_bytes(data)))
         return table, index & ((1 << self.slice_bits) - 1)
@@ -179,12 +221,17 @@ class Core:
         cluster, fresh = self.allocate(1)
         new = cluster << self.cluster_bits
         self.l2.drop(new, new + self.cluster_size)
-        if old:
-            self.file.write(new, self._l2_table_bytes(old))
-        elif not fresh:
-            self.file.write_zeroes(new, self.cluster_size, unmap=False)
-        else:
-            self.file.truncate(max(self.file.size, new + self.cluster_size))
+        try:
+            self.file.note("l2_alloc_write")
+            if old:
+                self.file.write(new, self._l2_table_bytes(old))
+            elif not fresh:
+                self.file.write_zeroes(new, self.cluster_size, unmap=False)
+            else:
+                self.file.truncate(max(self.file.size, new + self.cluster_size))
+        except BaseException:
+            self.free_unused(cluster, 1)
+            raise
         self.set_l1(l1_index, new | layout.COPIED)
         if old:
             self.free_later(old >> self.cluster_bits, 1)
@@ -216,6 +263,7 @@ class Core:
         """
         if self.header.lazy_refcounts and not self.header.incompatible_features & layout.DIRTY:
             self.mark_dirty()
+        self.file.note("cluster_alloc")
         first, fresh = self.refcounts.allocate(count)
         if not fresh:  # a "free" cluster that holds metadata: the counts are wrong
             self.check_overlap(first << self.cluster_bits, count << self.cluster_bits)
@@ -258,10 +306,46 @@ class Core:
         """Rewrite cluster 0."""
         self.file.write(0, self.header.to_bytes())
 
+    @contextmanager
+    def changing_header(self) -> Iterator[Header]:
+        """Change the header's fields inside: at the end they are on the disk, behind a barrier."""
+        with self.restoring_header() as header:
+            yield header
+            self.save_header()
+            self.barrier()
+
+    @contextmanager
+    def restoring_header(self) -> Iterator[Header]:
+        """Change and save the header inside; left by an error, all of it is as before.
+
+        A write that failed may have arrived all the same, so the former header is written over
+        it, before anything that only the new one names is given back; where even that fails, so
+        does the handle.
+        """
+        with self.lock:
+            self.check_usable()
+            before = dict(vars(self.header))
+            try:
+                yield self.header
+            except BaseException:
+                vars(self.header).update(before)
+                self._write_header_back()
+                raise
+
+    def _write_header_back(self) -> None:
+        if self.failure is None:
+            try:
+                self.save_header()
+                self.barrier()
+            except VdiskError as error:
+                self.fail(error)
+
     def _make_room(self) -> None:
         """A cache is full of unsaved tables. Called with ``lock`` held, so never waits."""
-        if self.readonly or self.refcounts.growing or not self.flush_lock.acquire(blocking=False):
-            return  # somebody is saving already, or it must wait: the cache stretches meanwhile
+        if self.readonly or self.failure or self.refcounts.growing:
+            return  # nothing can be saved just now: the cache stretches meanwhile
+        if not self.flush_lock.acquire(blocking=False):
+            return  # somebody is saving already
         try:
             self._save(counts=True)
         finally:
@@ -270,6 +354,7 @@ class Core:
     def flush(self) -> None:
         """Save everything, in order; then release what is certainly unused."""
         with self.flush_lock:
+            self.file.note("flush_to_os")
             self._save(counts=not self.lazy)
             self._release()
 
@@ -282,9 +367,8 @@ class Core:
                 self._save(counts=True)
             dirty = self.header.incompatible_features & layout.DIRTY and not self.stale_counts
             if dirty and not self.readonly:
-                self.header.incompatible_features &= ~layout.DIRTY
-                self.save_header()
-                self.file.flush()
+                with self.changing_header() as header:
+                    header.incompatible_features &= ~layout.DIRTY
 
     def save(self) -> None:
         """Save all metadata, counts included, without releasing anything."""
@@ -298,20 +382,34 @@ class Core:
         """Hold the image alone, all of it saved, for a change of its structure.
 
         Where the version allows it the image is marked dirty meanwhile.  A change that fails
-        must leave the structure as it was; only then is the mark removed.
+        must leave no count too low; COPIED flags are then made to agree with the counts, and the
+        mark goes when the image is closed.  Where that fails too, so does the handle.
         """
         with self.gate.alone:
             self.settle()
             self.mark_dirty()
-            yield
+            try:
+                yield
+            except BaseException:
+                self._recover()
+                raise
             self.settle()
+
+    def _recover(self) -> None:
+        """A change of structure failed: make the tables agree with the counts as they are."""
+        from vdisk.formats._qcow2.trees import update_copied
+
+        try:
+            self.save()
+            update_copied(self)
+        except VdiskError as error:
+            self.fail(error)
 
     def mark_dirty(self) -> None:
         """Set the dirty bit on the disk: whoever opens the image for writing repairs it first."""
         if self.header.version >= 3:
-            self.header.incompatible_features |= layout.DIRTY
-            self.save_header()
-            self.file.flush()
+            with self.changing_header() as header:
+                header.incompatible_features |= layout.DIRTY
 
     def switch_l1(self, words: array[int], disk_size: int) -> tuple[int, int]:
         """Make ``words`` the active L1 table, of a disk of ``disk_size`` bytes, in one step.
@@ -319,43 +417,59 @@ class Core:
         Where the old table stands: (offset, clusters); its clusters are the caller's to free.
         """
         old = self.l1.offset, max(-(-self.header.l1_size * 8 // self.cluster_size), 1)
-        first, _fresh = self.allocate(max(-(-len(words) * 8 // self.cluster_size), 1))
+        clusters = max(-(-len(words) * 8 // self.cluster_size), 1)
+        first, _fresh = self.allocate(clusters)
         offset = first << self.cluster_bits
-        self.file.write(offset, words_to_bytes(words))
-        self.save()
-        self.file.flush()
-        with self.lock:
-            self.header.l1_table_offset, self.header.l1_size = offset, len(words)
-            self.header.size = disk_size
-            self.save_header()
-            self.l1.words, self.l1.offset = words[:], offset
-            self.l2.generation += 1
-        self.file.flush()
+        try:
+            self.file.note("l1_grow_write_table")
+            self.file.write(offset, words_to_bytes(words))
+            self.save()
+            self.file.note("l1_grow_activate_table")
+            with self.lock:
+                with self.changing_header() as header:
+                    header.l1_table_offset, header.l1_size = offset, len(words)
+                    header.size = disk_size
+                self.l1.words, self.l1.offset = words[:], offset
+                self.l2.generation += 1
+        except BaseException:
+            self.free_unused(first, clusters)
+            raise
         return old
 
-    def switch_refcounts(self, offset: int, clusters: int, order: int) -> None:
-        """Make the refcount table at ``offset``, of counts of 2**order bits, the valid one."""
-        self.file.flush()
-        with self.lock:
-            self.header.refcount_table_offset = offset
-            self.header.refcount_table_clusters = clusters
-            self.header.refcount_order = order
-            self.save_header()
-            self.file.flush()
-            self.refcounts = Refcounts(
-                self.file, self.header, self._refcount_cache, self._make_room
+    def rewrite_refcounts(
+        self, end: int, order: int, counts: Callable[[int, int], array[int]]
+    ) -> None:
+        """Write all counts anew, in 2**order bits each, behind cluster ``end``; then they hold.
+
+        ``counts(first, n)``: those of clusters below ``end``.
+        """
+        try:
+            offset, clusters = write_structures(
+                self.file, self.cluster_size, 1 << order, end, counts
             )
+            self.barrier()
+        except BaseException:
+            self.refcounts.beyond_is_written()
+            raise
+        with self.lock:
+            with self.changing_header() as header:
+                header.refcount_table_offset = offset
+                header.refcount_table_clusters = clusters
+                header.refcount_order = order
+                refcounts = self._load_refcounts()
+            self.refcounts = refcounts
+
+    def _load_refcounts(self) -> Refcounts:
+        return Refcounts(self.file, self.header, self._refcount_cache, self._make_room)
 
     def reload(self) -> None:
         """Forget what is cached and read the tables anew: the file was changed underneath."""
         with self.lock:
-            fresh = self._load_l1()
-            self.l1.offset, self.l1.words = fresh.offset, fresh.words
+            l1, refcounts = self._load_l1(), self._load_refcounts()
+            self.l1.offset, self.l1.words = l1.offset, l1.words
             self.l1.take_dirty()
             self.l2.clear()
-            self.refcounts = Refcounts(
-                self.file, self.header, self._refcount_cache, self._make_room
-            )
+            self.refcounts = refcounts
             self.on_release()
 
     def release(self, cluster: int, count: int) -> None:
@@ -365,6 +479,7 @@ class Core:
 
     def _forget(self, freed: list[tuple[int, int]]) -> None:
         """Clusters are free now: no cache may remember them; punch holes where asked to."""
+        self.file.note("cluster_free")
         for first, count in freed:
             start = first << self.cluster_bits
             self.l2.drop(start, start + (count << self.cluster_bits))
@@ -386,6 +501,11 @@ class Core:
         """Write all unsaved metadata (reference counts if ``counts``); holds ``flush_lock``."""
         if self.readonly:
             return
+        if isinstance(self.failure, CorruptImageError) and not self._unsaved():
+            self.file.note("flush_to_disk")
+            self._flush_devices()  # nothing is lost: what was written in place only has to last
+            return
+        self.check_usable()
         with self.lock:
             frees, self._frees = self._frees, []
             moved = self.refcounts.table_moved_from if counts else None
@@ -403,6 +523,14 @@ class Core:
                 write.table.saving -= 1
             self._stable_frees += frees
 
+    def _unsaved(self) -> bool:
+        """Whether anything in memory is not on the disk yet."""
+        with self.lock:
+            tables, counts = self.l2.dirty(), self.refcounts
+            return bool(
+                tables or counts.blocks.dirty() or self.l1.dirty_end or counts.table.dirty_end
+            )
+
     def _collect(self, counts: bool) -> list[list[_Write]]:
         """All unsaved metadata as it is at this moment: blocks, table, L2, L1."""
         refcounts = self.refcounts
@@ -419,33 +547,33 @@ class Core:
     def _write_stages(self, stages: list[list[_Write]], moved: tuple[int, int] | None) -> None:
         blocks, table, l2, l1 = stages
         for write in blocks:
+            self.file.note("refblock_update_part")
             self.file.write(write.offset, write.data)
         if l2 or l1 or table:
-            self._barrier()
+            self.barrier()
         if table:
             self._write_refcount_table(table[0], moved)
         for write in l2:
+            self.file.note("l2_update")
             self.file.write(write.offset, write.data)
         if l1:
-            self.file.flush()
+            self.barrier()
+            self.file.note("l1_update")
             self.file.write(l1[0].offset, l1[0].data)
-        self._barrier()
-
-    def _barrier(self) -> None:
-        if self.data is not self.file:
-            self.data.flush()
-        self.file.flush()
+        self.file.note("flush_to_disk")
+        self.barrier()
 
     def _write_refcount_table(self, write: _Write, moved: tuple[int, int] | None) -> None:
+        self.file.note("reftable_update" if moved is None else "refblock_alloc_write_table")
         self.file.write(write.offset, write.data)
-        self.file.flush()
+        self.barrier()
         if moved is None:
             return
-        self.header.refcount_table_offset = write.table.offset
-        self.header.refcount_table_clusters = len(write.table.words) * 8 // self.cluster_size
-        self.save_header()
-        self.file.flush()
+        self.file.note("refblock_alloc_switch_table")
         with self.lock:
+            with self.changing_header() as header:
+                header.refcount_table_offset = write.table.offset
+                header.refcount_table_clusters = len(write.table.words) * 8 // self.cluster_size
             self.refcounts.table_moved_from = None
             self.free_later(moved[0] >> self.cluster_bits, moved[1])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from vdisk.block import close_all
 from vdisk.errors import CorruptImageError, UnsupportedFeatureError
 from vdisk.formats import ChildRequest
 from vdisk.formats._qcow2 import layout
@@ -32,9 +33,7 @@ class Parts(NamedTuple):
 
     def close(self) -> None:
         """Close the files the image refers to."""
-        for device in (self.data_file, self.backing):
-            if device is not None:
-                device.close()
+        close_all(self.data_file, self.backing)
 
 
 def read_header(file: BlockDevice, *, checking: bool = False) -> Header:
@@ -107,9 +106,8 @@ def prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
     """What each feature bit demands of a program that is about to write."""
     header = image.header
     if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
-        header.autoclear_features &= layout.KNOWN_AUTOCLEAR
-        image._core.save_header()
-        image.file.flush()
+        with image._core.changing_header():
+            header.autoclear_features &= layout.KNOWN_AUTOCLEAR
     if image.dirty and not context.repairing:
         _repair_dirty(image)
     if not context.repairing:

@@ -93,6 +93,7 @@ class Refcounts:
             check_refcount_table(self._header, self._file.size, path=self._file.name)
         except CorruptImageError:  # only a check opens such an image: nothing is counted in it
             length = 0
+        self._file.note("reftable_load")
         return Table(offset, words_from_bytes(self._file.read(offset, length)))
 
     # -- counts --------------------------------------------------------------------------------
@@ -120,6 +121,7 @@ class Refcounts:
                     path=self._file.name,
                     offset=offset,
                 )
+            self._file.note("refblock_load")
             data = self._file.read(offset, self._cluster_size)
             found = self.blocks.add(Table(offset, unpack_counts(data, self.bits)))
         return found
@@ -252,6 +254,10 @@ class Refcounts:
         self._fresh = max(self._fresh, start + count)
         return start, fresh
 
+    def beyond_is_written(self) -> None:
+        """Something was written behind the last cluster in use: what is there is not fresh."""
+        self._fresh = max(self._fresh, -(-self._file.size // self._cluster_size))
+
     def free_run(self, count: int) -> int:
         """How many of ``count`` clusters the next free place has room for, in a row."""
         self._hint = self._next_free(self._hint)
@@ -318,6 +324,7 @@ class Refcounts:
         return True
 
     def _new_block(self, index: int, cluster: int) -> None:
+        self._file.note("refblock_alloc")
         self._check_limits(cluster + 1)
         bits = max(self.bits, 8)
         words = array(TYPECODES[bits], bytes(self.block_entries * bits // 8))
@@ -340,19 +347,35 @@ class Refcounts:
             clusters = layout.MAX_REFCOUNT_TABLE_BYTES // self._cluster_size
             if entries > clusters * per_cluster:
                 raise NoSpaceError("the refcount table is at its largest", path=self._file.name)
+        self._file.note("reftable_grow")
         old = self.table
         old_clusters = len(old.words) // per_cluster
         words = old.words + array("Q", bytes(clusters * self._cluster_size - len(old.words) * 8))
         nested, self.growing = self.growing, True
         self.table = Table(old.offset, words)
-        new, _fresh = self.allocate(clusters)
+        try:
+            new, _fresh = self.allocate(clusters)
+        except BaseException:
+            self._shrink_table(old)
+            raise
+        finally:
+            self.growing = nested
         self.table.offset = new << self._cluster_bits
         self.table.touch(0, len(self.table.words))
-        self.growing = nested
         if self.table_moved_from is None:
             self.table_moved_from = (old.offset, old_clusters)
         else:  # never reached the disk: free at once
             self.decrease(old.offset >> self._cluster_bits, old_clusters)
+
+    def _shrink_table(self, old: Table) -> None:
+        """A larger table found no place: the ``old`` one stays, with what changed meanwhile."""
+        grown, length = self.table, len(old.words)
+        for block in filter(None, grown.words[length:]):
+            self.blocks.drop(block, block + self._cluster_size)
+        old.words[:] = grown.words[:length]
+        if grown.dirty_start < min(grown.dirty_end, length):
+            old.touch(grown.dirty_start, min(grown.dirty_end, length))
+        self.table = old
 
 
 def write_structures(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from vdisk.formats._qcow2 import layout, snapshots, trees
 from vdisk.formats._qcow2.census import join_digits
 from vdisk.formats._qcow2.check import examine
-from vdisk.formats._qcow2.refcounts import TYPECODES, pack_counts, write_structures
+from vdisk.formats._qcow2.refcounts import TYPECODES, pack_counts
 from vdisk.formats._qcow2.tables import words_from_bytes, words_to_bytes
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Repair:
                 counts = self._chosen(index * comparison.block_entries, choose)
                 content = pack_counts(counts, comparison.bits)
                 self._file.write(blocks[index], content)
-        self._file.flush()
+        self._core.barrier()
 
     def _chosen(self, first: int, choose: Callable[[int, int], int]) -> array[int]:
         """The counts of the refcount block whose first cluster is given."""
@@ -153,10 +153,7 @@ class Repair:
         def counts(first: int, length: int) -> array[int]:
             return self._all_counts(first, length, old_end)
 
-        offset, clusters = write_structures(
-            self._file, core.cluster_size, core.refcounts.bits, self._next, counts
-        )
-        core.switch_refcounts(offset, clusters, core.header.refcount_order)
+        core.rewrite_refcounts(self._next, core.header.refcount_order, counts)
 
     def _all_counts(self, first: int, length: int, old_end: int) -> array[int]:
         """Counts for the new structures: of old clusters, then of those taken since."""
@@ -182,7 +179,7 @@ class Repair:
             for table in survey.l1_tables.values():
                 if survey.stands_alone(table):
                     self._write_l1(table, table.offset)
-        self._file.flush()
+        self._core.barrier()
 
     def _mended_l2(self, offset: int) -> bytes:
         """The content of an L2 table with every entry replaced that has a replacement."""
@@ -224,7 +221,7 @@ class Repair:
             self._image._bitmaps.remove(name)
         if survey.snapshot_table_outdated:
             with self._core.structural():
-                snapshots.write_table(self._core, snapshots.read_table(self._core))
+                snapshots.replace_table(self._core, snapshots.read_table(self._core))
         self._core.settle()
         self._look_again()
 

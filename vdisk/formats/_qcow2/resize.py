@@ -69,9 +69,8 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
         first = min(round_up(old, core.cluster_size), size)  # what is before is the old disk's
         preallocate(core, mapping, writer, first, size, preallocation)
     core.flush()
-    with core.lock:
-        core.header.size = size
-        core.save_header()
+    with core.changing_header() as header:
+        header.size = size
     core.settle()
 
 
@@ -84,15 +83,14 @@ def _hide_leftovers(core: Core, mapping: Mapping, writer: Writer, old: int, size
     end = min(round_up(old, core.cluster_size), size)
     if mapping.backing is not None:
         end = max(end, min(mapping.backing.size, size))
-    if end > old:
+    leftovers = mapping.extents(old, end - old)
+    if not all(extent.reads_zero for extent in leftovers):
         writer.write_zeroes(old, end - old, unmap=True)
 
 
 def _shrink(core: Core, mapping: Mapping, old: int, size: int) -> None:
-    with core.lock:
-        core.header.size = size
-        core.save_header()
-    core.file.flush()
+    with core.changing_header() as header:
+        header.size = size
     core.at_work.wait()
     first = round_up(size, core.cluster_size)
     if first < old:

@@ -166,25 +166,34 @@ def table_bytes(snapshots: list[SnapshotInfo], disk_size: int) -> bytes:
     return b"".join(entry_bytes(snapshot, disk_size) for snapshot in snapshots)
 
 
-def write_table(core: Core, new: list[SnapshotInfo]) -> None:
-    """Replace the snapshot table: write the new one elsewhere, then point the header at it."""
+def replace_table(core: Core, new: list[SnapshotInfo]) -> None:
+    """Replace the snapshot table, and free what the old one stood in."""
+    core.release(*write_table(core, new))
+
+
+def write_table(core: Core, new: list[SnapshotInfo]) -> tuple[int, int]:
+    """Write the new table elsewhere, then point the header at it: all of it or nothing.
+
+    The old one's clusters, which are the caller's to free: (first, count).
+    """
     header = core.header
     old_offset = header.snapshots_offset
     old_clusters = -(-table_length(core) // core.cluster_size)
     content = table_bytes(new, header.size)
     if len(new) > layout.MAX_SNAPSHOTS or len(content) > layout.MAX_SNAPSHOT_TABLE_BYTES:
         raise InvalidRequestError("too many snapshots", path=core.file.name)
-    offset = 0
-    if new:
-        first, _fresh = core.allocate(-(-len(content) // core.cluster_size))
-        offset = first << core.cluster_bits
-        core.file.write(offset, content)
-    core.save()
-    header.snapshots_offset, header.nb_snapshots = offset, len(new)
-    core.save_header()
-    core.file.flush()
-    if old_offset:
-        core.release(old_offset >> core.cluster_bits, old_clusters)
+    clusters = -(-len(content) // core.cluster_size)
+    first = core.allocate(clusters)[0] if new else 0
+    try:
+        if new:
+            core.file.write(first << core.cluster_bits, content)
+        core.save()
+        with core.changing_header():
+            header.snapshots_offset, header.nb_snapshots = first << core.cluster_bits, len(new)
+    except BaseException:
+        core.free_unused(first, clusters)
+        raise
+    return old_offset >> core.cluster_bits, old_clusters
 
 
 def find(core: Core, snapshots: list[SnapshotInfo], tag: str) -> SnapshotInfo:
@@ -238,6 +247,10 @@ def create(
         trees.add_references(core, words)
         try:
             first, _fresh = core.allocate(clusters)
+        except BaseException:
+            trees.drop_references(core, words)
+            raise
+        try:
             snapshot = SnapshotInfo(
                 id=_next_id(old),
                 name=name,
@@ -252,11 +265,12 @@ def create(
             )
             core.file.write(snapshot.l1_table_offset, words_to_bytes(words))
             trees.update_copied(core)
-            write_table(core, [*old, snapshot])
+            former = write_table(core, [*old, snapshot])
         except BaseException:
+            core.free_unused(first, clusters)
             trees.drop_references(core, words)
-            trees.update_copied(core)
             raise
+        core.release(*former)
     return snapshot
 
 
@@ -271,7 +285,7 @@ def delete(core: Core, tag: str) -> None:
         old = read_table(core)
         snapshot = find(core, old, tag)
         words = load_l1(core, snapshot)
-        write_table(core, [other for other in old if other is not snapshot])
+        replace_table(core, [other for other in old if other is not snapshot])
         trees.drop_references(core, words)
         core.release(
             snapshot.l1_table_offset >> core.cluster_bits, -(-len(words) * 8 // core.cluster_size)

@@ -106,8 +106,8 @@ def _update_table(core: Core, offset: int) -> None:
         if not words[index * core.entry_words] & layout.COMPRESSED:
             _flag_run(core, updated, index, length, cluster)
     if updated != words:
+        core.l2.drop(offset, offset + core.cluster_size)  # first: a failed write may arrive
         core.file.write(offset, words_to_bytes(updated))
-        core.l2.drop(offset, offset + core.cluster_size)
 
 
 def _flag_run(core: Core, words: array[int], index: int, length: int, cluster: int) -> None:
