@@ -1,0 +1,370 @@
+"""What a client gets, whichever way the server answers: the hot path or the state machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vdisk
+from tests.tools.nbd_pair import BlockingClient
+from tests.tools.nbd_server import Running, running
+from vdisk.block import BlockDevice
+from vdisk.errors import DeviceError
+from vdisk.nbd.connect import ClientSettings
+from vdisk.nbd.events import ReplyDone, StatusReceived
+from vdisk.nbd.session import HeaderStyle
+from vdisk.nbd.wire import QEMU_ALLOCATION_DEPTH, ErrorValue
+from vdisk.nbd_server import Export, Server
+from vdisk.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from vdisk.nbd.client_transmission import Outgoing
+
+SIZE = 4 << 20
+
+BOTH = pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
+STYLES = pytest.mark.parametrize("style", list(HeaderStyle), ids=lambda style: style.value)
+
+
+def settings_for(style: HeaderStyle, export: str = "") -> ClientSettings:
+    return ClientSettings(
+        export,
+        meta_contexts=("base:allocation", QEMU_ALLOCATION_DEPTH),
+        structured_replies=style is not HeaderStyle.SIMPLE,
+        extended_headers=style is HeaderStyle.EXTENDED,
+    )
+
+
+class Answer(NamedTuple):
+    """What a request came to, however it was put on the wire."""
+
+    error: ErrorValue | None
+    data: bytes
+
+
+class Pipeline(BlockingClient):
+    """Many requests sent at once, answered in any order."""
+
+    def all(self, requests: list[Outgoing]) -> list[Answer]:
+        self.socket.sendall(b"".join(bytes(part) for one in requests for part in one.buffers))
+        answers: dict[int, Answer] = {}
+        while len(answers) < len(requests):
+            event = self.machine.next_event()
+            if event is None:
+                data = self.socket.recv(1 << 16)
+                assert data, "the server closed the connection"
+                self.machine.receive_data(data)
+            elif isinstance(event, ReplyDone):
+                error = event.error.value if event.error else None
+                answers[event.cookie] = Answer(error, b"" if error else bytes(event.data))
+        return [answers[request.cookie] for request in requests]
+
+    def one(self, request: Outgoing) -> Answer:
+        return self.all([request])[0]
+
+
+@contextlib.contextmanager
+def client(server: Running, style: HeaderStyle, export: str = "") -> Iterator[Pipeline]:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(30)
+    connection.connect(str(server.path))
+    with connection:
+        found = Pipeline(connection, settings_for(style, export))
+        yield found
+        found.close()
+
+
+def make_disk(kind: str, folder: Path) -> BlockDevice:
+    if kind == "memory":
+        return MemoryStore(bytes(SIZE), growable=False)
+    base = folder / "base.raw"
+    base.write_bytes(random.Random(1).randbytes(SIZE // 2))
+    os.truncate(base, SIZE)
+    if kind == "raw":
+        return vdisk.open(base, "r+", format="raw")
+    vdisk.create(
+        folder / "top.qcow2",
+        format="qcow2",
+        backing_file="base.raw",
+        backing_format="raw",
+    )
+    return vdisk.open(folder / "top.qcow2", "r+")
+
+
+@contextlib.contextmanager
+def serving(device: BlockDevice, *, fast: bool = True, **options: object) -> Iterator[Running]:
+    def make() -> Server:
+        return Server([Export("", device, discard=True, **options)], fast=fast)  # type: ignore[arg-type]
+
+    with running(make) as server:
+        yield server
+
+
+@STYLES
+@BOTH
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "memory"])
+def test_reads_give_what_the_device_holds(
+    kind: str, fast: bool, style: HeaderStyle, tmp_path: Path
+) -> None:
+    with make_disk(kind, tmp_path) as disk, serving(disk, fast=fast) as server:
+        content = disk.read(0, SIZE)
+        with client(server, style) as talk:
+            ranges = [(0, 1), (511, 4096), (65530, 20), (SIZE - 7, 7), (SIZE // 2 - 100, 300)]
+            ranges += [(0, 1 << 20), (100, 70_000), (SIZE // 2 - 40_000, 80_000)]
+            answers = talk.all([talk.machine.read(*one) for one in ranges])
+        assert answers == [Answer(None, content[start : start + n]) for start, n in ranges]
+
+
+@STYLES
+@BOTH
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "memory"])
+def test_what_is_written_is_read_and_reaches_the_device(
+    kind: str, fast: bool, style: HeaderStyle, tmp_path: Path
+) -> None:
+    with make_disk(kind, tmp_path) as disk, serving(disk, fast=fast) as server:
+        expected = bytearray(disk.read(0, SIZE))
+        pieces = [(4096 * n, bytes([n + 1]) * 4096) for n in range(40)]
+        pieces += [(1 << 20, b"L" * (1 << 20)), (3 << 20, b"odd" * 70_001)]
+        with client(server, style) as talk:
+            writes = [
+                talk.machine.write(offset, data, fua=n % 7 == 0)
+                for n, (offset, data) in enumerate(pieces)
+            ]
+            assert set(talk.all(writes)) == {Answer(None, b"")}
+            zeroing = talk.machine.write_zeroes(8192, 10_000)
+            trim = talk.machine.trim(2 << 20, 1 << 20)
+            flush = talk.machine.flush()
+            cache = talk.machine.cache(0, 1 << 20)
+            assert set(talk.all([zeroing, trim, flush, cache])) == {Answer(None, b"")}
+            for offset, data in pieces:
+                expected[offset : offset + len(data)] = data
+            expected[8192:18192] = bytes(10_000)
+            seen = talk.one(talk.machine.read(0, SIZE)).data
+        trimmed = slice(2 << 20, 3 << 20)
+        assert not any(seen[trimmed]) or seen[trimmed] == expected[trimmed]
+        expected[trimmed] = seen[trimmed]
+        assert seen == bytes(expected)
+        assert disk.read(0, SIZE) == seen
+
+
+@STYLES
+@BOTH
+def test_each_fault_of_a_request_is_named(fast: bool, style: HeaderStyle, tmp_path: Path) -> None:
+    """The client's own gate would not let such requests out, so their headers are changed."""
+    with (
+        make_disk("raw", tmp_path) as disk,
+        serving(disk, fast=fast) as server,
+        client(server, style) as talk,
+    ):
+        for field in ("length", "flags", "command"):
+            expected = ErrorValue.NBD_EINVAL
+            good = talk.machine.read(0, 4096)
+            header = bytearray(good.buffers[0])
+            if field == "length":
+                header[24:] = (SIZE + 1).to_bytes(len(header) - 24, "big")
+            elif field == "flags":
+                header[4:6] = b"\x80\x00"
+            else:
+                header[6:8] = b"\x00\x63"
+            bad = good._replace(buffers=[bytes(header)])
+            others = [talk.machine.read(n * 4096, 4096) for n in range(3)]
+            answers = talk.all([others[0], bad, *others[1:]])
+            assert answers[1].error is expected, field
+            assert [answer.error for answer in answers] == [None, expected, None, None]
+
+
+@BOTH
+def test_a_read_only_export_refuses_every_change(fast: bool, tmp_path: Path) -> None:
+    with make_disk("raw", tmp_path) as disk, serving(disk, fast=fast, read_only=True) as server:
+        before = disk.read(0, SIZE)
+        with client(server, HeaderStyle.STRUCTURED) as talk:
+            good = talk.machine.read(0, 4096)
+            header = bytearray(good.buffers[0])
+            header[6:8] = b"\x00\x01"
+            bad = good._replace(buffers=[bytes(header), b"x" * 4096])
+            assert talk.one(bad).error is ErrorValue.NBD_EPERM
+        assert disk.read(0, SIZE) == before
+
+
+class FailingDisk(MemoryStore):
+    """Fails where told to."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes(SIZE), growable=False)
+        self.bad = range(65536, 131072)
+
+    def _fail(self, offset: int, length: int) -> None:
+        if offset < self.bad.stop and offset + length > self.bad.start:
+            raise DeviceError("a bad sector", path="/secret/path", offset=12345)
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        self._fail(offset, len(view))
+        super()._read_into(offset, view)
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        self._fail(offset, len(view))
+        super()._write(offset, view)
+
+
+@STYLES
+@BOTH
+def test_a_failing_device_fails_one_request_and_not_the_connection(
+    fast: bool, style: HeaderStyle
+) -> None:
+    with serving(FailingDisk(), fast=fast) as server, client(server, style) as talk:
+        answers = talk.all(
+            [
+                talk.machine.write(0, b"a" * 4096),
+                talk.machine.write(65536, b"b" * 4096),
+                talk.machine.write(69632, b"c" * 4096),
+                talk.machine.read(65536, 4096),
+                talk.machine.write(8192, b"d" * 4096),
+            ]
+        )
+        eio = ErrorValue.NBD_EIO
+        assert [answer.error for answer in answers] == [None, eio, eio, eio, None]
+        assert talk.one(talk.machine.read(0, 4096)).data == b"a" * 4096
+
+
+@STYLES
+@settings(max_examples=15)
+@given(data=st.data())
+def test_no_request_can_tell_which_way_it_was_answered(
+    style: HeaderStyle, data: st.DataObject
+) -> None:
+    """Writes that do not overlap, then reads: equal answers and equal devices both ways."""
+    blocks = data.draw(st.lists(st.integers(0, 255), unique=True, max_size=40))
+    lengths = data.draw(st.lists(st.integers(1, 4096), min_size=len(blocks), max_size=len(blocks)))
+    fuas = data.draw(st.lists(st.booleans(), min_size=len(blocks), max_size=len(blocks)))
+    reads = data.draw(
+        st.lists(st.tuples(st.integers(0, (1 << 20) - 1), st.integers(1, 300_000)), max_size=20)
+    )
+    outcomes = []
+    for fast in (True, False):
+        disk = MemoryStore(bytes(2 << 20), growable=False)
+        with serving(disk, fast=fast) as server, client(server, style) as talk:
+            writes = [
+                talk.machine.write(4096 * block, bytes([block + 1 & 255]) * length, fua=fua)
+                for block, length, fua in zip(blocks, lengths, fuas, strict=True)
+            ]
+            answers = talk.all(writes) + talk.all([talk.machine.read(*one) for one in reads])
+        outcomes.append((answers, disk.content()))
+    assert outcomes[0] == outcomes[1]
+
+
+def statuses(talk: Pipeline, offset: int, length: int) -> dict[str, list[tuple[int, int]]]:
+    events = talk.call(talk.machine.block_status(offset, length))
+    return {
+        event.context.name: list(event.extents)
+        for event in events
+        if isinstance(event, StatusReceived)
+    }
+
+
+@BOTH
+def test_block_status_follows_the_map(fast: bool, tmp_path: Path) -> None:
+    with make_disk("qcow2", tmp_path) as disk:
+        disk.write(SIZE - 65536, b"x" * 65536)
+        disk.write_zeroes(0, 65536)
+        with (
+            serving(disk, fast=fast, allocation_depth=True) as server,
+            client(server, HeaderStyle.EXTENDED) as talk,
+        ):
+            found = statuses(talk, 0, SIZE)
+        half = SIZE // 2
+        assert found["base:allocation"] == [
+            (65536, 3),
+            (half - 65536, 0),
+            (half - 65536, 3),
+            (65536, 0),
+        ]
+        assert found[QEMU_ALLOCATION_DEPTH] == [(65536, 1), (SIZE - 131072, 2), (65536, 1)]
+
+
+def test_dirty_bitmaps_are_offered(tmp_path: Path) -> None:
+    vdisk.create(tmp_path / "disk.qcow2", SIZE, format="qcow2")
+    with vdisk.open(tmp_path / "disk.qcow2", "r+") as disk:
+        disk.add_bitmap("b0", 65536)  # type: ignore[attr-defined]
+        disk.write(131072, b"x" * 10)
+        with serving(disk, bitmaps=["b0"]) as server:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(server.path))
+            wanted = ClientSettings(meta_contexts=("qemu:dirty-bitmap:b0",))
+            with connection:
+                talk = Pipeline(connection, wanted)
+                found = statuses(talk, 0, SIZE)
+                talk.one(talk.machine.write(1 << 20, b"y"))
+                later = statuses(talk, 1 << 20, 65536)
+    assert found == {"qemu:dirty-bitmap:b0": [(131072, 0), (65536, 1), (SIZE - 196608, 0)]}
+    assert later == {"qemu:dirty-bitmap:b0": [(65536, 1)]}
+
+
+def test_fua_and_flush_reach_the_device() -> None:
+    class Counting(MemoryStore):
+        flushes = 0
+
+        def _flush(self) -> None:
+            Counting.flushes += 1
+
+    device = Counting(bytes(SIZE), growable=False)
+    with serving(device) as server, client(server, HeaderStyle.SIMPLE) as talk:
+        talk.one(talk.machine.write(0, b"x"))
+        assert Counting.flushes == 0
+        talk.one(talk.machine.write(0, b"x", fua=True))
+        assert Counting.flushes == 1
+        talk.one(talk.machine.flush())
+        assert Counting.flushes == 2
+
+
+@pytest.mark.parametrize("discard", [True, False])
+def test_trim_and_zeroing_give_room_back_only_with_discard(discard: bool) -> None:
+    calls: list[tuple[str, bool]] = []
+
+    class Watching(MemoryStore):
+        def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+            calls.append(("zero", unmap))
+
+        def _discard(self, offset: int, length: int) -> None:
+            calls.append(("discard", True))
+
+    device = Watching(bytes(SIZE), growable=False)
+    with (
+        running(lambda: Server([Export("", device, discard=discard)])) as server,
+        client(server, HeaderStyle.SIMPLE) as talk,
+    ):
+        talk.one(talk.machine.trim(0, 4096))
+        talk.one(talk.machine.write_zeroes(0, 4096))
+        talk.one(talk.machine.write_zeroes(0, 4096, no_hole=True))
+    expected: list[tuple[str, bool]] = [("discard", True)] if discard else []
+    assert calls == [*expected, ("zero", discard), ("zero", False)]
+
+
+def write_through_flushes(make: Callable[[BlockDevice], Export]) -> int:
+    class Counting(MemoryStore):
+        flushes = 0
+
+        def _flush(self) -> None:
+            Counting.flushes += 1
+
+    device = Counting(bytes(SIZE), growable=False)
+    with (
+        running(lambda: Server([make(device)])) as server,
+        client(server, HeaderStyle.SIMPLE) as talk,
+    ):
+        talk.all([talk.machine.write(4096 * n, b"x") for n in range(5)])
+        return Counting.flushes
+
+
+def test_write_through_flushes_every_write() -> None:
+    assert write_through_flushes(lambda disk: Export("", disk, write_through=True)) == 5
+    assert write_through_flushes(lambda disk: Export("", disk)) == 0
