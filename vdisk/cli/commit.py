@@ -14,6 +14,7 @@ from vdisk.cli.options import (
     add_quiet,
     add_source,
     image_name,
+    refuse_no_backing,
     secrets,
     warn,
 )
@@ -40,6 +41,7 @@ def run(args: Namespace) -> int:
     from vdisk.cli.output import Progress
     from vdisk.jobs.commit import commit
 
+    refuse_no_backing(args)
     limit = args.rate_limit
     with Progress(args.progress and not args.quiet) as progress:
         commit(

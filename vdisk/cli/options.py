@@ -216,6 +216,12 @@ def open_source(
     )
 
 
+def refuse_no_backing(args: argparse.Namespace) -> None:
+    """For commands that are about the backing file."""
+    if args.no_backing:
+        raise InvalidRequestError("this command reads the backing file: leave --no-backing out")
+
+
 def image_name(
     args: argparse.Namespace, name: str, format: str | None = None
 ) -> str | dict[str, Any]:

@@ -15,6 +15,7 @@ from vdisk.cli.options import (
     add_quiet,
     add_source,
     image_name,
+    refuse_no_backing,
     secrets,
     warn,
 )
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def configure(parser: Parser) -> None:
-    add_source(parser)
+    add_source(parser, force_share=False)
     add_cache(parser)
     add_cache(parser, "-T", "source_cache")
     add_progress(parser)
@@ -43,6 +44,7 @@ def run(args: Namespace) -> int:
     from vdisk.cli.output import Progress
     from vdisk.jobs.rebase import rebase
 
+    refuse_no_backing(args)
     with Progress(args.progress and not args.quiet) as progress:
         rebase(
             image_name(args, args.image, args.format),

@@ -11,7 +11,7 @@ from vdisk.errors import InvalidRequestError
 from vdisk.jobs.sources import files_under
 from vdisk.opening import open_image, parse_name
 from vdisk.opening.creating import plan_creation
-from vdisk.opening.names import relative_to
+from vdisk.opening.names import parse_filename, relative_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,10 +38,13 @@ class TargetSettings(NamedTuple):
     def made_zero(self) -> bool | None:
         """True if the target will be new and read as zeroes; None: its map must tell.
 
-        What was preallocated in a new image counts as zero although the map calls it data; but
-        where it is encrypted, it reads as noise.
+        What was preallocated in a new file counts as zero although the map calls it data; but
+        where it is encrypted, it reads as noise, and a block device keeps its old content.
         """
         if self.exists or self.options.get("backing_file") is not None:
+            return None
+        paths = _paths(self)
+        if not paths or not all(map(_is_file_to_be, paths)):
             return None
         preallocated = self.options.get("preallocation", "off") != "off"
         encrypted = self.options.get("encrypt.format") is not None
@@ -62,6 +65,7 @@ def opened_target(
         _refuse_source(path, sources)
     if not settings.exists:
         _make(settings, size)
+    begun = False
     try:
         with _open(settings) as target:
             if target.size < size:
@@ -69,12 +73,13 @@ def opened_target(
                     f"the target holds {target.size} bytes, and the source has {size}",
                     path=target.name,
                 )
+            begun = True
             yield target
     except BaseException:
         if not settings.exists:
             for path in paths:
                 _remove(path)
-        else:
+        elif begun:
             settings.warn(f"{_shown(settings.name)} was not finished: its content is incomplete")
         raise
 
@@ -112,15 +117,24 @@ def _shown(name: str | Mapping[str, Any]) -> str:
 
 
 def _paths(settings: TargetSettings) -> list[str]:
-    """The files that making the target makes."""
+    """The files, or block devices, that making the target writes; none of other protocols."""
     tree = parse_name(settings.name) if isinstance(settings.name, str) else settings.name
     node = tree.get("file", tree)
-    path = node.get("filename") if isinstance(node, dict) else None
-    if not isinstance(path, str):
+    filename = node.get("filename") if isinstance(node, dict) else None
+    place = parse_filename(filename) if isinstance(filename, str) else {}
+    if place.get("driver") != "file":
         return []
-    path = path.removeprefix("file:")
+    path: str = place["filename"]
     data_file = settings.options.get("data_file")
     return [path] if data_file is None else [path, relative_to(os.path.dirname(path), data_file)]
+
+
+def _is_file_to_be(path: str) -> bool:
+    """True for a regular file, or none yet, so that making it makes it empty."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return True
 
 
 def _refuse_source(path: str, sources: Iterable[BlockDevice]) -> None:
