@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,9 +19,9 @@ from tests.tools.command import vdisk
 from tests.tools.peers import requires_peer
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-pytestmark = requires_peer("qemu-img", "qemu-io")
+pytestmark = requires_peer("qemu-img", "qemu-io", "losetup")
 
 MIB = 1 << 20
 
@@ -217,6 +218,37 @@ def test_encrypted_both_ways(raw: Path, tmp_path: Path) -> None:
         options = f"driver=luks,key-secret=s,file.filename={image}"
         program("convert", *secret, "--image-opts", "-O", "raw", options, back)
         assert back.read_bytes() == raw.read_bytes()
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[Path]:
+    """A block device of 64 MiB, full of junk."""
+    file = tmp_path / "device"
+    file.write_bytes(random.Random(3).randbytes(64 * MIB))
+    made = subprocess.run(
+        ["losetup", "--find", "--show", file], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    yield Path(made.stdout.strip())
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"preallocation": "metadata"}, {"extended_l2": "on"}], ids=str
+)
+def test_qcow2_on_a_block_device(raw: Path, block_device: Path, options: dict[str, object]) -> None:
+    vdisk("convert", "-f", "raw", "-O", "qcow2", *words(options), raw, block_device)
+    qemu.check(block_device)
+    qemu.compare(raw, block_device, "-f", "raw", "-F", "qcow2")
+
+
+def test_raw_on_a_block_device(raw: Path, block_device: Path) -> None:
+    vdisk("convert", "-f", "raw", "-O", "raw", raw, block_device)
+    content = raw.read_bytes()
+    with block_device.open("rb") as device:
+        assert device.read(len(content)) == content
+    assert block_device.is_block_device()
 
 
 # -- exit statuses, failures, interrupts -----------------------------------------------------------

@@ -37,8 +37,9 @@ class FileStore(BlockDevice):
     """A regular file or a block device at ``path``.
 
     ``locked``: take QEMU's image locks (see ``_locks``).  ``create``: make the file, or empty
-    an old one.  ``write_through``: every write is stable when it returns (O_DSYNC).
-    ``ignore_flush``: :meth:`flush` does nothing, for files that need not survive a loss of power.
+    an old one (a block device keeps its bytes).  ``write_through``: every write is stable when it
+    returns (O_DSYNC).  ``ignore_flush``: :meth:`flush` does nothing, for files that need not
+    survive a loss of power.
     Raises :class:`NotFoundError`, :class:`ImageLockedError`, :class:`DeviceError`.
     """
 
@@ -69,9 +70,10 @@ class FileStore(BlockDevice):
         try:
             if locked:
                 _locks.lock_image(self._fd, self.name, writable=not readonly)
-            if create:
-                os.ftruncate(self._fd, 0)
             self._size = self._find_size()
+            if create and not self.is_block_device:
+                os.ftruncate(self._fd, 0)
+                self._size = 0
         except OSError as error:
             os.close(self._fd)
             raise from_os_error(error, path=self.name, operation="open") from error

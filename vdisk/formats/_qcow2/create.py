@@ -149,7 +149,10 @@ def write_empty_image(file: BlockDevice, header: Header) -> None:
     header.l1_table_offset = first_block + blocks * size
     used = 1 + table_clusters + blocks + l1_clusters
     file.truncate(0)
-    file.truncate(used * size)
+    if file.growable:
+        file.truncate(used * size)
+    else:  # a block device keeps what it held
+        file.write_zeroes(0, used * size, unmap=False)
     for number, block in enumerate(_initial_blocks(header, used, blocks)):
         file.write(first_block + number * size, block)
     offsets = b"".join((first_block + n * size).to_bytes(8, "big") for n in range(blocks))
