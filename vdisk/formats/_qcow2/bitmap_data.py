@@ -18,6 +18,7 @@ from vdisk.errors import CorruptImageError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.bitmap_bits import combine, is_zero, trim
 from vdisk.formats._qcow2.tables import words_from_bytes, words_to_bytes
+from vdisk.formats._qcow2.text import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,7 +235,7 @@ class Change:
         in the header are in the way.
         """
         core, header = self._core, self._core.header
-        name = (header.backing_file or "").encode("utf-8", "surrogateescape")
+        name = encoded(header.backing_file or "")
         place = int.from_bytes(header.to_bytes()[8:16], "big")
         if not name or place == header.name_offset or not header.name_offset:
             return

@@ -30,6 +30,7 @@ from construct import (
 
 from vdisk.errors import CorruptImageError
 from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.text import decoded, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,7 +118,7 @@ def parse(data: bytes, count: int, *, path: str, offset: int) -> list[Entry]:
         ) from error
     entries = [
         Entry(
-            record.name.decode("utf-8", "surrogateescape"),
+            decoded(record.name),
             record.table_offset,
             record.table_size,
             record.flags,
@@ -137,23 +138,18 @@ def parse(data: bytes, count: int, *, path: str, offset: int) -> list[Entry]:
 def build(entries: Iterable[Entry]) -> bytes:
     """The bytes of a directory."""
     return b"".join(
-        ENTRY.build({**entry._asdict(), "name": encoded_name(entry.name)}) for entry in entries
+        ENTRY.build({**entry._asdict(), "name": encoded(entry.name)}) for entry in entries
     )
 
 
-def encoded_name(name: str) -> bytes:
-    """A bitmap's name as bytes, those that are not UTF-8 included."""
-    return name.encode("utf-8", "surrogateescape")
-
-
 def _entry_size(entry: Entry) -> int:
-    length = 24 + len(entry.extra_data) + len(encoded_name(entry.name))
+    length = 24 + len(entry.extra_data) + len(encoded(entry.name))
     return -(-length // 8) * 8
 
 
 def _check_entry(core: Core, entry: Entry) -> None:
     title = f"bitmap {entry.name!r}"
-    name_size = len(encoded_name(entry.name))
+    name_size = len(encoded(entry.name))
     if not 0 < name_size <= layout.MAX_BITMAP_NAME:
         _corrupt(core, f"a bitmap name of {name_size} bytes (1 to {layout.MAX_BITMAP_NAME})")
     if entry.granularity_bits > layout.LARGEST_GRANULARITY_BITS:

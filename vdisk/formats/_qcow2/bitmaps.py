@@ -49,6 +49,7 @@ from vdisk.errors import (
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.bitmap_bits import Marks, bit_runs, combine, joined
 from vdisk.formats._qcow2.bitmap_data import BitmapData, Change
+from vdisk.formats._qcow2.text import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -437,7 +438,7 @@ def _obstacle(entry: Entry, size: int) -> str | None:
 
 
 def _check_name(name: str) -> None:
-    size = len(name.encode("utf-8", "surrogateescape"))
+    size = len(encoded(name))
     if not 0 < size <= layout.MAX_BITMAP_NAME:
         raise InvalidRequestError(f"a bitmap name has 1 to {layout.MAX_BITMAP_NAME} bytes")
 

@@ -28,6 +28,7 @@ from vdisk.errors import (
     UnsupportedFeatureError,
 )
 from vdisk.formats._qcow2 import layout
+from vdisk.formats._qcow2.text import decoded, encoded
 from vdisk.units import round_up
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Header:
 
         Raises :class:`InvalidRequestError` when names and extensions do not fit.
         """
-        name = (self.backing_file or "").encode("utf-8", "surrogateescape")
+        name = encoded(self.backing_file or "")
         if len(name) > layout.MAX_BACKING_NAME:
             raise InvalidRequestError(
                 f"the backing file name is {len(name)} bytes long; "
@@ -181,10 +182,9 @@ class Header:
     def _extensions_bytes(self, *, names: bool) -> bytes:
         parts: list[tuple[int, bytes]] = []
         if self.backing_format is not None:
-            parts.append((layout.EXT_BACKING_FORMAT, self.backing_format.encode()))
+            parts.append((layout.EXT_BACKING_FORMAT, encoded(self.backing_format)))
         if self.data_file_name is not None:
-            name = self.data_file_name.encode("utf-8", "surrogateescape")
-            parts.append((layout.EXT_DATA_FILE, name))
+            parts.append((layout.EXT_DATA_FILE, encoded(self.data_file_name)))
         if self.crypto is not None:
             parts.append((layout.EXT_CRYPTO, _CRYPTO.pack(*self.crypto)))
         if names:
@@ -201,7 +201,7 @@ class Header:
 
     def _feature_table(self) -> bytes:
         return b"".join(
-            _FEATURE_NAME.pack(kind, bit, name.encode("utf-8", "surrogateescape"))
+            _FEATURE_NAME.pack(kind, bit, encoded(name))
             for (kind, bit), name in sorted(self.feature_names.items())
         )
 
@@ -310,12 +310,12 @@ def _parse_extensions(header: Header, cluster: bytes, start: int, end: int, path
 
 def _take_extension(header: Header, kind: int, data: bytes, offset: int, path: str) -> None:
     if kind == layout.EXT_BACKING_FORMAT:
-        header.backing_format = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        header.backing_format = decoded(data.rstrip(b"\0"))
     elif kind == layout.EXT_DATA_FILE:
-        header.data_file_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        header.data_file_name = decoded(data.rstrip(b"\0"))
     elif kind == layout.EXT_FEATURE_NAMES:
         for number, bit, name in _FEATURE_NAME.iter_unpack(data[: len(data) // 48 * 48]):
-            text = name.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            text = decoded(name.rstrip(b"\0"))
             header.feature_names[number, bit] = text
     elif kind == layout.EXT_CRYPTO:
         if len(data) != _CRYPTO.size:
@@ -367,4 +367,4 @@ def _parse_name(
         _corrupt("the backing file name does not lie inside the first cluster", path, 8)
     if size and header.data_file_raw:
         _corrupt("a raw external data file and a backing file exclude each other", path, 8)
-    return cluster[offset : offset + size].decode("utf-8", "surrogateescape") or None
+    return decoded(cluster[offset : offset + size]) or None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vdisk.formats._qcow2.create import header_from_options
+from vdisk.formats._qcow2.text import encoded
 from vdisk.units import round_up
 
 if TYPE_CHECKING:
@@ -80,5 +81,5 @@ def measure_bitmaps(bitmaps: Iterable[tuple[str, int]], size: int, cluster_size:
     for name, granularity in bitmaps:
         clusters = -(-(-(-size // granularity) // 8) // cluster_size)
         total += clusters * cluster_size + round_up(clusters * _ENTRY, cluster_size)
-        directory += round_up(_BITMAP_DIRECTORY_ENTRY + len(name.encode()), 8)
+        directory += round_up(_BITMAP_DIRECTORY_ENTRY + len(encoded(name)), 8)
     return total + round_up(directory, cluster_size)

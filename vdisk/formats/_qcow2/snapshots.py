@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from construct import Int16ub, Int32ub, Int64ub, Struct
 
 from vdisk.block import BlockDevice, execute_read
-from vdisk.errors import CorruptImageError, InvalidRequestError, NotFoundError
+from vdisk.errors import (
+    CorruptImageError,
+    InvalidRequestError,
+    NotFoundError,
+    OutOfRangeError,
+)
 from vdisk.formats._qcow2 import layout, trees
 from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.compression import CompressedClusters
 from vdisk.formats._qcow2.mapping import Mapping, Run
 from vdisk.formats._qcow2.tables import Table, words_from_bytes, words_to_bytes
+from vdisk.formats._qcow2.text import decoded, encoded
 from vdisk.units import round_up
 
 if TYPE_CHECKING:
@@ -116,8 +122,8 @@ def _read_entry(core: Core, offset: int) -> tuple[SnapshotInfo, int]:
     extra, rest = tail[: sizes[0]], tail[sizes[0] :]
     known = EXTRA.parse(extra[:_EXTRA_SIZE].ljust(_EXTRA_SIZE, b"\0"))
     snapshot = SnapshotInfo(
-        id=rest[: sizes[1]].decode("utf-8", "surrogateescape"),
-        name=rest[sizes[1] :].decode("utf-8", "surrogateescape"),
+        id=decoded(rest[: sizes[1]]),
+        name=decoded(rest[sizes[1] :]),
         vm_state_size=known.vm_state_size if len(extra) >= 8 else fixed.vm_state_size,
         date_sec=fixed.date_sec,
         date_nsec=fixed.date_nsec,
@@ -133,9 +139,7 @@ def _read_entry(core: Core, offset: int) -> tuple[SnapshotInfo, int]:
 
 def entry_bytes(snapshot: SnapshotInfo, disk_size: int) -> bytes:
     """A snapshot table entry, padded; ``disk_size`` where the snapshot does not say."""
-    name, identity = (
-        text.encode("utf-8", "surrogateescape") for text in (snapshot.name, snapshot.id)
-    )
+    name, identity = encoded(snapshot.name), encoded(snapshot.id)
     extra = EXTRA.build(
         {
             "vm_state_size": snapshot.vm_state_size,
@@ -237,7 +241,7 @@ def create(
     date: float | None = None,
 ) -> SnapshotInfo:
     """Take a snapshot of the disk as it is now."""
-    if not name or len(name.encode("utf-8", "surrogateescape")) > 0xFFFF:
+    if not name or len(encoded(name)) > 0xFFFF:
         raise InvalidRequestError("a snapshot name has 1 to 65535 bytes", path=core.file.name)
     now = time.time_ns() if date is None else int(date * 1_000_000_000)
     with core.structural():
@@ -355,13 +359,19 @@ class SnapshotView(BlockDevice):
         """What the snapshot's own tables say of its disk, without backing files."""
         return self._mapping.runs(0, self._size)
 
-    def read_vm_state(self) -> bytes:
-        """The machine state saved with the snapshot, stored behind the end of its disk."""
-        start = vm_state_offset(self._core, self._size)
-        content = bytearray(self.snapshot.vm_state_size)
+    def read_vm_state(self, offset: int, length: int) -> bytes:
+        """Part of the machine state saved with the snapshot, ``snapshot.vm_state_size`` bytes.
+
+        It is stored behind the end of the snapshot's disk.
+        """
+        if offset < 0 or length < 0 or offset + length > self.snapshot.vm_state_size:
+            raise OutOfRangeError(
+                f"the VM state has {self.snapshot.vm_state_size} bytes", path=self.name
+            )
+        start = vm_state_offset(self._core, self._size) + offset
+        content = bytearray(length)
         with self._core.working():
-            extents = self._mapping.extents(start, len(content))
-            execute_read(extents, start, memoryview(content))
+            execute_read(self._mapping.extents(start, length), start, memoryview(content))
         return bytes(content)
 
     def _close(self) -> None:
