@@ -533,14 +533,12 @@ class Writer:
                 at = 2 * (index + done) + 1
                 table.words[at] = (table.words[at] & ~mask) | mask << 32
             else:
-                self._change_entry(table, index + done, cluster + done, what, unmap)
+                self._change_entry(table, index + done, what, unmap)
         width = core.entry_words
         table.touch(index * width, (index + count) * width)
         return min(end, (cluster + count) << self._bits)
 
-    def _change_entry(
-        self, table: Table, index: int, cluster: int, what: Becomes, unmap: bool
-    ) -> None:
+    def _change_entry(self, table: Table, index: int, what: Becomes, unmap: bool) -> None:
         """Change one whole guest cluster."""
         words, at = table.words, index * self.core.entry_words
         old = words[at]
