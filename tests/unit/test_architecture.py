@@ -35,10 +35,11 @@ MAY_IMPORT = {
     "fileobj": _FOUNDATION,
     "api": f"{_DEVICES} formats opening jobs fileobj",
     "aio": _FOUNDATION,
+    "nbd_client": _DEVICES,
     "nbd_server": f"{_DEVICES} formats opening jobs aio",
     "emu_blockdev": _DEVICES,
     "vm": f"{_DEVICES} formats opening emu_blockdev",
-    "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_server vm",
+    "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_client nbd_server vm",
 }
 """For each part of the package, the parts below it (itself is always allowed)."""
 

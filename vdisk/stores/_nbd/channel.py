@@ -24,10 +24,12 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from vdisk.errors import AuthenticationError, DeviceError, from_os_error
+from vdisk.nbd.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vdisk.errors import VdiskError
     from vdisk.nbd.replies import Buffer
     from vdisk.stores._nbd.tls import TlsSettings
 
@@ -54,6 +56,22 @@ class ConnectionLostError(DeviceError):
     ) -> None:
         super().__init__(message, path=path, errno=errno, operation="wait for the server")
         self.silent = silent
+
+
+def repeated(error: VdiskError, suffix: str = "") -> VdiskError:
+    """The error that ended a connection once more, for another request that it was to answer."""
+    message, path = error.message + suffix, error.path
+    found: VdiskError
+    if isinstance(error, ConnectionLostError):
+        found = ConnectionLostError(
+            message, path=path or "", errno=error.errno, silent=error.silent
+        )
+    elif isinstance(error, RemoteProtocolError):
+        found = RemoteProtocolError(message, path=path, errno=error.errno)
+    else:
+        found = DeviceError(message, path=path, errno=error.errno)
+    found.__cause__ = error
+    return found
 
 
 class Channel:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vdisk.errors import ClosedError, DeviceError, NotFoundError, VdiskError
 from vdisk.nbd.errors import NegotiationError
 from vdisk.nbd.wire import OptionReply, TransmissionFlag
-from vdisk.stores._nbd.channel import ConnectionLostError
+from vdisk.stores._nbd.channel import ConnectionLostError, repeated
 from vdisk.stores._nbd.connection import Connection
 from vdisk.stores._nbd.handshake import open_session
 from vdisk.stores._nbd.journal import Journal
@@ -222,7 +222,7 @@ class Pool:
             if self._down is None:
                 return self._first_or_new(now + self._settings.reconnect_delay)
             if not self._connections and now < self._down[0]:
-                raise _again(self._down[1])
+                raise repeated(self._down[1])
             return self._first_or_new(now)
 
     def _restore(self, lost: Connection) -> None:
@@ -403,21 +403,11 @@ _MAY_VANISH = (
 """Transmission flags without which every request that this client makes is still good."""
 
 
+_UNKNOWN = "; whether this write was done is unknown"
+
+
 def _fail(requests: Iterable[Request], error: VdiskError) -> None:
     """Answer requests by an error; of those that write, nobody knows whether they were done."""
     for request in list(requests):
-        request.error = _again(error, unknown=request.changes)
+        request.error = repeated(error, _UNKNOWN if request.changes else "")
         request.done = True
-
-
-def _again(error: VdiskError, *, unknown: bool = False) -> VdiskError:
-    """The error once more, to be raised by another thread."""
-    suffix = "; whether this write was done is unknown" if unknown else ""
-    found = DeviceError(error.message + suffix, path=error.path, errno=error.errno)
-    if isinstance(error, ConnectionLostError):
-        assert error.path is not None
-        found = ConnectionLostError(
-            error.message + suffix, path=error.path, errno=error.errno, silent=error.silent
-        )
-    found.__cause__ = error
-    return found
