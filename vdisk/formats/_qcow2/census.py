@@ -87,16 +87,6 @@ class Census:
                 self._add(level + 1, position, position + group, (digits >> 8) + carry)
             position += group
 
-    def add_one(self, cluster: int, references: int, owners: int) -> bool:
-        """Count and mark one cluster, fast; False, and nothing done, where digits overflow."""
-        count = self.planes[0][cluster] + references
-        mark = self.owned[cluster] + owners
-        if count > 255 or mark > 255:
-            return False
-        self.planes[0][cluster] = count
-        self.owned[cluster] = mark
-        return True
-
     def mark(self, first: int, end: int, entries: int, copied: bool) -> None:
         """As many active entries refer to each cluster of [first, end), with that COPIED flag."""
         plane = self.owned if copied else self.shared

@@ -166,15 +166,64 @@ class TableScanner:
         words = words_from_bytes(table.data[index * self._width : (index + count) * self._width])
         entries = words[::2] if self._shift else words
         bitmaps: Iterable[int] = words[1::2] if self._shift else repeat(0)
-        if entries[0] & layout.COMPRESSED:
+        runs = None if self._shift or self._rules.external else self._ordinary_runs(entries)
+        if runs is not None:
+            self._count_runs(table, runs)
+        elif entries[0] & layout.COMPRESSED:
             self._compressed_entries(table, index, entries, bitmaps)
         else:
             self._short_runs(table, index, entries, bitmaps)
 
+    def _ordinary_runs(self, entries: array[int]) -> list[tuple[int, int]] | None:
+        """Runs (first entry, end) of entries with COPIED alone; None if there are any others."""
+        host_mask, size = self._host_mask, self._cluster_size
+        limit = self._census.clusters << self._cluster_bits | layout.COPIED
+        runs: list[tuple[int, int]] = []
+        first = expected = -1
+        step = 0
+        for entry in entries:
+            if entry == expected:
+                expected += step
+                continue
+            if step:
+                runs.append((first, expected))
+            if not entry:
+                expected = step = 0
+            elif entry & ~host_mask == layout.COPIED and layout.COPIED < entry < limit:
+                first, expected, step = entry, entry + size, size
+            else:
+                return None
+        if step:
+            runs.append((first, expected))
+        return runs if all(end <= limit for _first, end in runs) else None
+
+    def _count_runs(self, table: L2Table, runs: list[tuple[int, int]]) -> None:
+        """Count runs that lie inside the file; single clusters, the most, without a call."""
+        bits, host_mask, references = self._cluster_bits, self._host_mask, table.references
+        counts, owned, active = self._census.planes[0], self._census.owned, table.active
+        single = self._cluster_size
+        next_host, breaks, allocated = self._next_host, 0, 0
+        for first, end in runs:
+            cluster, length = (first & host_mask) >> bits, (end - first) >> bits
+            breaks += cluster != next_host
+            next_host = cluster + length
+            allocated += length
+            if end - first == single:
+                count, mark = counts[cluster] + references, owned[cluster] + active
+                if count < 256 and mark < 256:
+                    counts[cluster], owned[cluster] = count, mark
+                    continue
+            self._census.add(cluster, next_host, references)
+            self._census.mark(cluster, next_host, active, copied=True)
+        breaks -= bool(runs) and self._next_host == _NONE_YET
+        self._next_host = next_host
+        self.allocated += allocated * active
+        self.fragmented += breaks * active
+
     def _short_runs(
         self, table: L2Table, index: int, entries: array[int], bitmaps: Iterable[int]
     ) -> None:
-        """Entries most of which are ordinary: one that continues a run costs a comparison."""
+        """Entries of all kinds: one that continues a run costs a comparison."""
         host_mask, file_size = self._host_mask, self._rules.file_size
         ordinary = -1 if self._rules.external else layout.COPIED
         first = expected = -1
@@ -228,13 +277,11 @@ class TableScanner:
         """Count ordinary entries ``first`` … ``end``, the last of them before entry ``index``."""
         cluster = (first & self._host_mask) >> self._cluster_bits
         count = (end - first) >> self._cluster_bits
-        if cluster + count > self._census.clusters:
+        if cluster + count <= self._census.clusters:
+            self._count_run(table, first, count)
+        else:
             for entry in range(first, end, self._cluster_size):
                 self._entry(table, index - (end - entry >> self._cluster_bits), entry, 0)
-        elif count > 1 or not self._census.add_one(cluster, table.references, table.active):
-            self._count_run(table, first, count)
-        elif table.active:
-            self._count_active(table, cluster, 1)
 
     def _entry(self, table: L2Table, index: int, entry: int, bitmap: int) -> None:
         """Any entry at all."""
