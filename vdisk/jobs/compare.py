@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SECTOR = 512
 """The unit in which the first difference is reported, as disks are addressed."""
 
-_CHUNK = 1 << 20
+_CHUNK = 512 << 10
 _WORKERS = 2
 
 
@@ -98,7 +98,8 @@ def _compare_devices(
     end = max(first.size, second.size)
     meter = Progress(end, progress)
     sides = pairs(padded_map(first, 0, end), padded_map(second, 0, end))
-    for result in in_order(_compare, _ranges(sides, strict, meter), _WORKERS, 2 * _WORKERS):
+    ranges = _ranges(sides, strict, meter)
+    for result in in_order(_Comparer(), ranges, _WORKERS, 2 * _WORKERS):
         if result is not None:
             return result
     meter.finish()
@@ -141,20 +142,31 @@ def _allocation(extent: Extent) -> Kind:
     return Kind.DATA if extent.kind is Kind.COMPRESSED else extent.kind
 
 
-def _compare(part: _Range) -> CompareResult | None:
-    """Read one range from both; None if it is the same."""
-    if part.strict:
-        return CompareResult(Difference.ALLOCATION, part.start)
-    one, other = bytearray(part.length), bytearray(part.length)
-    try:
-        execute_read(part.first, part.start, memoryview(one))
-        execute_read(part.second, part.start, memoryview(other))
-    except VdiskError as error:
-        error.operation = "read"
-        raise
-    if one == other:
-        return None
-    return CompareResult(Difference.CONTENT, part.start + first_difference(one, other))
+class _Comparer:
+    """Reads ranges from both and compares them; called by ``_WORKERS`` threads at once."""
+
+    def __init__(self) -> None:
+        self._buffers = [(bytearray(_CHUNK), bytearray(_CHUNK)) for _ in range(_WORKERS)]
+
+    def __call__(self, part: _Range) -> CompareResult | None:
+        """None if the range is the same."""
+        if part.strict:
+            return CompareResult(Difference.ALLOCATION, part.start)
+        one, other = buffers = self._buffers.pop()
+        length = part.length
+        try:
+            execute_read(part.first, part.start, memoryview(one)[:length])
+            execute_read(part.second, part.start, memoryview(other)[:length])
+            if length < _CHUNK:
+                one, other = one[:length], other[:length]
+            if one == other:
+                return None
+            return CompareResult(Difference.CONTENT, part.start + first_difference(one, other))
+        except VdiskError as error:
+            error.operation = "read"
+            raise
+        finally:
+            self._buffers.append(buffers)
 
 
 def first_difference(one: bytearray, other: bytearray) -> int:
