@@ -38,7 +38,7 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     backing_format=st.none() | st.sampled_from(["raw", "qcow2"]),
     unknown=st.lists(st.tuples(st.integers(1, 1000), st.binary(max_size=40)), max_size=3),
     autoclear=st.integers(0, 1 << 64).map(lambda bits: bits & ~layout.RAW_EXTERNAL_DATA),
-    trailing=st.binary(max_size=4).map(lambda data: data * 8),
+    additional=st.binary(max_size=4).map(lambda data: bytes(8) * bool(data) + data * 8),
 )
 def test_what_is_written_is_read(
     version: int,
@@ -46,7 +46,7 @@ def test_what_is_written_is_read(
     backing_format: str | None,
     unknown: list[tuple[int, bytes]],
     autoclear: int,
-    trailing: bytes,
+    additional: bytes,
 ) -> None:
     header = Header()
     header.version = version
@@ -55,7 +55,7 @@ def test_what_is_written_is_read(
     header.extensions = unknown
     if version == 3:
         header.autoclear_features = autoclear & (1 << 64) - 1
-        header.trailing = trailing
+        header.additional = additional
     again = parse(header.to_bytes(), path="memory")
     if version == 2:
         header.feature_names.clear()

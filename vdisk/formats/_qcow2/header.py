@@ -48,7 +48,7 @@ class Header:
     """The header's fields by the names of the specification.
 
     ``extensions``: (type, data) in file order, without those that have attributes here.
-    ``trailing``: additional fields behind the known ones, kept as they are.
+    ``additional``: the fields behind ``header_length``, as many bytes as the file has of them.
     """
 
     def __init__(self) -> None:
@@ -69,8 +69,7 @@ class Header:
         self.compatible_features = 0
         self.autoclear_features = 0
         self.refcount_order = 4
-        self.compression_type = layout.COMPRESSION_ZLIB
-        self.trailing = b""
+        self.additional = bytes(8)
         self.backing_format: str | None = None
         self.data_file_name: str | None = None
         self.crypto: tuple[int, int] | None = None
@@ -81,6 +80,15 @@ class Header:
         self.extensions: list[tuple[int, bytes]] = []
 
     # -- what follows from the fields ----------------------------------------------------------
+
+    @property
+    def compression_type(self) -> int:
+        """The first additional field; 0 (deflate) where the header ends before it."""
+        return self.additional[0] if self.additional else layout.COMPRESSION_ZLIB
+
+    @compression_type.setter
+    def compression_type(self, value: int) -> None:
+        self.additional = bytes([value]).ljust(8, b"\0") + self.additional[8:]
 
     @property
     def cluster_size(self) -> int:
@@ -167,16 +175,15 @@ class Header:
         )
 
     def _v3_bytes(self) -> bytes:
-        extra = bytes([self.compression_type]).ljust(8, b"\0") + self.trailing
         return (
             _V3.pack(
                 self.incompatible_features,
                 self.compatible_features,
                 self.autoclear_features,
                 self.refcount_order,
-                layout.V3_HEADER_LENGTH + len(extra),
+                layout.V3_HEADER_LENGTH + len(self.additional),
             )
-            + extra
+            + self.additional
         )
 
     def _extensions_bytes(self, *, names: bool) -> bytes:
@@ -285,9 +292,7 @@ def _parse_fixed(header: Header, cluster: bytes, path: str) -> tuple[int, int, i
         _corrupt(f"header_length {length} is not between 104 and the cluster size", path, 100)
     if header.refcount_order > 6:
         _corrupt(f"refcount_order {header.refcount_order} is larger than 6", path, 96)
-    if length > layout.V3_HEADER_LENGTH:
-        header.compression_type = cluster[layout.V3_HEADER_LENGTH]
-        header.trailing = bytes(cluster[layout.V3_HEADER_LENGTH + 8 : length])
+    header.additional = bytes(cluster[layout.V3_HEADER_LENGTH : length])
     return name_offset, name_size, length
 
 
