@@ -163,6 +163,14 @@ def test_into_an_image_that_exists(raw: Path, target: Path, format: str) -> None
     assert content[size:] == b"\7" * (16 * MIB - size)
 
 
+def test_without_O_an_image_that_exists_is_raw(raw: Path, target: Path) -> None:
+    """As with qemu-img: an old qcow2 header on a disk is content like any other."""
+    qemu.create(target, 16 * MIB)
+    qemu.io(target, "write -P 7 0 16M")
+    vdisk("convert", "-n", "-f", "raw", raw, target)
+    assert target.read_bytes()[: raw.stat().st_size] == raw.read_bytes()
+
+
 def test_bitmaps_are_copied(raw: Path, tmp_path: Path, target: Path) -> None:
     image = tmp_path / "disk.qcow2"
     qemu.img("convert", "-f", "raw", "-O", "qcow2", raw, image)

@@ -99,7 +99,7 @@ def run(args: Namespace) -> int:
             source_cache=args.source_cache,
             force_share=args.force_share,
             backing=Backing.REFUSE if args.no_backing else Backing.FOLLOW,
-            target_format=args.target_format if args.exists else args.target_format or "raw",
+            target_format=None if args.target_image_opts else args.target_format or "raw",
             options=options,
             backing_file=args.backing,
             backing_format=args.backing_format,
