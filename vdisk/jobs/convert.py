@@ -119,19 +119,17 @@ def convert(
     )
     if place.made_zero:
         copying = copying._replace(target_is_zero=True)
+    opening: dict[str, Any] = {
+        "format": format,
+        "cache": source_cache,
+        "force_share": force_share,
+        "backing": backing,
+        "secrets": secrets,
+        "warn": tell,
+    }
     with ExitStack() as stack:
         images = [
-            stack.enter_context(
-                open_image(
-                    name,
-                    format=format,
-                    cache=source_cache,
-                    force_share=force_share,
-                    backing=backing,
-                    secrets=secrets,
-                    warn=tell,
-                )
-            )
+            stack.enter_context(open_image(name, **opening))
             for name in ([sources] if isinstance(sources, (str, os.PathLike, Mapping)) else sources)
         ]
         disk = _one_disk(images, snapshot)
@@ -140,8 +138,8 @@ def convert(
         totals = copy_disk(disk, image, copying, progress)
         if chosen:
             copy_bitmaps(images[0], chosen, image)
-    names = tuple(bitmap.name for bitmap in chosen)
-    return ConvertResult(disk.size, totals.copied, totals.zeroed, names)
+    copied = tuple(bitmap.name for bitmap in chosen)
+    return ConvertResult(disk.size, totals.copied, totals.zeroed, copied)
 
 
 def _check(copying: CopyOptions, target_exists: bool) -> None:
