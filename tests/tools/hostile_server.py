@@ -118,7 +118,7 @@ class Phase(Enum):
 
 
 class Edit(NamedTuple):
-    """In message ``number`` of a phase, counted from 0, the bytes from ``offset`` on become ``replacement``.
+    """Message ``number`` of a phase, from 0, has ``replacement`` from byte ``offset`` on.
 
     ``then``: what happens after it: "go on", "close" or "stall".
     """
