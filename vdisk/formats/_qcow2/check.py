@@ -7,9 +7,12 @@
                 COPIED flags against the refcounts: set where, and only where, they are 1
     repair      see ``repair``; then both once more
 
-The numbers are those of ``qemu-img check`` for one broken thing at a time.  They differ on
-purpose where QEMU counts one broken thing several times: an entry of an L2 table that several
-L1 entries share counts once here, and so does an entry that points past the end of the file.
+The numbers are those of ``qemu-img check`` (tests/interop/test_check.py lists every exception
+by name), except that one wrong thing counts once: an entry of a table that several others
+share, an entry past the end of the file whose COPIED flag is then wrong as well.  Things that
+QEMU does not look at count too: refcounts that hold, but for a cluster of the active L1 table
+which something else uses; the COPIED flag without a cluster; subcluster bitmaps that contradict
+themselves.
 """
 
 from __future__ import annotations

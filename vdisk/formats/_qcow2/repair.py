@@ -145,15 +145,16 @@ class Repair:
             self._file.write(new << bits, self._mended_l2(old << bits))
         old_end = self._survey.clusters if self._file.growable else self._survey.census.end()
         active = self._shared_l1()
-        if active is not None:
-            first = self._take(-(-active.entries * 8 // core.cluster_size))
-            self._write_l1(active, first << bits)
-            core.header.l1_table_offset = first << bits
+        with core.restoring_header() as header:
+            if active is not None:
+                first = self._take(-(-active.entries * 8 // core.cluster_size))
+                self._write_l1(active, first << bits)
+                header.l1_table_offset = first << bits
 
-        def counts(first: int, length: int) -> array[int]:
-            return self._all_counts(first, length, old_end)
+            def counts(first: int, length: int) -> array[int]:
+                return self._all_counts(first, length, old_end)
 
-        core.rewrite_refcounts(self._next, core.header.refcount_order, counts)
+            core.rewrite_refcounts(self._next, header.refcount_order, counts)
 
     def _all_counts(self, first: int, length: int, old_end: int) -> array[int]:
         """Counts for the new structures: of old clusters, then of those taken since."""
