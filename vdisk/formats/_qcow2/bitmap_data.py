@@ -182,7 +182,7 @@ class Change:
             first, _fresh = core.allocate(clusters)
         self._new.append((first, clusters))
         offset = first << core.cluster_bits
-        core.file.write(offset, content.ljust(clusters * core.cluster_size, b"\0"))
+        core.write(offset, content.ljust(clusters * core.cluster_size, b"\0"))
         return offset
 
     def write_table(self, entry: Entry, words: array[int]) -> Entry:
@@ -241,9 +241,9 @@ class Change:
             return
         place = max(place, header.name_offset + len(name))
         if place + len(name) <= core.cluster_size:
-            core.file.write(place, name)
+            core.write(place, name)
             core.barrier()
-            core.file.write(8, place.to_bytes(8, "big"))  # backing_file_offset
+            core.write(8, place.to_bytes(8, "big"))  # backing_file_offset
             core.barrier()
             header.name_offset = place
 

@@ -155,7 +155,7 @@ class Bitmaps:
         )
         _count, size, offset = core.header.bitmaps
         core.check_overlap(offset, size)
-        core.file.write(offset, data)
+        core.write(offset, data)
         core.barrier()
 
     def save(self) -> None:
@@ -307,7 +307,7 @@ class Bitmaps:
             try:
                 yield
             finally:
-                if not self._core.readonly:
+                if not self._core.readonly and self._core.failure is None:
                     self._finish_resize(names, old, replaced)
 
     def _prepare_resize(self, size: int) -> list[str]:

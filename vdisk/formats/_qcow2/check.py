@@ -11,8 +11,7 @@ The numbers are those of ``qemu-img check`` (tests/interop/test_check.py lists e
 by name), except that one wrong thing counts once: an entry of a table that several others
 share, an entry past the end of the file whose COPIED flag is then wrong as well.  Things that
 QEMU does not look at count too: refcounts that hold, but for a cluster of the active L1 table
-which something else uses; the COPIED flag without a cluster; subcluster bitmaps that contradict
-themselves.
+which something else uses; the COPIED flag without a cluster; zero clusters in version 2.
 """
 
 from __future__ import annotations

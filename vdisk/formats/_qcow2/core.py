@@ -117,8 +117,10 @@ class Core:
         error = CorruptImageError(message, path=self.file.name, offset=offset)
         if not self.readonly and self.failure is None and self.header.version >= 3:
             self.header.incompatible_features |= layout.CORRUPT
-            self.fail(error)
-            self.save_header()
+            try:
+                self.save_header()
+            finally:
+                self.fail(error)
         return error
 
     # -- giving up -----------------------------------------------------------------------------
@@ -140,6 +142,11 @@ class Core:
                 path=self.file.name,
                 errno=self.failure.errno,
             ) from self.failure
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write metadata."""
+        self.check_usable()
+        self.file.write(offset, data)
 
     def barrier(self) -> None:
         """Return when everything written before is stable.
@@ -224,7 +231,7 @@ class Core:
         try:
             self.file.note("l2_alloc_write")
             if old:
-                self.file.write(new, self._l2_table_bytes(old))
+                self.write(new, self._l2_table_bytes(old))
             elif not fresh:
                 self.file.write_zeroes(new, self.cluster_size, unmap=False)
             else:
@@ -263,6 +270,7 @@ class Core:
         """
         if self.header.lazy_refcounts and not self.header.incompatible_features & layout.DIRTY:
             self.mark_dirty()
+        self.check_usable()
         self.file.note("cluster_alloc")
         first, fresh = self.refcounts.allocate(count)
         if not fresh:  # a "free" cluster that holds metadata: the counts are wrong
@@ -304,7 +312,7 @@ class Core:
 
     def save_header(self) -> None:
         """Rewrite cluster 0."""
-        self.file.write(0, self.header.to_bytes())
+        self.write(0, self.header.to_bytes())
 
     @contextmanager
     def changing_header(self) -> Iterator[Header]:
@@ -422,7 +430,7 @@ class Core:
         offset = first << self.cluster_bits
         try:
             self.file.note("l1_grow_write_table")
-            self.file.write(offset, words_to_bytes(words))
+            self.write(offset, words_to_bytes(words))
             self.save()
             self.file.note("l1_grow_activate_table")
             with self.lock:
@@ -485,7 +493,7 @@ class Core:
             self.l2.drop(start, start + (count << self.cluster_bits))
         if freed:
             self.on_release()
-        if self.discard_freed:
+        if self.discard_freed and self.failure is None:
             for first, count in freed:
                 self.file.discard(first << self.cluster_bits, count << self.cluster_bits)
 
@@ -548,24 +556,24 @@ class Core:
         blocks, table, l2, l1 = stages
         for write in blocks:
             self.file.note("refblock_update_part")
-            self.file.write(write.offset, write.data)
+            self.write(write.offset, write.data)
         if l2 or l1 or table:
             self.barrier()
         if table:
             self._write_refcount_table(table[0], moved)
         for write in l2:
             self.file.note("l2_update")
-            self.file.write(write.offset, write.data)
+            self.write(write.offset, write.data)
         if l1:
             self.barrier()
             self.file.note("l1_update")
-            self.file.write(l1[0].offset, l1[0].data)
+            self.write(l1[0].offset, l1[0].data)
         self.file.note("flush_to_disk")
         self.barrier()
 
     def _write_refcount_table(self, write: _Write, moved: tuple[int, int] | None) -> None:
         self.file.note("reftable_update" if moved is None else "refblock_alloc_write_table")
-        self.file.write(write.offset, write.data)
+        self.write(write.offset, write.data)
         self.barrier()
         if moved is None:
             return

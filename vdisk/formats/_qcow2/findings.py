@@ -61,6 +61,11 @@ class Report:
         self.errors = 0
         self.findings: list[Finding] = []
 
+    @property
+    def full(self) -> bool:
+        """No more findings are kept, so nobody need put them in words."""
+        return len(self.findings) >= MAX_FINDINGS
+
     def corruption(self, message: str, offset: int | None = None, count: int = 1) -> None:
         """``count`` broken rules, told in one message."""
         self.corruptions += count
@@ -77,5 +82,5 @@ class Report:
         self._keep(Finding("error", message, offset))
 
     def _keep(self, finding: Finding) -> None:
-        if len(self.findings) < MAX_FINDINGS:
+        if not self.full:
             self.findings.append(finding)

@@ -102,7 +102,7 @@ class Repair:
             if index < len(blocks) and blocks[index]:
                 counts = self._chosen(index * comparison.block_entries, choose)
                 content = pack_counts(counts, comparison.bits)
-                self._file.write(blocks[index], content)
+                self._core.write(blocks[index], content)
         self._core.barrier()
 
     def _chosen(self, first: int, choose: Callable[[int, int], int]) -> array[int]:
@@ -142,7 +142,7 @@ class Repair:
         """Write the tables to be moved and all refcounts anew, then switch to them at once."""
         core, bits = self._core, self._core.cluster_bits
         for old, new in self._moved.items():
-            self._file.write(new << bits, self._mended_l2(old << bits))
+            self._core.write(new << bits, self._mended_l2(old << bits))
         old_end = self._survey.clusters if self._file.growable else self._survey.census.end()
         active = self._shared_l1()
         with core.restoring_header() as header:
@@ -175,7 +175,7 @@ class Repair:
         survey = self._survey
         for offset in survey.scanner.mendable:
             if offset >> self._core.cluster_bits not in self._moved:
-                self._file.write(offset, self._mended_l2(offset))
+                self._core.write(offset, self._mended_l2(offset))
         if survey.l1_mendable or self._moved:
             for table in survey.l1_tables.values():
                 if survey.stands_alone(table):
@@ -207,7 +207,7 @@ class Repair:
             if host >> bits in self._moved and not host & rules.within:
                 mended = mended & ~layout.OFFSET_MASK | self._moved[host >> bits] << bits
             words[index] = mended
-        self._file.write(offset, words_to_bytes(words))
+        self._core.write(offset, words_to_bytes(words))
 
     # -- what is written anew as a whole -----------------------------------------------------------
 

@@ -297,12 +297,15 @@ class TableScanner:
             self._count_standard(table, entry)
 
     def _tell(self, table: L2Table, index: int, entry: int, defect: Defect) -> None:
-        guest = (table.guest_cluster + index) << self._cluster_bits
-        whose = f"guest offset {guest:#x}" if table.active else "a snapshot"
-        self._report.corruption(
-            f"L2 entry {index} ({entry:#x}) of {whose}: {defect.message}",
-            table.offset + index * self._width,
-        )
+        if self._report.full:
+            self._report.corruptions += 1
+        else:
+            guest = (table.guest_cluster + index) << self._cluster_bits
+            whose = f"guest offset {guest:#x}" if table.active else "a snapshot"
+            self._report.corruption(
+                f"L2 entry {index} ({entry:#x}) of {whose}: {defect.message}",
+                table.offset + index * self._width,
+            )
         if defect.replacement is not None:
             self.mendable.add(table.offset)
         else:

@@ -190,7 +190,7 @@ def write_table(core: Core, new: list[SnapshotInfo]) -> tuple[int, int]:
     first = core.allocate(clusters)[0] if new else 0
     try:
         if new:
-            core.file.write(first << core.cluster_bits, content)
+            core.write(first << core.cluster_bits, content)
         core.save()
         with core.changing_header():
             header.snapshots_offset, header.nb_snapshots = first << core.cluster_bits, len(new)
@@ -267,7 +267,7 @@ def create(
                 l1_table_offset=first << core.cluster_bits,
                 l1_size=len(words),
             )
-            core.file.write(snapshot.l1_table_offset, words_to_bytes(words))
+            core.write(snapshot.l1_table_offset, words_to_bytes(words))
             trees.update_copied(core)
             former = write_table(core, [*old, snapshot])
         except BaseException:

@@ -107,7 +107,7 @@ def _update_table(core: Core, offset: int) -> None:
             _flag_run(core, updated, index, length, cluster)
     if updated != words:
         core.l2.drop(offset, offset + core.cluster_size)  # first: a failed write may arrive
-        core.file.write(offset, words_to_bytes(updated))
+        core.write(offset, words_to_bytes(updated))
 
 
 def _flag_run(core: Core, words: array[int], index: int, length: int, cluster: int) -> None:
