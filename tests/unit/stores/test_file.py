@@ -350,9 +350,7 @@ def test_errors_of_the_system_name_file_operation_and_number(
     assert isinstance(caught.value, NoSpaceError) == (number == errno.ENOSPC)
 
 
-def test_a_flush_that_failed_is_not_forgotten(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flush_that_failed_is_not_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux reports a lost write to one fdatasync only, and then takes the page for clean."""
 
     def fail(_descriptor: int) -> None:
