@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vdisk.nbd_serving.export import Export
     from vdisk.nbd_serving.limits import Account, ServerLimits
     from vdisk.nbd_serving.outbox import Outbox
+    from vdisk.nbd_serving.payloads import PayloadBuffers
 
 JOBS_AT_ONCE: Final = 8
 """Into how many parts a wake-up's requests are split, to keep a disk's queue filled."""
@@ -57,6 +58,7 @@ class Transmission:
         account: Account,
         outbox: Outbox,
         buffer: SendBuffer,
+        payloads: PayloadBuffers,
         submit: Callable[[Job, Callable[[list[Outcome]], None]], None],
         alone: Callable[[], bool],
         fast: bool = True,
@@ -67,6 +69,7 @@ class Transmission:
         self._outbox = outbox
         self._channel = outbox.channel
         self._submit = submit
+        self._payloads = payloads
         self._machine = ServerTransmission(
             session,
             limits=Limits(
@@ -74,6 +77,7 @@ class Transmission:
                 requests_in_flight=limits.client_requests,
                 status_descriptors=MAX_STATUS_EXTENTS,
             ),
+            allocate=payloads.take,
         )
         self._fast: FastPath | None = None
         if fast and export.throttle is None:
@@ -233,6 +237,7 @@ class Transmission:
         for request, outcome in zip(requests, outcomes, strict=True):
             size = _reply_size(request)
             self._account.release(len(request.data), 1)
+            self._payloads.give(request.data)
             self._outbox.push(reply(self._machine, request, outcome), charge=size)
             self.export.statistics.commands[request.command].add(
                 1, request.length, seconds, errors=outcome.error is not None
