@@ -257,18 +257,21 @@ class NbdClient:
         return link
 
     async def _open_again(self) -> _Link:
-        """Try until it works or ``reconnect_delay`` is over; then write the journal again."""
+        """Try until it works or ``reconnect_delay`` is over."""
         deadline, pause = time.monotonic() + self._reconnect_delay, FIRST_PAUSE
         while True:
             try:
-                link = await self._open()
-                break
+                return await self._prepared()
             except VdiskError as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or not may_pass(error):
                     raise
             await asyncio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _prepared(self) -> _Link:
+        """A new connection to the same export, with the journal written again."""
+        link = await self._open()
         changed = difference(self.session, link.session)
         try:
             if changed is not None:

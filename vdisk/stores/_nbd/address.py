@@ -74,7 +74,7 @@ def port_number(text: str) -> int:
     """A port by number, or by the name that the system knows it by."""
     if text.isascii() and text.isdigit():
         return int(text[:6])
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not text that a name can be
         return socket.getservbyname(text, "tcp")
     raise InvalidRequestError(f"{text!r} is no port: give its number")
 

@@ -235,7 +235,11 @@ class TlsChannel(Channel):
         self._tls = settings.context.wrap_bio(
             self._incoming, self._outgoing, server_hostname=settings.hostname
         )
-        self._shake_hands()
+        try:
+            self._shake_hands()
+        except BaseException:
+            self.close()
+            raise
 
     def _shake_hands(self) -> None:
         while True:

@@ -286,13 +286,26 @@ class Pool:
         if pause > 0 and self._settings.reconnect_delay:  # it comes and goes
             time.sleep(FIRST_PAUSE)
         try:
-            connection = self._connect(deadline)
+            connection = self._prepared(deadline)
         except VdiskError as error:
             self._down = time.monotonic() + REFUSING, error
             raise
         self._down, self._connected = None, time.monotonic()
         self._connections = [connection]
         return connection
+
+    def _prepared(self, deadline: float) -> Connection:
+        """A new connection that knows what the old ones were told."""
+        while True:
+            connection = self._connect(deadline)
+            try:
+                self._repeat(connection)
+            except ConnectionLostError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(FIRST_PAUSE)
+            else:
+                return connection
 
     def _connect(self, deadline: float) -> Connection:
         opened = open_session_until(self._server, deadline)
@@ -303,7 +316,6 @@ class Pool:
             raise DeviceError(
                 f"the server came back with another export: {changed}", path=self._server.name
             )
-        self._repeat(connection)
         return connection
 
     def _repeat(self, connection: Connection) -> None:
