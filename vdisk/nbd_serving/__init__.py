@@ -7,7 +7,7 @@
     transmission   requests in, replies out             tls       credentials
       fast         many plain requests at once          channel   a non-blocking socket
       execution    the others, in worker threads        outbox    what waits to be sent
-    export     a device and how it is offered           throttle, statistics, metrics
+    export     a device and how it is offered           statistics, metrics
     sources    exports that are opened when wanted
 
 All of it runs in the thread of one event loop, except ``execution`` and what opens images,

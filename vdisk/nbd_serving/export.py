@@ -24,10 +24,16 @@ from vdisk.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from vdisk.nbd_serving.throttle import Throttle
+    from vdisk.filters.throttle import Throttle
 
 PREFERRED_BLOCK_SIZE = 4096
 """The unit of the page cache, and of the disks under it."""
+
+SLOW_SECONDS = 0.01
+"""A write that took longer waited for the disk: the event loop is no place for the next."""
+
+SLOW_PAUSE = 1.0
+"""Seconds after which writing there is tried again."""
 
 _READING = TransmissionFlag.NBD_FLAG_SEND_FLUSH | TransmissionFlag.NBD_FLAG_SEND_CACHE
 _WRITING = (
@@ -131,6 +137,11 @@ class Export:
                 covered = self._newest_ticket
                 self.device.flush()
                 self._flushed = covered
+
+    def note_time(self, began: float, ended: float) -> None:
+        """Something was tried in the event loop's thread; was that a mistake?"""
+        if ended - began > SLOW_SECONDS:
+            self.slow_until = ended + SLOW_PAUSE
 
     def status(self, context: str, start: int, length: int) -> Iterator[tuple[int, int]]:
         """What a meta context says of a range: (length, status flags), in order, no gaps."""

@@ -64,12 +64,6 @@ WRITES_AT_ONCE: Final = 64
 LONGEST_RUN: Final = 1 << 20
 """Bytes of neighbouring writes that are made one."""
 
-SLOW_SECONDS: Final = 0.005
-"""A write that took longer waited for the disk: the event loop is no place for the next."""
-
-SLOW_PAUSE: Final = 1.0
-"""Seconds after which writing here is tried again."""
-
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -283,10 +277,9 @@ class FastPath:
                 self._give(view[position:end])
             index, position = index + count, end
         if answered:
-            spent = monotonic() - began
-            self._export.statistics.writes.add(answered, size, spent / answered)
-            if spent > SLOW_SECONDS * answered:
-                self._export.slow_until = began + spent + SLOW_PAUSE
+            ended = monotonic()
+            self._export.statistics.writes.add(answered, size, (ended - began) / answered)
+            self._export.note_time(began, ended)
 
     def _write(self, run: list[PlainWrite], data: list[memoryview]) -> bool:
         """Make a run of writes, put the replies in the buffer; False where it is not for here."""

@@ -34,6 +34,8 @@ def tcp_sockets(host: str | None, port: int) -> list[socket.socket]:
         )
     except OSError as error:
         raise InvalidRequestError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    except UnicodeError as error:  # such as a label of more than 63 characters
+        raise InvalidRequestError(f"{host!r} is no name of a host: {error}") from error
     sockets: list[socket.socket] = []
     try:
         for family, _type, _protocol, _name, address in dict.fromkeys(found):

@@ -13,12 +13,12 @@ from vdisk.block import Kind
 from vdisk.errors import FormatError, InvalidRequestError, NotFoundError
 from vdisk.filters.copy_on_read import CopyOnRead
 from vdisk.filters.detect_zeroes import DetectZeroes, zero_runs
+from vdisk.filters.throttle import Throttle
 from vdisk.nbd_serving.access import Peer, format_name, parse_rule, permits
 from vdisk.nbd_serving.execution import joined
 from vdisk.nbd_serving.export import Export
 from vdisk.nbd_serving.limits import Account, Budget, ServerLimits
 from vdisk.nbd_serving.partitions import SECTOR, find_partition
-from vdisk.nbd_serving.throttle import Throttle
 from vdisk.opening.overlay import temporary_overlay
 from vdisk.stores.memory import MemoryStore
 

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     _start_log(args)
     objects = _tls.take_objects(args)
+    tls, rules = _tls.tls_settings(args, objects), _tls.access_rules(args, objects)
     with ExitStack() as stack:
         offer = _offer.Offer(args, stack)
         offer.add(args.images)
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
             offer.exports,
             sources=offer.sources,
             default=args.default,
-            tls=_tls.tls_settings(args, objects),
-            allow=_tls.access_rules(args, objects),
+            tls=tls,
+            allow=rules,
             limits=limits,
             shared=args.shared,
         )
