@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from hypothesis import given
@@ -258,7 +259,16 @@ def test_bulk_replies_are_the_machine_s(
 # --- URIs -----------------------------------------------------------------------------------------
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-paths = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+paths = st.binary(min_size=1, max_size=12).map(os.fsdecode)
+hosts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":\0"), max_size=9)
+
+
+def can_be_resolved(host: str) -> bool:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 @st.composite
@@ -268,9 +278,7 @@ def uris(draw: st.DrawFn) -> NbdUri:
     match transport:
         case Transport.TCP:
             host = st.one_of(
-                st.text(
-                    st.characters(exclude_categories=["Cs"], exclude_characters=":"), max_size=9
-                ),
+                hosts.filter(can_be_resolved),
                 st.sampled_from(["::1", "fe80::1%eth0", "2001:db8::7"]),
             )
             place = {"host": draw(host), "port": draw(st.integers(0, 65535))}

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -55,7 +56,8 @@ class NbdUri:
 
     ``host``, ``port``: for TCP; an IPv6 address without brackets, an empty host for localhost.
     ``cid``, ``port``: for AF_VSOCK.  ``socket``: for a unix socket, beginning with a NUL for the
-    abstract namespace.  ``tls``: the connection must be encrypted.
+    abstract namespace.  ``tls``: the connection must be encrypted.  Names of sockets and files are
+    any bytes, as :func:`os.fsdecode` gives them; all other texts are UTF-8.
     """
 
     transport: Transport = Transport.TCP
@@ -86,6 +88,10 @@ class NbdUri:
             if name not in used and getattr(self, name) != default:
                 raise InvalidRequestError(f"{name} has no meaning in {self.scheme}://")
         encode_string(self.export)
+        if self.host:
+            _check_host(self.host)
+        for text in (self.user, self.tls_hostname, *chain(*self.experimental)):
+            _check_utf8(text or "")
 
     @property
     def scheme(self) -> str:
@@ -210,7 +216,25 @@ def _unquote(text: str) -> str:
     if re.search("%(?![0-9A-Fa-f]{2})", text):
         raise InvalidRequestError(f"{text!r}: '%' begins no two hexadecimal digits")
     try:
-        return unquote_to_bytes(text).decode("utf-8")
+        data = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
+    except UnicodeError as error:
+        raise InvalidRequestError(f"{text!r} is no text") from error
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _check_host(host: str) -> None:
+    """Refuse what no resolver can be asked for, such as a label of more than 63 characters."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise InvalidRequestError(f"{host!r} is no name of a host: {error}") from error
+    if "\0" in host:
+        raise InvalidRequestError(f"{host!r} is no name of a host: it has a NUL in it")
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode("utf-8")
     except UnicodeError as error:
         raise InvalidRequestError(f"{text!r} is not UTF-8") from error
 
@@ -226,10 +250,10 @@ def format_uri(uri: NbdUri) -> str:
 
 
 def _authority(uri: NbdUri) -> str:
-    user = "" if uri.user is None else f"{quote(uri.user, safe='')}@"
-    host = quote(uri.host, safe="")
+    user = "" if uri.user is None else f"{_quote(uri.user, safe='')}@"
+    host = _quote(uri.host, safe="")
     if ":" in uri.host:
-        host = f"[{quote(uri.host, safe=':')}]"
+        host = f"[{_quote(uri.host, safe=':')}]"
     if uri.transport is Transport.VSOCK:
         host = str(uri.cid)
     port = "" if uri.port == NBD_DEFAULT_PORT else f":{uri.port}"
@@ -248,6 +272,6 @@ def _parameters(uri: NbdUri) -> Iterator[tuple[str, str]]:
     yield from uri.experimental
 
 
-def _quote(text: str) -> str:
-    """Percent-encode for a path or a query; "/" stays, and so do ":" and "@" as RFC 3986 allows."""
-    return quote(text, safe="/:@")
+def _quote(text: str, safe: str = "/:@") -> str:
+    """Percent-encode, as for a path or a query, where RFC 3986 lets these three be."""
+    return quote(text, safe=safe, errors="surrogateescape")

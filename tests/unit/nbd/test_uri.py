@@ -41,6 +41,7 @@ UNIX, VSOCK = Transport.UNIX, Transport.VSOCK
             ),
         ),
         ("nbd://h/%C3%A9", NbdUri(host="h", export="é")),
+        ("nbd+unix:///?socket=/run/%FF", NbdUri(UNIX, socket="/run/\udcff")),
     ],
 )
 def test_uris_and_what_they_mean(text: str, uri: NbdUri) -> None:
@@ -85,6 +86,15 @@ def test_other_spellings(text: str, canonical: str) -> None:
         "nbd://h/%zz",
         "nbd://h/%f",
         "nbd://h/%ff",
+        "nbd://%ff",
+        "nbd://\udcff",
+        "nbd://h%00",
+        "nbd://..",
+        "nbd://" + "a" * 64,
+        "nbd://\udcff@h",
+        "nbd://h/\ud800",
+        "nbd://h?x-a=\udcff",
+        "nbds://h?tls-hostname=%ff",
         "nbd://h/%00",
         "nbd://h/" + "x" * 4097,
         "nbd://h?socket=s",
