@@ -252,25 +252,30 @@ class TableScanner:
     def _compressed_entries(
         self, table: L2Table, index: int, entries: array[int], bitmaps: Iterable[int]
     ) -> None:
-        """Entries most of which are compressed clusters, several to a host cluster."""
-        bits, file_size = self._cluster_bits, self._rules.file_size
+        """Entries most of which are compressed clusters, packed: several to a host cluster."""
+        bits, limit = self._cluster_bits, self._rules.file_size >> 9
         shift = 62 - (bits - 8)
         offset_mask, sectors_mask = (1 << shift) - 1, (1 << (bits - 8)) - 1
         ordinary = -1 if self._rules.external else layout.COMPRESSED >> 62
-        counts, references = self._census.planes[0], table.references
-        compressed = 0
+        add, references = self._census.add, table.references
+        compressed = held = inside = 0
         for number, (entry, bitmap) in enumerate(zip(entries, bitmaps, strict=False), index):
-            offset = entry & offset_mask
-            end = (offset >> 9) + (entry >> shift & sectors_mask) + 1 << 9
-            if entry >> 62 == ordinary and end <= file_size and not bitmap:
-                first, last = offset >> bits, end - 1 >> bits
-                if max(counts[first : last + 1]) + references < 256:
-                    for cluster in range(first, last + 1):
-                        counts[cluster] += references
-                    compressed += 1
-                    continue
-            if entry or bitmap:
+            sector = (entry & offset_mask) >> 9
+            end = sector + (entry >> shift & sectors_mask) + 1
+            if entry >> 62 == ordinary and end <= limit and not bitmap:
+                compressed += 1
+                first, last = sector >> bits - 9, end - 1 >> bits - 9
+                if first != held:
+                    if inside:
+                        add(held, held + 1, inside * references)
+                    held, inside = first, 0
+                inside += 1
+                if last > first:
+                    add(first + 1, last + 1, references)
+            elif entry or bitmap:
                 self._entry(table, number, entry, bitmap)
+        if inside:
+            add(held, held + 1, inside * references)
         self._count_active_compressed(table, compressed)
 
     def _end_run(self, table: L2Table, index: int, first: int, end: int) -> None:
