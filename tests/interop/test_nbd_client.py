@@ -21,6 +21,7 @@ from tests.tools.peers import requires_peer
 from vdisk.block import Kind
 from vdisk.errors import AuthenticationError, DeviceError, VdiskError
 from vdisk.nbd.wire import QEMU_ALLOCATION_DEPTH
+from vdisk.opening import open_image
 from vdisk.stores._nbd.pool import PoolSettings
 from vdisk.stores.nbd import NbdSettings, NbdStore
 
@@ -479,6 +480,21 @@ def test_tls_is_done_without_where_it_may_be(credentials: Path) -> None:
             assert not store.session.tls
         with pytest.raises(VdiskError, match="TLS refused"):
             NbdStore(f"nbds+unix:///?{place}")
+
+
+@requires_peer("nbdkit")
+def test_credentials_by_id(credentials: Path, tmp_path: Path) -> None:
+    """As --object tls-creds-x509 defines them, and "tls-creds" refers to them."""
+    folder = {"endpoint": "client", "dir": str(credentials / "client")}
+    objects = {"t": {"qom-type": "tls-creds-x509", "id": "t", **folder}}
+    with tls_server("nbdkit", credentials, tmp_path) as path:
+        node = {"driver": "nbd", "path": path, "tls-creds": "t", "tls-hostname": "localhost"}
+        with open_image(node, objects=objects) as image:
+            assert image.read(0, 1) == b"\0"
+        with pytest.raises(VdiskError, match="no object"):
+            open_image(node)
+        with pytest.raises(VdiskError, match="endpoint=client"):
+            open_image(node, objects={"t": {**objects["t"], "endpoint": "server"}})
 
 
 @requires_peer("nbdkit")
