@@ -4,7 +4,6 @@
 ``uid:1000``              the process at the other end of a unix socket belongs to this user
 ``cn:laptop.example.com``  a common name of the client's certificate
 ``dn:CN=laptop,O=Example`` its distinguished name, as RFC 4514 writes it (most specific first)
-``psk:alice``             the identity that came with a pre-shared key
 ========================  ==================================================================
 
 Rules are alternatives: one that fits is enough, and no rules at all let everybody in.
@@ -45,10 +44,9 @@ class Peer(NamedTuple):
     uid: int | None = None
     common_names: tuple[str, ...] = ()
     distinguished_name: str | None = None
-    psk_identity: str | None = None
 
     def __str__(self) -> str:
-        who = self.distinguished_name or self.psk_identity
+        who = self.distinguished_name
         return f"{self.address} ({who})" if who else self.address
 
     def with_certificate(self, certificate: Mapping[str, Any] | None) -> Peer:
@@ -67,23 +65,18 @@ class Rule(NamedTuple):
     value: str
 
     def fits(self, peer: Peer) -> bool:
-        match self.kind:
-            case "uid":
-                return peer.uid is not None and peer.uid == int(self.value)
-            case "cn":
-                return self.value in peer.common_names
-            case "dn":
-                return self.value == peer.distinguished_name
-        return self.value == peer.psk_identity
+        if self.kind == "uid":
+            return peer.uid is not None and peer.uid == int(self.value)
+        if self.kind == "cn":
+            return self.value in peer.common_names
+        return self.value == peer.distinguished_name
 
 
 def parse_rule(text: str) -> Rule:
     """The rule that ``text`` spells.  Raises :class:`InvalidRequestError`."""
     kind, colon, value = text.partition(":")
-    if not colon or kind not in ("uid", "cn", "dn", "psk") or not value:
-        raise InvalidRequestError(
-            f"{text!r} is no rule: uid:NUMBER, cn:NAME, dn:NAME or psk:IDENTITY"
-        )
+    if not colon or kind not in ("uid", "cn", "dn") or not value:
+        raise InvalidRequestError(f"{text!r} is no rule: uid:NUMBER, cn:NAME or dn:NAME")
     if kind == "uid" and not (value.isascii() and value.isdigit()):
         raise InvalidRequestError(f"{text!r}: a user id is a number")
     return Rule(kind, value)

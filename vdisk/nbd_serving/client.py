@@ -89,9 +89,10 @@ class Client:
     def drain(self) -> None:
         """Take no more requests; end when those in flight are answered."""
         self._draining = True
-        self._negotiation.shut_down()
         if self.phase is Phase.TRANSMISSION:
             self._step(self._continue)
+        else:
+            self.end("the server is ending")
 
     def end(self, reason: str, level: int = logging.INFO) -> None:
         """Close the connection now; what workers still do for it is dropped."""
@@ -153,7 +154,7 @@ class Client:
             assert self._transmission is not None
             over = self._transmission.ended or self._draining
             if over and not writing and not self._transmission.in_flight:
-                self.end("server is ending" if self._draining else "disconnected")
+                self.end("the server is ending" if self._draining else "disconnected")
                 return
             self._watch(
                 reading=not (over or self._transmission.must_wait or self._timer), writing=writing

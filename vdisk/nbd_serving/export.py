@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vdisk.block import BlockDevice, Kind
 from vdisk.errors import InvalidRequestError
+from vdisk.filters.copy_on_read import CopyOnRead
 from vdisk.nbd.session import BlockSizes, ExportInfo
 from vdisk.nbd.wire import (
     BASE_ALLOCATION,
@@ -182,6 +183,8 @@ def is_prompt(device: BlockDevice) -> bool:
         return device.prompt
     if isinstance(device, MemoryStore):
         return True
+    if isinstance(device, CopyOnRead):  # a write waits for the copies that others make
+        return False
     if not device.verbatim or getattr(device, "encryption", None) is not None:
         return False
     children = [

@@ -64,6 +64,12 @@ WRITES_AT_ONCE: Final = 64
 LONGEST_RUN: Final = 1 << 20
 """Bytes of neighbouring writes that are made one."""
 
+FEW: Final = 2
+"""Requests at once that a client without a queue sends."""
+
+FD_SETSIZE: Final = 1024
+"""The first descriptor that select cannot wait for.  (Its rivals count in milliseconds.)"""
+
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -100,7 +106,7 @@ class FastPath:
         self._sends_files = outbox.channel.sends_files
         self._longest_copy = SENDFILE_FROM - 1 if self._sends_files else INLINE_READ
         self._buffer = buffer.view
-        self._filled = 0
+        self._filled = self._taken = 0
         self._hand_over = hand_over
         self._alone = alone
         self.handed_over = False
@@ -130,22 +136,25 @@ class FastPath:
 
         A client with one request in flight sends the next in answer to our reply.  Where nobody
         else is connected, waiting a moment for it costs a third of a turn of the event loop.
+        With more in flight, patience pays: what comes later comes together.
         """
-        if not self._alone():
-            return True
         descriptor = self._outbox.channel.fileno()
+        if self._taken > FEW or descriptor >= FD_SETSIZE or not self._alone():
+            return True
         return bool(select.select((descriptor,), (), (), MOMENT)[0])
 
     def take(self, view: memoryview) -> int:
         """Answer the plain requests at the front of ``view``; the bytes they took."""
         reads, used = self._parser.reads(view, READS_AT_ONCE)
         if reads:
+            self._taken = len(reads)
             if not self._moves:
                 return self._answer_reads(reads, view)
             with self._device.hold():
                 return self._answer_reads(reads, view)
         writes, used = self._parser.writes(view, WRITES_AT_ONCE)
         if writes:
+            self._taken = len(writes)
             self._answer_writes(writes, view)
         return used
 

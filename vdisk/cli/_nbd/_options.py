@@ -169,7 +169,7 @@ def add_access(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="RULE",
-        help="uid:NUMBER, cn:NAME, dn:NAME or psk:IDENTITY; may be repeated, one must fit",
+        help="uid:NUMBER, cn:NAME or dn:NAME; may be repeated, one must fit",
     )
     group.add_argument(
         "--allow-export",
