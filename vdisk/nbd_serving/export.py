@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 PREFERRED_BLOCK_SIZE = 4096
 """The unit of the page cache, and of the disks under it."""
 
-SLOW_SECONDS = 0.01
-"""A write that took longer waited for the disk: the event loop is no place for the next."""
+SLOW_SECONDS = 0.005
+"""A write that took longer has waited, for the disk or on a busy machine for the processor."""
+
+SLOW_TIMES = 3
+"""Where so many in a row waited, it is the disk, and the event loop no place for the next."""
 
 SLOW_PAUSE = 1.0
 """Seconds after which writing there is tried again."""
@@ -101,6 +104,7 @@ class Export:
         self.prompt = is_prompt(device)
         self.slow_until = 0.0
         """While the clock is before this, nothing is tried in the event loop's thread."""
+        self._slow_in_a_row = 0
         self._bitmaps = tuple(bitmaps)
         if self._bitmaps and not isinstance(device, HasDirtyBitmaps):
             raise InvalidRequestError(f"{device.name} has no dirty bitmaps")
@@ -139,9 +143,11 @@ class Export:
                 self.device.flush()
                 self._flushed = covered
 
-    def note_time(self, began: float, ended: float) -> None:
-        """Something was tried in the event loop's thread; was that a mistake?"""
-        if ended - began > SLOW_SECONDS:
+    def note_time(self, began: float, ended: float, count: int) -> None:
+        """``count`` writes were made in the event loop's thread: was that a mistake?"""
+        slow = ended - began > SLOW_SECONDS * count
+        self._slow_in_a_row = self._slow_in_a_row + 1 if slow else 0
+        if self._slow_in_a_row >= SLOW_TIMES:
             self.slow_until = ended + SLOW_PAUSE
 
     def status(self, context: str, start: int, length: int) -> Iterator[tuple[int, int]]:

@@ -288,7 +288,7 @@ class FastPath:
         if answered:
             ended = monotonic()
             self._export.statistics.writes.add(answered, size, (ended - began) / answered)
-            self._export.note_time(began, ended)
+            self._export.note_time(began, ended, answered)
 
     def _write(self, run: list[PlainWrite], data: list[memoryview]) -> bool:
         """Make a run of writes, put the replies in the buffer; False where it is not for here."""

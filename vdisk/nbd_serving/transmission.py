@@ -236,7 +236,7 @@ class Transmission:
         job = Job(self.export, self._session.meta_contexts, requests, self._can_split)
         if self._may_run_here(requests, began):
             self._finished(requests, job.run(), began)
-            self.export.note_time(began, monotonic())
+            self.export.note_time(began, monotonic(), len(requests))
             return
         self._submit(job, lambda outcomes: self._finished(requests, outcomes, began))
 
