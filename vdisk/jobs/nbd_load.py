@@ -92,12 +92,12 @@ class LoadResult(NamedTuple):
 def run_load(server: Server, load: Load) -> LoadResult:
     """Put ``load`` on an export; a server that fails a request ends it."""
     with contextlib.ExitStack() as stack:
-        first = open_session(server)
-        streams = [stack.enter_context(_Stream(first, server.name, load, 0))]
-        _check(first.session, load)
-        for number in range(1, load.connections):
-            stream = _Stream(open_session(server), server.name, load, number)
-            streams.append(stack.enter_context(stream))
+        streams: list[_Stream] = []
+        for number in range(max(load.connections, 1)):
+            opened = open_session(server)
+            stack.callback(opened.channel.close)
+            _check(opened.session, load)
+            streams.append(_Stream(opened, server.name, load, number))
         return _drive(streams, load, server.name)
 
 
@@ -170,12 +170,6 @@ class _Stream:
         self._inbox = bytearray(max(_BUFFER, 4 * self._reply.size))
         self._view = memoryview(self._inbox)
         self._start = self._end = 0
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
 
     @property
     def events(self) -> int:

@@ -1,0 +1,161 @@
+"""The client's commands of ``vdisk-nbd``, on a server in memory."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.tools.hostile_server import HostileServer, honest
+from tests.tools.nbd_pair import BLOCK, EVERYTHING, MemoryDisk
+from vdisk.cli._nbd._exports import short_size
+from vdisk.cli._nbd.connect import device_index
+from vdisk.cli._nbd.map import description
+from vdisk.cli.nbd import main
+from vdisk.errors import InvalidRequestError
+from vdisk.nbd.wire import ErrorValue, TransmissionFlag
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = 1 << 20
+
+
+def disk(**more: object) -> MemoryDisk:
+    found = MemoryDisk.of(SIZE, description="of a test", **more)  # type: ignore[arg-type]
+    found.content[BLOCK : 2 * BLOCK] = b"x" * BLOCK
+    return found
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        assert main(["info", "--json", server.uri]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["extended"] is True
+        (export,) = found["exports"]
+        assert export["export-size-str"] == "1M"
+        assert export["description"] == "of a test"
+        assert export["contexts"] == ["base:allocation"]
+        assert main(["info", server.uri]) == 0
+        assert "using extended packets" in capsys.readouterr().out
+        assert main(["info", "--can", "flush", server.uri]) == 0
+        assert main(["info", "--is", "tls", server.uri]) == 2
+        assert main(["info", "--can", "fly", server.uri]) == 1
+        assert "nobody knows about 'fly'" in capsys.readouterr().err
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        assert main(["list", server.uri]) == 0
+    assert 'export="":\n\tdescription: of a test\n' in capsys.readouterr().out
+
+
+def test_map(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        assert main(["map", server.uri]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [
+            "         0        4096    3  hole,zero",
+            "      4096        4096    0  data",
+            "      8192     1040384    3  hole,zero",
+        ]
+        assert main(["map", "--totals", "--json", server.uri]) == 0
+        assert json.loads(capsys.readouterr().out)[0] == {
+            "size": 4096,
+            "percent": 0.390625,
+            "type": 0,
+            "description": "data",
+        }
+        assert main(["map", "--context", "x:y", server.uri]) == 1
+        assert "no meta context 'x:y'" in capsys.readouterr().err
+
+
+def test_meanings() -> None:
+    assert description("qemu:allocation-depth", 3) == "backing depth 3"
+    assert description("qemu:dirty-bitmap:x", 1) == "dirty"
+    assert description("other:context", 1) == ""
+    assert [short_size(size) for size in (0, 1, 1024, 1536, 5 << 40)] == [
+        "0",
+        "1",
+        "1K",
+        "1536",
+        "5T",
+    ]
+
+
+def test_copy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source, target = disk(), MemoryDisk.of(SIZE)
+    with HostileServer(honest(source)) as one, HostileServer(honest(target)) as other:
+        assert main(["copy", one.uri, other.uri]) == 0
+        assert target.content == source.content
+        assert main(["copy", "--progress-fd", "1", one.uri, str(tmp_path / "file")]) == 0
+        assert capfd.readouterr().out.splitlines()[-1] == "100/100"
+    assert (tmp_path / "file").read_bytes() == source.content
+
+
+def test_a_destination_that_is_not_zero_becomes_so() -> None:
+    source, target = disk(), MemoryDisk.of(SIZE)
+    target.content[:] = b"y" * SIZE
+    with HostileServer(honest(source)) as one, HostileServer(honest(target)) as other:
+        assert main(["copy", one.uri, other.uri]) == 0
+    assert target.content == source.content
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["one"],
+        ["one", "two", "three"],
+        ["null:", "null:"],
+        ["--request-size", "1", "a", "b"],
+        ["--connections", "99", "a", "b"],
+        ["--requests", "0", "a", "b"],
+        ["--", "[", "]", "null:"],
+        ["--", "[", "no-such-program", "]", "null:"],
+        ["/nonexistent/file", "null:"],
+    ],
+)
+def test_copies_that_cannot_be(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["copy", *words]) == 1
+    assert capsys.readouterr().err.startswith("vdisk-nbd: ")
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        assert main(["bench", "-s", "0.1", "-d", "4", server.uri]) == 0
+        assert "requests/s" in capsys.readouterr().out
+        assert main(["bench", "-s", "0.1", "--write", "--sequential", "--json", server.uri]) == 0
+        assert json.loads(capsys.readouterr().out)["operation"] == "write"
+
+
+def test_bench_ends_at_a_failed_request(capsys: pytest.CaptureFixture[str]) -> None:
+    broken = disk()
+    broken.failures[0] = ErrorValue.NBD_EIO
+    with HostileServer(honest(broken)) as server:
+        assert main(["bench", "-s", "5", "--sequential", server.uri]) == 1
+    assert "a request failed: NBD_EIO" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["-b", "64M"], ["-d", "0"], ["-d", "5000"], ["-C", "0"], ["--write"]]
+)
+def test_benches_that_cannot_be(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = EVERYTHING | TransmissionFlag.NBD_FLAG_READ_ONLY
+    with HostileServer(honest(disk(flags=flags))) as server:
+        assert main(["bench", *words, server.uri]) == 1
+    assert capsys.readouterr().err
+
+
+def test_names_of_devices() -> None:
+    assert [device_index(name) for name in ("/dev/nbd0", "nbd15", "7")] == [0, 15, 7]
+    for name in ("/dev/sda", "nbd", "nbd-1", "/dev/nbd1p2", "nbd99999999999"):
+        with pytest.raises(InvalidRequestError):
+            device_index(name)
+
+
+def test_what_the_kernel_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["connect", "nbds://localhost/"]) == 1
+    assert "does not encrypt" in capsys.readouterr().err
+    assert main(["connect", "--timeout", "-1", "nbd://localhost/"]) == 1
+    assert main(["disconnect", "/dev/sda"]) == 1
