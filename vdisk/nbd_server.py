@@ -27,6 +27,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from vdisk.errors import AlreadyExistsError, NotFoundError, VdiskError
+from vdisk.filters.throttle import Throttle
 from vdisk.nbd.session import TlsMode
 from vdisk.nbd.wire import NBD_DEFAULT_PORT
 from vdisk.nbd_serving.access import parse_rule, peer_of, permits
@@ -38,7 +39,6 @@ from vdisk.nbd_serving.limits import Budget, ServerLimits
 from vdisk.nbd_serving.listeners import tcp_sockets, unix_socket, uri_of, vsock_socket
 from vdisk.nbd_serving.payloads import PayloadBuffers
 from vdisk.nbd_serving.sources import DirectoryOfImages, ExportSource
-from vdisk.nbd_serving.throttle import Throttle
 from vdisk.nbd_serving.tls import TlsSettings, certificates, pre_shared_keys
 
 if TYPE_CHECKING:

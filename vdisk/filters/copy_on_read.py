@@ -92,6 +92,7 @@ class CopyOnReadDriver:
     """``{"driver": "copy-on-read", "file": …}``."""
 
     children = ("file",)
+    images: frozenset[str] = frozenset()
 
     def open(self, children: Mapping[str, BlockDevice], options: OptionBag) -> CopyOnRead:
         image = children["file"]

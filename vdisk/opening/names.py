@@ -4,7 +4,8 @@
 ``disk.img``           a path; one with a colon before any slash needs ``./`` or ``file:``
 ``file:disk.img``      the same
 ``json:{"driver":…}``  the tree itself, nested or with dotted keys
-``nbd://host/export``  a protocol of :data:`vdisk.stores.PROTOCOLS`, which reads its own names
+``nbd://host/export``  a protocol of :mod:`vdisk.stores`, which reads its own names
+``blkdebug:CFG:IMG``   a filter of :mod:`vdisk.filters`, likewise
 =====================  ==========================================================================
 """
 
@@ -45,6 +46,7 @@ def parse_image_options(text: str) -> dict[str, Any]:
 
 def parse_filename(filename: str) -> dict[str, Any]:
     """Options with a "driver" for the file, connection… that ``filename`` names."""
+    from vdisk.filters import filter_for_scheme
     from vdisk.stores import protocol_for_scheme
 
     scheme = protocol_of(filename)
@@ -52,7 +54,7 @@ def parse_filename(filename: str) -> dict[str, Any]:
         return {"driver": "file", "filename": filename}
     if scheme == "file":
         return {"driver": "file", "filename": filename[len("file:") :]}
-    protocol = protocol_for_scheme(scheme)
+    protocol = protocol_for_scheme(scheme) or filter_for_scheme(scheme)
     if protocol is None:
         raise InvalidRequestError(
             f"unknown protocol {scheme!r} in {filename!r}; a file of this name is './{filename}'"

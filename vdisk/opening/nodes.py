@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk import filters, formats, stores
+from vdisk.block import close_all
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError, VdiskError
 from vdisk.formats import OpenContext
 from vdisk.opening.names import parse_filename, parse_name, relative_to, with_format
@@ -176,10 +177,10 @@ def _open_filter(name: str, options: Options, context: NodeContext) -> BlockDevi
         for role in driver.children:
             if not isinstance(options.get(role), dict):
                 raise InvalidRequestError(f"driver {name!r} needs the node {role!r}")
-            children[role] = _open_file_child(options.pop(role), context)
+            open_child = open_node if role in driver.images else _open_file_child
+            children[role] = open_child(options.pop(role), context)
     except BaseException:
-        for child in children.values():
-            child.close()
+        close_all(*children.values())
         raise
     return driver.open(children, OptionBag(options, f"driver {name!r}"))
 

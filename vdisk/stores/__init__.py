@@ -21,9 +21,13 @@ _MODULES = {
     "file": "vdisk.stores.file_protocol",
     "host_device": "vdisk.stores.file_protocol",
     "nbd": "vdisk.stores.nbd_protocol",
+    "null-aio": "vdisk.stores.null",
+    "null-co": "vdisk.stores.null",
 }
 _SCHEMES = {
     "file": "file",
+    "null-aio": "null-aio",
+    "null-co": "null-co",
     **dict.fromkeys(("nbd", "nbd+unix", "nbd+vsock", "nbds", "nbds+unix", "nbds+vsock"), "nbd"),
 }
 """What stands before the colon of a name, and the protocol that reads such names."""
