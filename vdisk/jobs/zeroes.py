@@ -41,6 +41,9 @@ def zero_runs(
         flags = [is_zero(buffer, start + index * block, block) for index in range(whole)]
     if whole * block < length:
         flags.append(is_zero(buffer, start + whole * block, length - whole * block))
+    if length and True not in flags:  # as most data are: nothing to group
+        yield start, length, False
+        return
     for zero, run in groupby(flags):
         stop = min(start + block * sum(1 for _ in run), end)
         yield start, stop - start, zero
