@@ -347,7 +347,7 @@ class Client:
     def _delay(self, transmission: Transmission) -> None:
         """Let the throttle's time pass before anything else is received."""
         seconds = transmission.delay(monotonic())
-        if seconds and self._timer is None:
+        if (seconds or transmission.throttled) and self._timer is None:
             self._timer = self._loop.call_later(seconds, self._step, self._delay_over)
 
     def _delay_over(self) -> None:

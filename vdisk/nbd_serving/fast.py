@@ -173,18 +173,21 @@ class FastPath:
     def _answer_reads(self, reads: list[PlainRead], view: memoryview) -> int:
         """Answer reads until the client should fetch some; the bytes of the requests."""
         began = monotonic()
-        handed_over = count = 0
+        handed_over = count = size = 0
         while count < len(reads) and not self._outbox.crowded:
-            count += self._copy_run(reads[count:] if count else reads)
+            done = self._copy_run(reads[count:] if count else reads)
+            size += sum(read[2] for read in reads[count : count + done])
+            count += done
             if count < len(reads):
-                if not self._answer_read(*reads[count]):
+                if self._answer_read(*reads[count]):
+                    size += reads[count][2]
+                else:
                     start = count * self.header_size
                     self._give(view[start : start + self.header_size])
                     handed_over += 1
                 count += 1
         answered = count - handed_over
         if answered:
-            size = sum(length for _cookie, _offset, length in reads[:count])
             seconds = (monotonic() - began) / answered
             self._export.statistics.reads.add(answered, size, seconds)
         return count * self.header_size

@@ -117,6 +117,12 @@ class Transmission:
         """Whether something that was received has not been looked at: call :meth:`resume`."""
         return self._halted
 
+    @property
+    def throttled(self) -> bool:
+        """Whether only time can let in what was received and held back."""
+        limited = self.export.throttle is not None
+        return limited and self._halted and not (self._outbox or self._account.full)
+
     def delay(self, now: float) -> float:
         """Seconds until the throttle lets the next request in."""
         throttle = self.export.throttle

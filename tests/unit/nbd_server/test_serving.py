@@ -368,3 +368,17 @@ def write_through_flushes(make: Callable[[BlockDevice], Export]) -> int:
 def test_write_through_flushes_every_write() -> None:
     assert write_through_flushes(lambda disk: Export("", disk, write_through=True)) == 5
     assert write_through_flushes(lambda disk: Export("", disk)) == 0
+
+
+@BOTH
+def test_what_was_done_is_counted_once(fast: bool) -> None:
+    device = FailingDisk()
+    with serving(device, fast=fast) as server, client(server, HeaderStyle.STRUCTURED) as talk:
+        export = server.server.exports[""]
+        talk.all([talk.machine.read(4096 * n, 4096) for n in range(20)])
+        talk.all([talk.machine.write(4096 * n, b"w" * 4096) for n in range(14, 18)])
+        talk.one(talk.machine.flush())
+        reads, writes = export.statistics.reads, export.statistics.writes
+        assert (reads.requests, reads.bytes, reads.errors) == (20, 20 * 4096, 4)
+        assert (writes.requests, writes.bytes, writes.errors) == (4, 4 * 4096, 2)
+        assert sum(reads.latencies) == 20
