@@ -74,8 +74,8 @@ class HostileServer:
             while True:
                 connection, _ = self._listener.accept()
                 self._open.append(connection)
-                self._begin(self._serve, connection, self.connections)
-                self.connections += 1
+                number, self.connections = self.connections, self.connections + 1
+                self._begin(self._serve, connection, number)
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         with connection, contextlib.suppress(OSError, VdiskError):

@@ -18,19 +18,26 @@ from tests.tools.hostile_server import (
     stall,
     tampered,
 )
-from tests.tools.nbd_pair import EVERYTHING, MemoryDisk
+from tests.tools.nbd_pair import MemoryDisk
 from vdisk.errors import DeviceError, VdiskError
-from vdisk.nbd.wire import TransmissionFlag
 from vdisk.stores._nbd.channel import ConnectionLostError
 from vdisk.stores._nbd.pool import PoolSettings
 from vdisk.stores.nbd import NbdSettings, NbdStore
 
 if TYPE_CHECKING:
     from tests.tools.hostile_server import Behaviour
+    from vdisk.nbd.events import Request
+    from vdisk.nbd.wire import ErrorValue
 
 SIZE = 1 << 20
 ONCE = NbdSettings(PoolSettings(connections=1, request_timeout=2), extended_headers=False)
 AGAIN = ONCE._replace(pool=ONCE.pool._replace(reconnect_delay=5))
+
+
+class SlowDisk(MemoryDisk):
+    def failure(self, request: Request) -> tuple[int, ErrorValue] | None:
+        time.sleep(0.002)
+        return super().failure(request)
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
@@ -206,7 +213,7 @@ def test_opening_waits_for_a_server_to_come() -> None:
 
 def test_the_last_of_several_connections_carries_on() -> None:
     """One of two connections dies: its requests go over the other, nothing is written twice."""
-    disk = MemoryDisk.of(SIZE, flags=EVERYTHING | TransmissionFlag.NBD_FLAG_CAN_MULTI_CONN)
+    disk = SlowDisk.of(SIZE)  # so slow that the client opens a second connection
     settings = AGAIN._replace(pool=AGAIN.pool._replace(connections=2), request_size=4096)
     behaviour = in_turn(honest(disk), dying(disk, 3), honest(disk))
     with HostileServer(behaviour) as server:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +30,8 @@ from vdisk.stores.nbd import NbdSettings, NbdStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vdisk.nbd.events import Request
 
 SIZE = 4 << 20
 STYLES = {
@@ -226,8 +229,14 @@ def test_the_size_is_fixed() -> None:
             store.truncate(SIZE + 1)
 
 
+class SlowDisk(MemoryDisk):
+    def failure(self, request: Request) -> tuple[int, ErrorValue] | None:
+        time.sleep(0.001)
+        return super().failure(request)
+
+
 def test_connections_are_opened_when_there_is_work() -> None:
-    disk = MemoryDisk.of(SIZE)
+    disk = SlowDisk.of(SIZE)
     settings = NbdSettings(PoolSettings(connections=3), request_size=4096)
     with HostileServer(honest(disk)) as server, NbdStore(server.uri, settings=settings) as store:
         store.read(0, SIZE)

@@ -76,7 +76,7 @@ def _add_parallelism(parser: Parser) -> None:
         "-T", "--threads", type=int, default=0, metavar="N", help="threads; 0: as many as help"
     )
     parser.add_argument(
-        "--request-size", default="256k", metavar="N", help="bytes of a request (default 256k)"
+        "--request-size", default="1M", metavar="N", help="bytes of a request (default 1M)"
     )
     parser.add_argument(
         "--queue-size", default="16M", metavar="N", help="bytes under way at a time (default 16M)"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from vdisk.errors import ClosedError
@@ -63,6 +64,8 @@ class Connection:
         self._machine.receive_data(opened.trailing)
         self._state = threading.Lock()
         self._receiving = False
+        self._heir: Request | None = None
+        """Whose thread was promoted, and has not begun to receive."""
         self._sleepers: dict[Request, None] = {}
         self._watchers: dict[Request, int] = {}
         self._inbox = memoryview(bytearray(RECEIVE_SIZE))
@@ -91,7 +94,6 @@ class Connection:
             self.unanswered[cookie] = request
             request.connection = self
             request.sent += 1
-            request.promoted = False
         try:
             self._channel.send(buffers, self._receive_meanwhile)
         except BaseException as error:
@@ -144,15 +146,16 @@ class Connection:
         except BaseException:  # an interrupt: this thread will not receive for anybody
             with self._state:
                 self._sleepers.pop(request, None)
-            if request.promoted:
+                chosen = self._heir is request
+            if chosen:
                 self._pass_on()
             raise
 
     def _take_turn(self, request: Request) -> bool:
         """Become the receiver; false: sleep on ``request.waiting``, or there is an answer."""
         with self._state:
-            if request.promoted:
-                request.promoted = False
+            if self._heir is request:
+                self._heir = None
                 return True
             request.waiting = None
             if request.done or self.lost is not None:
@@ -177,11 +180,11 @@ class Connection:
     def _pass_on(self) -> None:
         """Stop receiving; another that waits takes over."""
         with self._state:
+            self._heir = None
             self._receiving = bool(self._sleepers) and self.lost is None
             if self._receiving:
-                heir = next(iter(self._sleepers))
-                heir.promoted = True
-                self._wake(heir)
+                self._heir = next(iter(self._sleepers))
+                self._wake(self._heir)
 
     def _wake(self, request: Request) -> None:
         del self._sleepers[request]
@@ -253,6 +256,8 @@ class Connection:
             if self.lost is None:
                 error.path = error.path or self.name
                 self.lost = error
+            if self._heir is not None:  # it will not begin
+                self._heir, self._receiving = None, False
             for request in list(self._sleepers):
                 self._wake(request)
         self._channel.shut_down()
@@ -283,7 +288,14 @@ class Connection:
             except BaseException as error:
                 self._give_up(error)
         self.lose(ClosedError("the connection was closed"))
+        self._await_receiver()
         self._channel.close()
+
+    def _await_receiver(self) -> None:
+        """Whoever receives has been told; until it stops, a buffer of a request may change."""
+        deadline = time.monotonic() + GOODBYE_TIMEOUT
+        while self._receiving and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 GOODBYE_TIMEOUT = 5.0

@@ -116,6 +116,8 @@ class Pool:
                 self.submit(request, connection)
                 connection = request.connection
                 sent.append(request)
+                if sent[0].error is not None:  # no more of what has failed already
+                    break
         finally:
             for request in sent:
                 self._wait(request)

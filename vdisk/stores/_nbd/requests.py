@@ -35,10 +35,9 @@ CHANGING = frozenset({WRITE, WRITE_ZEROES, TRIM})
 class Request:
     """One request.  ``view``: the bytes to write, or where to put those read.
 
-    ``done``: there is an answer, ``error`` if it failed.  ``waiting``: held by a thread that
-    sleeps until the answer comes.  ``promoted``: that thread is to receive from now on.
-    ``mark``: which acknowledged writes a flush covers.  ``connection``: over which it was
-    ``sent``, the last of so many times.
+    ``done``: there is an answer, ``error`` if it failed.  ``waiting``: held while a thread sleeps
+    until the answer comes.  ``mark``: which acknowledged writes a flush covers.  ``connection``:
+    over which it was ``sent``, the last of so many times.
     """
 
     __slots__ = (
@@ -52,7 +51,6 @@ class Request:
         "no_hole",
         "offset",
         "one",
-        "promoted",
         "sent",
         "status",
         "view",
@@ -81,7 +79,6 @@ class Request:
         self.error: VdiskError | None = None
         self.status: list[StatusReceived] = []
         self.waiting: threading.Lock | None = None
-        self.promoted = False
         self.mark = 0
         self.sent = 0
         self.connection: Connection | None = None
