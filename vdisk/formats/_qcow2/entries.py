@@ -98,7 +98,7 @@ class EntryRules:
             return Defect("a compressed cluster in an image with an external data file")
         if entry & ((1 << 62 - (self.cluster_bits - 8)) - 1) != offset:
             return Defect("the compressed cluster's offset has more than 56 bits")
-        if offset + size >= self.file_size + self.within + 1:
+        if offset >= self.file_size or offset + size > self.file_size + self.within:
             return Defect(f"the compressed cluster at {offset:#x} is past the end of the file")
         if entry & layout.COPIED:
             return Defect(
