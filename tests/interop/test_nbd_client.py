@@ -557,6 +557,50 @@ def test_kill_9_in_the_middle_of_writing(tmp_path: Path) -> None:
 
 
 @requires_peer("nbdkit")
+def test_kill_9_again_and_again(tmp_path: Path) -> None:
+    """Six threads, each with a model of its part of the disk, while nbdkit 1.32 dies and returns."""
+    part = 4 * MiB
+    place = tmp_path / "disk.raw"
+    place.write_bytes(bytes(6 * part))
+    pool = PoolSettings(connections=3, depth=8, reconnect_delay=30)
+    settings = NbdSettings(pool, request_size=32768)
+    errors: list[BaseException] = []
+    end = time.monotonic() + 8
+
+    def work(store: NbdStore, number: int) -> None:
+        chance, model = random.Random(number), bytearray(part)
+        try:
+            while time.monotonic() < end:
+                offset = chance.randrange(part)
+                length = min(chance.choice([1, 4096, 100_000, 600_000]), part - offset)
+                if chance.random() < 0.05:
+                    store.flush()
+                if chance.random() < 0.5:
+                    model[offset : offset + length] = chance.randbytes(length)
+                    store.write(number * part + offset, model[offset : offset + length])
+                found = store.read(number * part + offset, length)
+                assert found == model[offset : offset + length]
+        except BaseException as error:
+            errors.append(error)
+
+    with (
+        nbdkit("file", place) as server,
+        NbdStore(server.uri, readonly=False, settings=settings) as store,
+    ):
+        threads = [threading.Thread(target=work, args=(store, n)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        pauses = random.Random(9)
+        while time.monotonic() < end - 1:
+            time.sleep(pauses.random())
+            server.kill()
+            server.start()
+        for thread in threads:
+            thread.join(60)
+    assert not errors
+
+
+@requires_peer("nbdkit")
 def test_kill_9_of_a_server_that_forgets_everything() -> None:
     """nbdkit's memory is gone when it dies: what was not flushed is written again."""
     settings = NbdSettings(PoolSettings(reconnect_delay=30))

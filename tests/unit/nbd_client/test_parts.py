@@ -115,6 +115,14 @@ def test_the_journal_keeps_copies_in_order_until_a_flush() -> None:
     assert [each.command for each in journal.again()] == [TRIM]
 
 
+def test_what_is_written_again_is_not_recorded_again() -> None:
+    journal = Journal(keep=True)
+    journal.acknowledged(write(0, b"once"))
+    for request in journal.again():
+        journal.acknowledged(request)
+    assert len(list(journal.again())) == 1
+
+
 def test_stable_writes_are_kept_only_behind_others() -> None:
     journal = Journal(keep=True)
     journal.acknowledged(write(0, b"stable", fua=True))

@@ -101,6 +101,20 @@ def test_acknowledged_writes_come_back_before_a_flush_succeeds() -> None:
     assert second.content[:4096] == expected
 
 
+def test_a_server_that_dies_while_it_is_told_again() -> None:
+    """The order of the writes survives any number of deaths: the newest wins."""
+    disk = MemoryDisk.of(SIZE)
+    behaviour = in_turn(dying(disk, 3), dying(disk, 1), dying(disk, 2), honest(disk))
+    with (
+        HostileServer(behaviour) as server,
+        NbdStore(server.uri, readonly=False, settings=AGAIN) as store,
+    ):
+        for letter in (b"a", b"b", b"c"):
+            store.write(0, letter * 4096)
+        assert store.read(0, 4096) == b"c" * 4096
+        assert server.connections == 4
+
+
 def test_what_a_flush_covered_is_not_written_again() -> None:
     first, second = MemoryDisk.of(SIZE), MemoryDisk.of(SIZE)
     behaviour = in_turn(dying(first, 3), honest(second))

@@ -56,7 +56,7 @@ class Journal:
         with self._lock:
             if request.command is FLUSH:
                 self._forget(request.mark)
-            elif request.changes and not (request.fua and not self._entries):
+            elif request.changes and not request.repeated and (self._entries or not request.fua):
                 self._record(request)
 
     def _record(self, request: Request) -> None:
@@ -86,4 +86,8 @@ class Journal:
     def again(self) -> Iterator[Request]:
         """The writes to send again, in the order of their answers; they stay remembered."""
         for _, kept in list(self._entries):
-            yield Request(kept.command, kept.offset, kept.length, kept.view, no_hole=kept.no_hole)
+            once_more = Request(
+                kept.command, kept.offset, kept.length, kept.view, no_hole=kept.no_hole
+            )
+            once_more.repeated = True
+            yield once_more

@@ -37,7 +37,8 @@ class Request:
 
     ``done``: there is an answer, ``error`` if it failed.  ``waiting``: held while a thread sleeps
     until the answer comes.  ``mark``: which acknowledged writes a flush covers.  ``connection``:
-    over which it was ``sent``, the last of so many times.
+    over which it was ``sent``, the last of so many times.  ``repeated``: it comes from the journal,
+    which has it already.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Request:
         "no_hole",
         "offset",
         "one",
+        "repeated",
         "sent",
         "status",
         "view",
@@ -81,6 +83,7 @@ class Request:
         self.waiting: threading.Lock | None = None
         self.mark = 0
         self.sent = 0
+        self.repeated = False
         self.connection: Connection | None = None
 
     @property
