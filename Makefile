@@ -5,13 +5,17 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= auto
+TIME   ?= 60
+SEED   ?=
 
-.PHONY: help setup peers lint test demo bench clean
+.PHONY: help setup peers lint test demo bench fuzz soak clean
 
 help:
 	@echo "make demo    set up, then make, change, check and compare a real disk image"
 	@echo "make test    set up, install the peers, lint, type-check, run every test"
 	@echo "make bench   vdisk beside qemu-img: seconds and ratios"
+	@echo "make fuzz    hostile input to every parser, each for TIME=$(TIME) seconds"
+	@echo "make soak    random lives of disks with crashes and faults, for TIME=$(TIME) seconds"
 	@echo "make setup   the virtual environment in $(VENV), with all dependencies"
 	@echo "make peers   QEMU's and libnbd's tools, that the tests are held against (as root)"
 	@echo "make lint    ruff and mypy"
@@ -39,6 +43,17 @@ demo: setup peers
 bench: setup peers
 	$(BIN)/python bench/images.py
 
+# Without atheris (there is none for this Python or system) inputs are chosen by chance alone.
+$(VENV)/.fuzz: $(VENV)/.complete
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]' || true
+	@touch $@
+
+fuzz: setup peers $(VENV)/.fuzz
+	$(BIN)/python -m fuzz run --time $(TIME) $(if $(SEED),--seed $(SEED))
+
+soak: setup peers
+	$(BIN)/python -m fuzz.soak --time $(TIME) $(if $(SEED),--seed $(SEED))
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .fuzz $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

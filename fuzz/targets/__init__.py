@@ -1,0 +1,1 @@
+"""One module a target; :mod:`fuzz.target` says what is in it."""
