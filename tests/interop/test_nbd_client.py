@@ -558,7 +558,7 @@ def test_kill_9_in_the_middle_of_writing(tmp_path: Path) -> None:
 
 @requires_peer("nbdkit")
 def test_kill_9_again_and_again(tmp_path: Path) -> None:
-    """Six threads, each with a model of its part of the disk, while nbdkit 1.32 dies and returns."""
+    """Six threads, each with a model of its part of the disk; nbdkit 1.32 dies and returns."""
     part = 4 * MiB
     place = tmp_path / "disk.raw"
     place.write_bytes(bytes(6 * part))
