@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.tools import images, qemu
+from tests.tools.allowed import Allowed
 from tests.tools.peers import requires_peer
 from vdisk.filters.writelog import SECTOR, Cuts, Operation, WriteLog
 from vdisk.formats import OpenContext
@@ -24,81 +25,9 @@ from vdisk.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vdisk.formats.qcow2 import Qcow2Image
-
 pytestmark = requires_peer("qemu-img")
 
 SIZE = 300 * 512
-ZERO = bytes(SECTOR)
-
-
-class Allowed:
-    """What each sector may hold after a cut: its acknowledged content or anything newer."""
-
-    def __init__(self, size: int) -> None:
-        self.latest = [ZERO] * (size // SECTOR)
-        self.allowed: list[set[bytes]] = [{ZERO} for _ in self.latest]
-        self.sizes = {size}
-        self.snapshots: dict[str, bytes] = {}
-        self.doubtful: set[str] = set()
-
-    def happen(self, event: tuple[Any, ...]) -> None:
-        getattr(self, "on_" + event[0])(*event[1:])
-
-    def on_write(self, offset: int, data: bytes) -> None:
-        for position in range(0, len(data), SECTOR):
-            sector = (offset + position) // SECTOR
-            self.latest[sector] = data[position : position + SECTOR]
-            self.allowed[sector].add(self.latest[sector])
-
-    def on_acknowledged(self) -> None:
-        self.allowed = [{content} for content in self.latest]
-
-    def on_resize(self, size: int) -> None:
-        self.sizes.add(size)
-        self.latest += [ZERO] * (size // SECTOR - len(self.latest))
-        self.allowed += [{ZERO} for _ in range(len(self.latest) - len(self.allowed))]
-        for sector in range(size // SECTOR, len(self.latest)):
-            self.latest[sector] = ZERO
-            self.allowed[sector].add(ZERO)
-
-    def on_resized(self, size: int) -> None:
-        self.sizes = {size}
-        self.on_acknowledged()
-
-    def on_snapshot(self, tag: str) -> None:
-        self.snapshots[tag] = b"".join(self.latest)
-        self.doubtful.add(tag)
-
-    def on_taken(self, tag: str) -> None:
-        self.doubtful.discard(tag)
-        self.on_acknowledged()
-
-    def on_delete(self, tag: str) -> None:
-        self.doubtful.add(tag)
-
-    def on_deleted(self, tag: str) -> None:
-        self.snapshots.pop(tag, None)
-        self.doubtful.discard(tag)
-        self.on_acknowledged()
-
-    def on_apply(self, tag: str) -> None:
-        self.on_write(0, self.snapshots[tag])
-
-    def on_applied(self, tag: str) -> None:
-        self.on_acknowledged()
-
-    def check(self, image: Qcow2Image) -> None:
-        assert image.size in self.sizes
-        content = image.read(0, image.size)
-        for sector in range(image.size // SECTOR):
-            found = content[sector * SECTOR : (sector + 1) * SECTOR]
-            assert found in self.allowed[sector], f"sector {sector:#x}"
-        there = {snapshot.id for snapshot in image.snapshots()}
-        assert set(self.snapshots) - self.doubtful <= there <= set(self.snapshots)
-        for tag in there:
-            with image.open_snapshot(tag) as view:
-                assert view.read(0, view.size) == self.snapshots[tag][: view.size], tag
 
 
 class Guest:
