@@ -1,0 +1,103 @@
+"""The same fault rules under qemu-io and here: both take them, and both fail by them.
+
+Held against QEMU 7.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vdisk
+from tests.tools import cli, peers, qemu
+from tests.tools.peers import requires_peer
+from vdisk.filters.faults import EVENTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = requires_peer("qemu-img", "qemu-io")
+
+
+def qemu_io(config: Path, image: Path, *commands: str) -> str:
+    words = [word for command in commands for word in ("-c", command)]
+    done = peers.run("qemu-io", *words, f"blkdebug:{config}:{image}", check=False)
+    return (done.stdout + done.stderr).decode()
+
+
+def vdisk_io(config: Path, image: Path, *commands: str) -> str:
+    words = [word for command in commands for word in ("-c", command)]
+    done = cli.vdisk("io", *words, f"blkdebug:{config}:{image}")
+    return done.stdout + done.stderr
+
+
+def test_all_events_are_qemus(tmp_path: Path) -> None:
+    config, image = tmp_path / "rules", tmp_path / "disk.qcow2"
+    vdisk.create(image, 1 << 20, format="qcow2")
+    rules = [f'[inject-error]\nevent = "{name}"\nstate = "77"\n' for name in sorted(EVENTS)]
+    config.write_text("\n".join(rules))
+    for run in (qemu_io, vdisk_io):
+        assert "read 512/512" in run(config, image, "read 0 512")
+    config.write_text(rules[0].replace(sorted(EVENTS)[0], "lunch"))
+    for run in (qemu_io, vdisk_io):
+        assert "lunch" in run(config, image, "read 0 512")
+
+
+RULES = {
+    "a full disk at the first allocation": (
+        '[inject-error]\nevent = "cluster_alloc"\nerrno = "28"\nonce = "on"\niotype = "write"\n',
+        "No space left on device",
+    ),
+    "an error of data only": (
+        '[inject-error]\nevent = "write_aio"\nerrno = "5"\nonce = "on"\niotype = "write"\n',
+        "Input/output error",
+    ),
+    "by a state that is reached": (
+        '[set-state]\nevent = "cluster_alloc"\nnew_state = "3"\n\n'
+        '[inject-error]\nevent = "write_aio"\nstate = "3"\nerrno = "28"\nonce = "on"\n',
+        "No space left on device",
+    ),
+    "by a state that is not reached": (
+        '[inject-error]\nevent = "write_aio"\nstate = "3"\n',
+        None,
+    ),
+    "by a flush": (
+        '[inject-error]\nevent = "flush_to_os"\nerrno = "5"\niotype = "flush"\n',
+        "Input/output error",
+    ),
+}
+
+
+@pytest.mark.parametrize("title", RULES)
+def test_the_same_rules_fail_in_the_same_way(tmp_path: Path, title: str) -> None:
+    text, message = RULES[title]
+    config = tmp_path / "rules"
+    config.write_text(text)
+    for number, run in enumerate((qemu_io, vdisk_io)):
+        image = tmp_path / f"{number}.qcow2"
+        vdisk.create(image, 1 << 20, format="qcow2")
+        said = run(config, image, "write -P 7 0 64k", "flush")
+        if message is None:
+            assert "error" not in said and "wrote 65536/65536" in said
+        else:
+            assert message in said, run
+        found = qemu.img("check", image, check=False).returncode
+        assert found in (0, 3)
+
+
+def test_verified_images_and_null_devices(tmp_path: Path) -> None:
+    raw, test = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
+    vdisk.create(raw, 1 << 20)
+    vdisk.create(test, 1 << 20, format="qcow2")
+    name = f"blkverify:{raw}:{test}"
+    assert "wrote 4096" in cli.run("io", "-f", "raw", "-c", "write -P 9 8k 4k", name)
+    done = peers.run("qemu-io", "-f", "raw", "-c", "read -P 9 8k 4k", name)
+    assert b"read 4096/4096" in done.stdout
+    qemu.io(test, "write -P 1 8k 512")
+    assert "differs from" in cli.fail("convert", "-f", "raw", name, tmp_path / "copy.raw")
+    tree = "driver=null-co,size=1M,read-zeroes=on"
+    for words in (("read -P 0 0 1M",), ("write 0 64k", "flush")):
+        commands = [word for command in words for word in ("-c", command)]
+        assert "ops" in cli.run("io", "--image-opts", *commands, tree)
+        peers.run("qemu-io", "--image-opts", *commands, tree)
