@@ -14,7 +14,6 @@ FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
-_FICLONERANGE = 0x4020940D
 _BLKDISCARD = 0x1277
 _BLKZEROOUT = 0x127F
 
@@ -39,17 +38,6 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
-
-
-def clone_range(
-    target_fd: int, target_offset: int, source_fd: int, source_offset: int, length: int
-) -> None:
-    """Share blocks between files (ioctl FICLONERANGE); both ranges block-aligned."""
-    import fcntl
-    import struct
-
-    request = struct.pack("=qQQQ", source_fd, source_offset, length, target_offset)
-    fcntl.ioctl(target_fd, _FICLONERANGE, request)
 
 
 def _range_ioctl(fd: int, number: int, offset: int, length: int) -> None:
