@@ -45,6 +45,10 @@ class Allowed:
     def on_acknowledged(self) -> None:
         self.allowed = [{content} for content in self.latest]
 
+    def on_stable(self, offset: int, length: int) -> None:
+        for sector in range(offset // SECTOR, (offset + length) // SECTOR):
+            self.allowed[sector] = {self.latest[sector]}
+
     def on_resize(self, size: int) -> None:
         self.sizes.add(size)
         self.latest += [ZERO] * (size // SECTOR - len(self.latest))

@@ -324,12 +324,16 @@ class BlockingClient:
         while not (events and isinstance(events[-1], ReplyDone)):
             event = self.machine.next_event()
             if event is None:
-                if not self.machine.wants_data:
-                    raise RemoteProtocolError("the connection is closed")
-                _receive(self.socket, self.machine)
+                self.receive()
             else:
                 events.append(event)
         return events
+
+    def receive(self) -> None:
+        """Wait for some more of what the server sends."""
+        if not self.machine.wants_data:
+            raise RemoteProtocolError("the connection is closed")
+        _receive(self.socket, self.machine)
 
     def close(self) -> None:
         self.socket.sendall(b"".join(bytes(part) for part in self.machine.disconnect()))

@@ -1,0 +1,113 @@
+"""Two at once: threads on one image, processes for one image, a server killed under load.
+
+Laws: every reader gets what was written last to where it reads, snapshots are of one moment and
+never change; one process at a time writes an image, none reads it meanwhile, and a killed one
+holds nobody up; what a server acknowledged as stable is there after it was killed, what it did
+not is old or new in every sector.  And in the end vdisk and qemu-img find nothing wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vdisk
+from tests.tools import images, peers, qemu
+from tests.tools.hammer import Hammer, often_switching
+from tests.tools.killing import Killing
+from tests.tools.peers import requires_peer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = requires_peer("qemu-img")
+
+THREADS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small clusters": {"cluster_size": 4096},
+    "very small clusters": {"cluster_size": 512},
+    "subclusters": {"cluster_size": 131072, "extended_l2": True},
+    "lazy refcounts": {"cluster_size": 4096, "lazy_refcounts": True},
+    "1-bit refcounts": {"cluster_size": 4096, "refcount_bits": 1},
+    "version 2": {"cluster_size": 4096, "compat": "0.10"},
+}
+SECONDS = 1.5
+
+
+@pytest.mark.parametrize("name", THREADS)
+def test_threads(tmp_path: Path, name: str) -> None:
+    path, options = tmp_path / "image.qcow2", THREADS[name]
+    images.create(path, 8 << 20, **options)
+    snapshots = options.get("refcount_bits") != 1
+    with (
+        images.open_image(path, l2_cache_size=1 << 16, refcount_cache_size=1 << 16) as image,
+        often_switching(),
+    ):
+        resizing = options.get("compat") != "0.10"
+        hammer = Hammer(image, 1, snapshots=snapshots, resizing=resizing)
+        hammer.run(SECONDS)
+    assert hammer.counts["requests"] > 50
+    assert (hammer.counts.get("snapshots", 0) > 0) == snapshots
+    assert (hammer.counts.get("resizes", 0) > 0) == resizing
+    qemu.check(path)
+    with images.open_image(path, readonly=True) as image:
+        assert image.read(0, image.size) == hammer.model
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def contender(path: Path, seconds: float, seed: int) -> subprocess.Popen[bytes]:
+    words = ["-m", "tests.tools.contender", str(path), str(seconds), str(seed)]
+    return subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_processes(tmp_path: Path) -> None:
+    """Four want the image for a while; one of them is killed every now and then."""
+    path, rng = tmp_path / "image.qcow2", random.Random(1)
+    images.create(path, 2 << 20, cluster_size=4096)
+    path.with_name("image.qcow2.witness").touch()
+    running = [contender(path, 6, seed) for seed in range(4)]
+    said, killed = b"", 0
+    try:
+        for _ in range(3):
+            time.sleep(rng.uniform(0.7, 1.2))
+            victim = running.pop(0)
+            victim.kill()
+            said += victim.communicate(timeout=peers.TIMEOUT)[0]
+            killed += 1
+            running.append(contender(path, 3, 100 + killed))
+        for process in running:
+            output, errors = process.communicate(timeout=peers.TIMEOUT)
+            assert process.returncode == 0, errors.decode()
+            said += output
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    written = said.count(b"W")
+    assert written > 5
+    assert said.count(b"R") > 0
+    with vdisk.open(path, "r+", format="qcow2") as disk:  # nobody holds it any more
+        counter = int.from_bytes(disk.read(0, 8), "big")
+    assert written <= counter <= written + killed
+    assert qemu.img("check", path, check=False).returncode in (0, 3)
+
+
+# -- a server that is killed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster_size": 4096, "lazy_refcounts": True}])
+def test_a_server_killed_under_load(tmp_path: Path, options: dict[str, Any]) -> None:
+    trial = Killing(tmp_path / "image.qcow2", 4 << 20, seed=1, **options)
+    for _ in range(4):
+        trial.round()
+    assert trial.answered > 50
+    assert trial.flushes > 0
