@@ -105,3 +105,21 @@ def test_last_used() -> None:
     refcounts = new_refcounts()
     first, _ = refcounts.allocate(7)
     assert refcounts.last_used() == first + 6
+
+
+def test_a_run_longer_than_the_cache_is_counted_whole() -> None:
+    """Two blocks fit in the cache; none of ten may be lost between fetching and changing it."""
+    store = MemoryStore()
+    images.create(store, 1 << 20, cluster_size=512)
+
+    def save() -> None:
+        for block in refcounts.blocks.dirty():
+            store.write(block.offset, pack_counts(block.words, refcounts.bits))
+            block.take_dirty()
+
+    refcounts = Refcounts(store, read_header(store), 1024, save)
+    first, _ = refcounts.allocate(2560)
+    refcounts.increase(first, 2560)
+    assert set(refcounts.counts(first, 2560)) == {2}
+    refcounts.decrease(first, 2560)
+    assert set(refcounts.counts(first, 2560)) == {1}

@@ -152,15 +152,14 @@ class Refcounts:
         Raises :class:`UnsupportedFeatureError`, with nothing changed, where a count would not
         fit in its bits.
         """
-        pieces = self._pieces(cluster, count)
-        for block, start, end in pieces:
+        for block, start, end in self._pieces(cluster, count):
             if max(block.words[start:end]) >= self.max_count:
                 raise UnsupportedFeatureError(
                     f"a cluster would be referenced more than {self.max_count} times, which "
                     f"{self.bits}-bit reference counts cannot hold (amend refcount_bits)",
                     path=self._file.name,
                 )
-        for block, start, end in pieces:
+        for block, start, end in self._pieces(cluster, count):
             words = block.words
             if end - start == 1:
                 words[start] += 1
@@ -169,18 +168,24 @@ class Refcounts:
             block.touch(start, end)
 
     def decrease(self, cluster: int, count: int = 1) -> list[tuple[int, int]]:
-        """One reference less to each cluster; the runs (cluster, count) that became free."""
+        """One reference less to each cluster; the runs (cluster, count) that became free.
+
+        Raises :class:`CorruptImageError`, with nothing changed, where a count is 0 already.
+        """
+        position = cluster
+        for block, start, end in self._pieces(cluster, count):
+            if not all(block.words[start:end]):
+                raise CorruptImageError(
+                    "a cluster in use has reference count 0; run check with repair",
+                    path=self._file.name,
+                    offset=(position + block.words.index(0, start) - start) * self._cluster_size,
+                )
+            position += end - start
         freed: list[tuple[int, int]] = []
         for block, start, end in self._pieces(cluster, count):
             first = cluster - start
             for index in range(start, end):
                 value = block.words[index]
-                if value == 0:
-                    raise CorruptImageError(
-                        "a cluster in use has reference count 0; run check with repair",
-                        path=self._file.name,
-                        offset=(first + index) * self._cluster_size,
-                    )
                 block.words[index] = value - 1
                 if value == 1:
                     _extend_runs(freed, first + index)
@@ -193,9 +198,12 @@ class Refcounts:
                 self.packed_tail = 0
         return freed
 
-    def _pieces(self, cluster: int, count: int) -> list[tuple[Table, int, int]]:
-        """(block, first index, end index) for each block that counts the clusters."""
-        pieces = []
+    def _pieces(self, cluster: int, count: int) -> Iterator[tuple[Table, int, int]]:
+        """(block, first index, end index) for each block that counts the clusters.
+
+        One at a time: fetching the next may drop this one from a small cache, unless it was
+        touched before.
+        """
         while count:
             index, start = divmod(cluster, self.block_entries)
             end = min(start + count, self.block_entries)
@@ -206,10 +214,9 @@ class Refcounts:
                     path=self._file.name,
                     offset=cluster * self._cluster_size,
                 )
-            pieces.append((block, start, end))
+            yield block, start, end
             cluster += end - start
             count -= end - start
-        return pieces
 
     def own_clusters(self) -> Iterator[int]:
         """The host clusters that the refcount table and blocks themselves occupy."""
