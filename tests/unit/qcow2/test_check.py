@@ -496,6 +496,31 @@ def test_what_cannot_be_read_is_an_error_and_frees_nothing() -> None:
     assert store.content() == content
 
 
+@pytest.mark.parametrize("what", ["snapshot table", "bitmap directory", "table of bitmap 'b'"])
+def test_snapshots_and_bitmaps_that_cannot_be_read_are_not_dropped(what: str) -> None:
+    store = BadSpot()
+    images.create(store, 1 << 20, cluster_size=512)
+    with images.open_image(store) as image:
+        image.create_snapshot("kept")
+        image.add_bitmap("b", 512)
+        image.write(0, b"recorded")
+    content = store.content()
+    copy = BadSpot(content)
+    with opened(copy, readonly=False) as image:
+        assert image.header.bitmaps is not None
+        directory = image.header.bitmaps[2]
+        copy.bad = {
+            "snapshot table": image.header.snapshots_offset,
+            "bitmap directory": directory,
+            "table of bitmap 'b'": int.from_bytes(content[directory : directory + 8], "big"),
+        }[what]
+        result = image.check(repair={"leaks", "errors"})
+    assert result.check_errors
+    assert f"the {what} cannot be read" in result.findings[0].message
+    copy.bad = -1
+    assert copy.content() == content
+
+
 # -- hostile images --------------------------------------------------------------------------------
 
 

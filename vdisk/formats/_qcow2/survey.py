@@ -24,6 +24,7 @@ from vdisk.formats._qcow2.validate import check_refcount_table, check_snapshot_t
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from vdisk.errors import VdiskError
     from vdisk.formats._qcow2.core import Core
 
 _BATCH = 1 << 20
@@ -128,8 +129,15 @@ class Survey:
         try:
             return self.file.read(offset, inside).ljust(length, b"\0")
         except DeviceError as error:
-            self.report.error(f"the {what} cannot be read ({error.message})", offset)
+            self._report_failure(what, offset, error)
             return None
+
+    def _report_failure(self, what: str, offset: int, error: VdiskError) -> None:
+        """A structure is broken, or could not be read: then it may be sound for all we know."""
+        if isinstance(error, DeviceError):
+            self.report.error(f"the {what} cannot be read ({error.message})", offset)
+        else:
+            self.report.corruption(f"the {what}: {error.message}", offset)
 
     def _region(self, what: str, offset: int, length: int, references: int = 1) -> bool:
         """Count references to each cluster of a contiguous structure; False if it is misplaced.
@@ -169,7 +177,7 @@ class Survey:
             check_snapshot_table(self.header, self.file_size, path=self.file.name)
             found = snapshots.read_table(self.core)
         except (CorruptImageError, DeviceError) as error:
-            self.report.corruption(f"the snapshot table: {error.message}", offset)
+            self._report_failure("snapshot table", offset, error)
             self._certain = False
             return
         self._region("snapshot table", offset, snapshots.table_length(self.core))
@@ -264,7 +272,7 @@ class Survey:
         try:
             entries = bitmap_directory.read(self.core)
         except (CorruptImageError, DeviceError) as error:
-            self.report.corruption(f"the bitmap directory: {error.message}", offset)
+            self._report_failure("bitmap directory", offset, error)
             self.bitmaps_readable = False
             return
         self._region("bitmap directory", offset, size)
@@ -276,7 +284,7 @@ class Survey:
                 for host in data.clusters(entry):
                     self.census.add(host >> self.cluster_bits, (host >> self.cluster_bits) + 1)
             except (CorruptImageError, DeviceError) as error:
-                self.report.corruption(f"the {what}: {error.message}", entry.table_offset)
+                self._report_failure(what, entry.table_offset, error)
                 self.broken_bitmaps.append(entry.name)
 
     # -- L2 tables -------------------------------------------------------------------------------
