@@ -79,6 +79,8 @@ def our_verdict(data: bytes) -> Verdict | None:
             return None
         if image.header.backing_file not in (None, "base"):
             return None
+        if image.header.backing_format not in (None, "raw"):
+            return None
         sound, findings = _check(image)
         try:
             return Verdict("", image.read(0, image.size), "", sound, findings)

@@ -62,7 +62,7 @@ class Allowed:
         self.on_acknowledged()
 
     def on_snapshot(self, tag: str) -> None:
-        self.snapshots[tag] = b"".join(self.latest)
+        self.snapshots[tag] = b"".join(self.latest)[: max(self.sizes)]
         self.doubtful.add(tag)
 
     def on_taken(self, tag: str) -> None:
