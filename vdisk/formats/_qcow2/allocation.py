@@ -453,17 +453,12 @@ class Writer:
             self._change_clusters(start, end, Becomes.ZERO, unmap=unmap)
 
     def _write_zero_bytes(self, start: int, end: int) -> None:
-        """Zero what is no whole unit: as one, if all around it reads as zeroes already."""
-        if start >= end:
-            return
-        first, last = round_down(start, self._unit), round_up(end, self._unit)
-        extents = self.mapping.extents(first, min(last, self._size()) - first)
-        if self.core.header.version >= 3 and all(extent.reads_zero for extent in extents):
-            self._change_clusters(first, last, Becomes.ZERO, unmap=False)
-            return
+        """Zero what is no whole unit; others may be writing the rest of it."""
         for position in range(start, end, ZERO_CHUNK):
             stop = min(position + ZERO_CHUNK, end)
-            self.write(position, [memoryview(bytes(stop - position))])
+            extents = self.mapping.extents(position, stop - position)
+            if self.backing_changes or not all(extent.reads_zero for extent in extents):
+                self.write(position, [memoryview(bytes(stop - position))])
 
     def _shows_backing(self, start: int, end: int) -> bool:
         """True if, were this layer empty in the range, some backing file's bytes might show."""
