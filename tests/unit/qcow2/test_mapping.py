@@ -147,3 +147,20 @@ def test_extents_join_only_what_continues() -> None:
     assert Extent(10, 5, Kind.DATA, store, 60).follows(first)
     assert not Extent(10, 5, Kind.DATA, store, 61).follows(first)
     assert not Extent(11, 5, Kind.DATA, store, 61).follows(first)
+
+
+def test_zeroing_part_of_a_cluster_leaves_what_is_written_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = new_image()
+    extents, neighbour = image._mapping.extents, b"n" * 4096
+
+    def write_beside(start: int, length: int) -> list[Extent]:
+        found = list(extents(start, length))
+        monkeypatch.undo()
+        image.write(8192, neighbour)
+        return found
+
+    monkeypatch.setattr(image._mapping, "extents", write_beside)
+    image.write_zeroes(0, 4096)
+    assert image.read(8192, 4096) == neighbour
