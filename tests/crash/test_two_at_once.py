@@ -21,6 +21,7 @@ from tests.tools import images, peers, qemu
 from tests.tools.hammer import Hammer, often_switching
 from tests.tools.killing import Killing
 from tests.tools.peers import requires_peer
+from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,23 @@ def test_threads(tmp_path: Path, name: str) -> None:
     qemu.check(path)
     with images.open_image(path, readonly=True) as image:
         assert image.read(0, image.size) == hammer.model
+
+
+class NeverCut(MemoryStore):
+    """A file that must not be truncated: another thread may be writing behind its end."""
+
+    def _truncate(self, size: int) -> None:
+        raise AssertionError(f"truncated to {size}")
+
+
+@pytest.mark.parametrize("name", THREADS)
+def test_guest_writes_do_not_truncate_the_file(name: str) -> None:
+    file = MemoryStore()
+    images.create(file, 8 << 20, **THREADS[name])
+    with images.open_image(NeverCut(file.content())) as image:
+        for offset in range(0, image.size, image.size // 16):
+            image.write(offset, b"somewhere else")
+            image.flush()
 
 
 # -- processes -------------------------------------------------------------------------------------

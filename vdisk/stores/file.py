@@ -220,10 +220,20 @@ class FileStore(BlockDevice):
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         beyond = offset + length - self._size
         if beyond > 0:  # extending is zeroing
-            self._truncate(offset + length)
+            self._extend(offset + length)
             length = max(length - beyond, 0)
         if length and not self._zero_range(offset, length, unmap):
             super()._write_zeroes(offset, length, unmap)
+
+    def _extend(self, end: int) -> None:
+        """Make the file at least so long, by writing the last of the bytes that are to be zero.
+
+        Another thread may just have written behind ``end``: that ftruncate would cut off.
+        """
+        if self.is_block_device:
+            self._truncate(end)
+        else:
+            self._writev(end - 1, [memoryview(b"\0")])
 
     def _zero_range(self, offset: int, length: int, unmap: bool) -> bool:
         """Let the system zero the range; False where it cannot."""
@@ -412,6 +422,16 @@ class DirectFileStore(FileStore):
                 with self._bounce_lock:
                     self._write_around(offset + start, view[start : start + _BOUNCE_SIZE])
             offset += len(view)
+
+    def _extend(self, end: int) -> None:
+        """Nobody else writes meanwhile, so nothing can be cut off."""
+        with self._bounce_lock:
+            if end > self._size:
+                self._truncate(end)
+
+    def _copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
+        with self._bounce_lock:
+            return super()._copy_from(offset, source, source_offset, length)
 
     def _write_around(self, offset: int, part: memoryview) -> None:
         size = max(self._size, offset + len(part))

@@ -423,3 +423,37 @@ def test_requests_larger_than_the_bounce_buffer(path: Path) -> None:
         assert store.read(5, len(content)) == content
         assert store.size == len(content) + 5
     assert path.read_bytes() == bytes(5) + content
+
+
+class Busy(FileStore):
+    """Another thread always writes just before the file is extended."""
+
+    def _extend(self, end: int) -> None:
+        os.pwrite(self.fileno(), b"theirs", end + BLOCK)
+        super()._extend(end)
+
+
+def test_zeroes_at_the_end_cut_off_nothing_that_was_written_behind_them(path: Path) -> None:
+    with Busy(path, readonly=False, create=True) as store:
+        store.write_zeroes(0, BLOCK)
+        assert os.pread(store.fileno(), 6, 2 * BLOCK) == b"theirs"
+        assert store.read(0, BLOCK) == bytes(BLOCK)
+
+
+@pytest.mark.parametrize("kind", [FileStore, DirectFileStore])
+def test_threads_that_extend_a_file_lose_nothing(path: Path, kind: type[FileStore]) -> None:
+    if kind is DirectFileStore and not supports_direct_io(path):
+        pytest.skip("no O_DIRECT here")
+    with kind(path, readonly=False, create=True) as store:
+
+        def extend(number: int) -> None:
+            if number % 2:
+                store.write_zeroes(number * BLOCK, BLOCK)
+            else:
+                store.write(number * BLOCK, bytes([number]) * BLOCK)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(extend, range(1, 200)))
+        assert store.size == 200 * BLOCK
+        for number in range(2, 200, 2):
+            assert store.read(number * BLOCK, BLOCK) == bytes([number]) * BLOCK

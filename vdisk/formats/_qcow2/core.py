@@ -232,10 +232,8 @@ class Core:
             self.file.note("l2_alloc_write")
             if old:
                 self.write(new, self._l2_table_bytes(old))
-            elif not fresh:
-                self.file.write_zeroes(new, self.cluster_size, unmap=False)
-            else:
-                self.file.truncate(max(self.file.size, new + self.cluster_size))
+            else:  # also where it is zero anyway: the file has to reach as far as its tables
+                self.file.write_zeroes(new, self.cluster_size, unmap=fresh)
         except BaseException:
             self.free_unused(cluster, 1)
             raise
