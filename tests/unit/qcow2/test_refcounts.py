@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools import images
-from vdisk.errors import CorruptImageError, NoSpaceError, UnsupportedFeatureError
+from vdisk.errors import CorruptImageError, DeviceError, NoSpaceError, UnsupportedFeatureError
+from vdisk.filters.faults import Faults, InjectError, IoType, Where
 from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts, unpack_counts
+from vdisk.formats._qcow2.tables import words_to_bytes
 from vdisk.formats.qcow2 import read_header
 from vdisk.stores.memory import MemoryStore
 
@@ -123,3 +126,42 @@ def test_a_run_longer_than_the_cache_is_counted_whole() -> None:
     assert set(refcounts.counts(first, 2560)) == {2}
     refcounts.decrease(first, 2560)
     assert set(refcounts.counts(first, 2560)) == {1}
+
+
+def test_a_new_block_is_counted_or_not_made() -> None:
+    """Its cluster is counted by an older block, which the new one drives out of the cache."""
+    store = MemoryStore()
+    images.create(store, 1 << 20, cluster_size=512, refcount_bits=64)
+    faults = Faults(store)
+    refcounts = Refcounts(faults, read_header(store), 1024, lambda: None)
+    while refcounts.allocate(1)[0] < 125:
+        pass
+    for block in refcounts.blocks.dirty():
+        block.take_dirty()
+        store.write(block.offset, words_to_bytes(block.words))
+    refcounts.increase(5)
+    assert refcounts.count(126) == 0
+    where = Where(iotypes=frozenset({IoType.READ}), once=True)
+    faults.set_rules(InjectError(where=where))
+    with contextlib.suppress(DeviceError):
+        refcounts.allocate(4)
+    faults.set_rules()
+    for offset in filter(None, refcounts.table.words):
+        assert refcounts.count(offset // 512) == 1
+
+
+def test_a_new_block_that_finds_no_room_is_not_made() -> None:
+    store = MemoryStore()
+    images.create(store, 1 << 20, cluster_size=512, refcount_bits=64)
+
+    def full() -> None:
+        raise DeviceError("the tables in memory cannot be saved")
+
+    refcounts = Refcounts(store, read_header(store), 1024, full)
+    with pytest.raises(DeviceError):
+        while True:
+            refcounts.allocate(3)
+    for offset in filter(None, refcounts.table.words):
+        assert refcounts.count(offset // 512) == 1
+    assert refcounts.table.words.count(0) == 64 - 2
+    assert refcounts.last_used() + 1 == sum(map(refcounts.count, range(128)))

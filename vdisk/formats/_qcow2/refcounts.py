@@ -337,11 +337,27 @@ class Refcounts:
         words = array(TYPECODES[bits], bytes(self.block_entries * bits // 8))
         block = Table(cluster << self._cluster_bits, words)
         block.touch(0, len(words))
-        self.blocks.add(block)
+        self._count_block(index, cluster, block)
         self.table.words[index] = block.offset
         self.table.touch(index, index + 1)
-        self._set_ones(cluster, 1)
         self._fresh = max(self._fresh, cluster + 1)
+
+    def _count_block(self, index: int, cluster: int, block: Table) -> None:
+        """Count the new block's cluster, in itself or an older block, and keep the block.
+
+        Where the older block cannot be read, or no room be made, nothing has changed.
+        """
+        counting, within = divmod(cluster, self.block_entries)
+        if counting == index:
+            block.words[within] = 1
+            self.blocks.add(block)
+            return
+        self._set_ones(cluster, 1)
+        try:
+            self.blocks.add(block)
+        except BaseException:
+            self.decrease(cluster)
+            raise
 
     def _grow_table(self, entries: int) -> None:
         """Make room for ``entries`` blocks: a larger table elsewhere, at first in memory only.
