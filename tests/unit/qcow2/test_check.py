@@ -521,6 +521,30 @@ def test_snapshots_and_bitmaps_that_cannot_be_read_are_not_dropped(what: str) ->
     assert copy.content() == content
 
 
+@pytest.mark.parametrize("repair", [{"leaks"}, {"leaks", "errors"}])
+@pytest.mark.parametrize("past", [1, 200])
+def test_a_repair_unsets_counts_past_the_end_of_the_file(repair: set[str], past: int) -> None:
+    """Another program, or a cut, left them; when the file grows they are leaks."""
+    store = MemoryStore()
+    images.create(store, 1 << 20, cluster_size=512, refcount_bits=64)
+    with images.open_image(store) as image:
+        image.write(0, b"data" * 128 * 70)
+        refcounts = image._core.refcounts
+        end = store.size // 512 + past
+        while refcounts.allocate(1)[0] < end:
+            pass
+    content = store.content()
+    assert len(content) < end * 512
+    with opened(content) as image:
+        before = image.read(0, image.size)
+    mended = MemoryStore(content)
+    with opened(mended, readonly=False) as image:
+        assert image.check(repair=repair).clean
+        refcounts = image._core.refcounts
+        assert refcounts.last_used() < -(-mended.size // 512)
+        assert image.read(0, image.size) == before
+
+
 # -- hostile images --------------------------------------------------------------------------------
 
 

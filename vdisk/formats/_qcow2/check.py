@@ -59,7 +59,8 @@ def check(
             core.settle()
         comparison = examine(image, progress)
         result = comparison.result()
-        if not repair or (result.clean and not core.header.incompatible_features & _MARKS):
+        marked = core.header.incompatible_features & _MARKS
+        if not repair or (result.clean and not marked and not comparison.counts_past_end):
             return result
         from vdisk.formats._qcow2.repair import Repair
 
@@ -89,6 +90,8 @@ class Comparison:
 
     ``wrong_blocks``: numbers of the refcount blocks that hold (or lack) a wrong count.
     ``copied_wrong``: a COPIED flag disagrees with its refcount.
+    ``counts_past_end``: clusters behind the end of the file are counted.  As in QEMU that is no
+    leak yet, but it becomes one when the file grows, so that a repair unsets these counts.
     """
 
     def __init__(self, survey: Survey) -> None:
@@ -99,6 +102,7 @@ class Comparison:
         self.block_entries = survey.cluster_size * 8 // self.bits
         self.wrong_blocks: list[int] = []
         self.copied_wrong = False
+        self.counts_past_end = False
         self._end = 0
 
     def run(self) -> None:
@@ -114,6 +118,20 @@ class Comparison:
         for first in range(behind, self.survey.clusters, _UNCOUNTED_STEP):
             self._compare(first, self._clipped(first, _UNCOUNTED_STEP), [])
         self._check_active_l1()
+        if not self.report.corruptions:  # an entry may still refer to something there
+            self._look_past_end()
+
+    def _look_past_end(self) -> None:
+        clusters, blocks, seen = self.survey.clusters, self.survey.refcount_blocks, {0}
+        for index in range(clusters // self.block_entries, len(blocks)):
+            if blocks[index] in seen:
+                continue
+            seen.add(blocks[index])
+            inside = max(clusters - index * self.block_entries, 0)
+            if any(digit[inside:].strip(b"\0") for digit in self.stored(blocks[index])):
+                self.counts_past_end = True
+                if index not in self.wrong_blocks:
+                    self.wrong_blocks.append(index)
 
     def _clipped(self, first: int, count: int) -> int:
         return min(count, self.survey.clusters - first)
