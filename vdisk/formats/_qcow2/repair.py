@@ -60,7 +60,7 @@ class Repair:
             return
         if not self._everything:
             if self._survey.certain and self._survey.refcounts_usable:
-                self._store_counts(min)
+                self._free_leaks()
         else:
             if not self._survey.bitmaps_readable:
                 self._image._bitmaps.forget()
@@ -74,6 +74,21 @@ class Repair:
                 self._core.reload()
                 self._set_copied()
         self._core.reload()
+
+    def _free_leaks(self) -> None:
+        """Lower counts, and set the flag of what is then referred to once.
+
+        Without the flag an image that was sound would be corrupt; a mark sees to it that a cut
+        between the two does not leave it so.
+        """
+        sound = not self._survey.report.corruptions
+        if sound:
+            self._core.mark_dirty()
+        self._store_counts(min)
+        if sound:
+            self._look_again()
+            if self._comparison.copied_wrong:
+                self._set_copied()
 
     def _look_again(self) -> None:
         self._core.reload()
