@@ -249,7 +249,9 @@ class Life:
         elif "in-use" in found[0].flags:
             self.image.remove_bitmap(BITMAP)
             self.recorded = None
-        elif self.recorded is not None:
+        elif self.recorded is None:  # adding it failed, but it is there
+            self.recorded = set()
+        else:
             dirty = {
                 sector
                 for start, length in self.image.dirty_ranges(BITMAP)

@@ -17,7 +17,7 @@ from vdisk.nbd.events import InvalidRequest, Request, SessionStarted
 from vdisk.nbd.limits import Limits
 from vdisk.nbd.server_negotiation import ServerNegotiation
 from vdisk.nbd.server_transmission import ServerTransmission
-from vdisk.nbd.session import BlockSizes, TlsMode
+from vdisk.nbd.session import BlockSizes, HeaderStyle, TlsMode
 
 if TYPE_CHECKING:
     import random
@@ -47,7 +47,6 @@ _PAYLOAD = bytes(range(64)) * 8
 
 
 def _requests(request: Struct, magic: int) -> bytes:
-    """One of each command."""
     sent = []
     for command, length in enumerate([4096, 512, 0, 0, 4096, 512, 8192, SIZE]):
         if command == wire.Command.NBD_CMD_DISC:
@@ -60,10 +59,16 @@ def _requests(request: Struct, magic: int) -> bytes:
     return b"".join(sent)
 
 
+def client_requests(style: HeaderStyle) -> bytes:
+    """One of each command, as a client of that style sends them."""
+    if style is HeaderStyle.EXTENDED:
+        return _requests(wire.EXTENDED_REQUEST, wire.NBD_EXTENDED_REQUEST_MAGIC)
+    return _requests(wire.REQUEST, wire.NBD_REQUEST_MAGIC)
+
+
 def seeds() -> dict[str, bytes]:
     flags = pack(">I", 3)
-    old = _requests(wire.REQUEST, wire.NBD_REQUEST_MAGIC)
-    wide = _requests(wire.EXTENDED_REQUEST, wire.NBD_EXTENDED_REQUEST_MAGIC)
+    old, wide = client_requests(HeaderStyle.SIMPLE), client_requests(HeaderStyle.EXTENDED)
     set_contexts = _contexts(10, *(context.encode() for context in CONTEXTS))
     ask = _option(3) + _contexts(9) + _option(6, pack(">IHH", 0, 1, 3)) + _option(2)
     streams = {

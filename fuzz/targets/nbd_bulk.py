@@ -1,0 +1,101 @@
+"""Any requests: the hot path takes only what the machine takes, and as the same; ≤ 256 MiB, ≤ 2 s.
+
+Input: a byte that chooses the kind of session, a byte that says in what pieces the machine gets
+what the hot path leaves to it, and the requests of a client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fuzz.targets.nbd_server import CONTEXTS, SIZE, client_requests
+from fuzz.wire_fields import change_stream
+from tests.tools.nbd_pair import EVERYTHING
+from vdisk.nbd.bulk import BulkParser
+from vdisk.nbd.errors import RemoteProtocolError
+from vdisk.nbd.events import InvalidRequest, Request
+from vdisk.nbd.server_transmission import ServerTransmission
+from vdisk.nbd.session import BlockSizes, ExportInfo, HeaderStyle, MetaContext, Session
+from vdisk.nbd.wire import Command, CommandFlag, ErrorValue, TransmissionFlag
+
+if TYPE_CHECKING:
+    import random
+
+LONGEST = 4096
+STYLES = list(HeaderStyle)
+MOST = 5
+"""Requests that the hot path takes at once."""
+FLAGS = [
+    EVERYTHING,
+    EVERYTHING | TransmissionFlag.NBD_FLAG_READ_ONLY,
+    EVERYTHING & ~TransmissionFlag.NBD_FLAG_SEND_FUA,
+]
+
+
+def seeds() -> dict[str, bytes]:
+    return {
+        style.value: bytes([number, 7]) + client_requests(style)
+        for number, style in enumerate(STYLES)
+    }
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    settings = bytes(rng.randrange(256) if rng.random() < 0.1 else byte for byte in data[:2])
+    return settings + change_stream(data[2:], [seed[2:] for seed in seeds().values()], rng)
+
+
+def session(settings: int) -> Session:
+    sizes = [None, BlockSizes(512, 4096, 1 << 25), BlockSizes(1, 512, 4096)][settings // 9 % 3]
+    export = ExportInfo("", SIZE, FLAGS[settings // 3 % 3], block_sizes=sizes)
+    contexts = tuple(MetaContext(number, name) for number, name in enumerate(CONTEXTS))
+    return Session(export, STYLES[settings % 3], contexts)
+
+
+def run(data: bytes) -> None:
+    settings, piece = data.ljust(2, b"\0")[:2]
+    agreed = session(settings)
+    slow = _taken(ServerTransmission(agreed), data[2:])
+    assert _with_hot_path(agreed, memoryview(data)[2:], piece or 1) == slow
+
+
+def _with_hot_path(agreed: Session, rest: memoryview, piece: int) -> list[Any]:
+    machine = ServerTransmission(agreed)
+    parser, found = BulkParser(agreed, machine.gate), list[Any]()
+    while rest and machine.wants_data:
+        before = len(found)
+        if machine.at_boundary:
+            reads, used = parser.reads(rest, MOST)
+            found += [(Command.NBD_CMD_READ, *read, False, b"") for read in reads]
+            rest = rest[used:]
+            writes, used = parser.writes(rest, MOST)
+            found += [
+                (Command.NBD_CMD_WRITE, cookie, offset, len(data), fua, bytes(data))
+                for cookie, offset, data, fua in writes
+            ]
+            rest = rest[used:]
+        if len(found) == before:
+            found += _taken(machine, rest[:piece])
+            rest = rest[piece:]
+    return found
+
+
+def _taken(machine: ServerTransmission, data: bytes | memoryview) -> list[Any]:
+    """What the machine makes of some input; it then wants no more after a violation."""
+    found: list[Any] = []
+    machine.receive_data(data)
+    try:
+        while (event := machine.next_event()) is not None:
+            if isinstance(event, InvalidRequest):
+                found.append((str(event.error), event.request.cookie))
+                machine.reply_error(event.request, event.error, event.message)
+            elif isinstance(event, Request):
+                found.append(_shown(event))
+                machine.reply_error(event, ErrorValue.NBD_EIO)
+    except RemoteProtocolError as error:
+        found.append(str(error))
+    return found
+
+
+def _shown(event: Request) -> tuple[Any, ...]:
+    fua = bool(event.flags & CommandFlag.NBD_CMD_FLAG_FUA)
+    return (event.command, event.cookie, event.offset, event.length, fua, bytes(event.data))
