@@ -342,6 +342,7 @@ class Life:
             self._tell_write(0, content)
             self.image.apply_snapshot(tag)
             self.allowed.on_resized(len(content))
+            self._forget_behind(len(content))
 
     def delete(self) -> None:
         tag = self._pick()
@@ -357,6 +358,10 @@ class Life:
         self.allowed.on_resize(size)
         self.image.resize(size)
         self.allowed.on_resized(size)
+        self._forget_behind(size)
+
+    def _forget_behind(self, size: int) -> None:
+        """A disk that got shorter has lost what a bitmap said of its end."""
         if self.recorded is not None:
             self.recorded.intersection_update(range(size // SECTOR))
 
