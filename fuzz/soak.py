@@ -429,6 +429,7 @@ class Soak:
         options = rng.choice([{}, {"cluster_size": 4096}, {"cluster_size": 512}])
         images.create(path, 4 << 20, **options)
         with images.open_image(path, l2_cache_size=1 << 16) as image:
+            image.add_bitmap(BITMAP, 4096)
             hammer = Hammer(image, rng.randrange(1 << 30), snapshots=True, resizing=True)
             hammer.run(1.0)
         self.events.update({f"hammered {name}": count for name, count in hammer.counts.items()})

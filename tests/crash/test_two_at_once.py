@@ -50,6 +50,8 @@ def test_threads(tmp_path: Path, name: str) -> None:
         often_switching(),
     ):
         resizing = options.get("compat") != "0.10"
+        if resizing:
+            image.add_bitmap("writes", 4096)
         hammer = Hammer(image, 1, snapshots=snapshots, resizing=resizing)
         hammer.run(SECONDS)
     assert hammer.counts["requests"] > 50
@@ -58,6 +60,8 @@ def test_threads(tmp_path: Path, name: str) -> None:
     qemu.check(path)
     with images.open_image(path, readonly=True) as image:
         assert image.read(0, image.size) == hammer.model
+        hammer.image = image
+        hammer.check_bitmaps()
 
 
 class NeverCut(MemoryStore):

@@ -2,7 +2,8 @@
 
 Each writer owns every so manieth block, so that it knows what its blocks hold although its
 neighbours in the same clusters change all the time.  Beside the writers one thread takes, reads
-and deletes snapshots, and one makes the disk larger and smaller behind the writers' part.
+and deletes snapshots, and one makes the disk larger and smaller behind the writers' part.  A dirty
+bitmap, if the image has one, must know every block in the end.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Hammer:
         self.model = bytearray(image.size)
         self.seed = seed
         self.counts: dict[str, int] = {}
+        self._changed: set[int] = set()
         self._failures: list[BaseException] = []
         self._over = threading.Event()
         self._jobs: list[Callable[[random.Random], None]] = [
@@ -59,6 +61,18 @@ class Hammer:
             raise self._failures[0]
         assert not any(thread.is_alive() for thread in threads), "a thread hangs"
         assert self.image.read(0, len(self.model)) == self.model
+        self.check_bitmaps()
+
+    def check_bitmaps(self) -> None:
+        """Every bitmap of the image has every block that was changed."""
+        for bitmap in self.image.bitmaps():
+            ranges = self.image.dirty_ranges(bitmap.name, 0, len(self.model))
+            dirty = {
+                block
+                for start, length in ranges
+                for block in range(start // BLOCK, -(-(start + length) // BLOCK))
+            }
+            assert self._changed <= dirty, sorted(self._changed - dirty)
 
     def _guarded(self, number: int, job: Callable[[random.Random], None]) -> None:
         rng = random.Random(self.seed * 100 + number)
@@ -90,10 +104,10 @@ class Hammer:
                 image.flush()
             case 1 | 2:
                 image.write_zeroes(start, BLOCK, unmap=rng.random() < 0.5)
-                self.model[place] = bytes(BLOCK)
+                self._now_holds(start, bytes(BLOCK))
             case 3 if image.cluster_size <= BLOCK:
                 image.discard(start, BLOCK)
-                self.model[place] = bytes(BLOCK)
+                self._now_holds(start, bytes(BLOCK))
             case 4 | 5 | 6 | 7 | 8:
                 assert image.read(start, BLOCK) == self.model[place], f"block at {start:#x}"
             case 9:
@@ -101,8 +115,12 @@ class Hammer:
             case _:
                 data = rng.randbytes(BLOCK)
                 image.write(start, data)
-                self.model[place] = data
+                self._now_holds(start, data)
         self._count("requests")
+
+    def _now_holds(self, start: int, data: bytes) -> None:
+        self.model[start : start + BLOCK] = data
+        self._changed.add(start // BLOCK)
 
     # -- the structure ---------------------------------------------------------------------------
 
