@@ -1,0 +1,1 @@
+"""Accelerators: what runs a guest's instructions (``llvm``, ``kvm``, ``interp``)."""
