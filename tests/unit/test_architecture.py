@@ -118,6 +118,12 @@ def test_nbd_does_no_io() -> None:
         assert not tops & set(SANS_IO), path
 
 
+def test_devices_know_nothing_of_processors() -> None:
+    for path in (PACKAGE / "vm" / "devices").rglob("*.py"):
+        for name in imported(path):
+            assert not name.startswith(("vdisk.vm.cpu", "vdisk.vm.accel", "vdisk.vm.machine")), path
+
+
 HEAVY = {
     "asyncio",
     "construct",
