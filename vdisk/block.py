@@ -151,6 +151,37 @@ def execute_read(extents: Iterable[Extent], offset: int, view: memoryview) -> No
             extent.source.read_into(extent.source_offset, part)
 
 
+def split_views(views: Sequence[memoryview], lengths: Iterable[int]) -> Iterator[list[memoryview]]:
+    """Cut a scatter list into consecutive lists of ``lengths`` bytes each."""
+    index = used = 0
+    for length in lengths:
+        part: list[memoryview] = []
+        left = length
+        while left:
+            view = views[index]
+            piece = view[used : used + left] if used or len(view) > left else view
+            part.append(piece)
+            left -= len(piece)
+            used += len(piece)
+            if used == len(view):
+                index, used = index + 1, 0
+        yield part
+
+
+def execute_readv(extents: Iterable[Extent], offset: int, views: Sequence[memoryview]) -> None:
+    """Carry out a plan as :func:`execute_read` does, scattering the bytes over ``views``.
+
+    Each extent is one call of its source, however many buffers it fills.  No view is empty.
+    """
+    plan = list(extents)
+    for extent, part in zip(plan, split_views(views, (e.length for e in plan)), strict=True):
+        if extent.source is None or extent.source_offset is None or extent.reads_zero:
+            for view in part:
+                fill_zeroes(view)
+        else:
+            extent.source.readv(extent.source_offset, part)
+
+
 def as_bytes_view(buffer: Buffer) -> memoryview:
     """A flat view of bytes over any contiguous buffer."""
     view = memoryview(buffer)
@@ -265,7 +296,7 @@ class BlockDevice(ABC):
         """Fill the buffers one after another with the bytes from ``offset`` on."""
         views = [as_bytes_view(buffer) for buffer in buffers]
         self._check("read", offset, sum(map(len, views)))
-        self._readv(offset, views)
+        self._readv(offset, [view for view in views if len(view)])
 
     def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
         for view in views:

@@ -37,16 +37,19 @@ MAY_IMPORT = {
     "aio": _FOUNDATION,
     "nbd_client": _DEVICES,
     "nbd_server": f"{_DEVICES} formats opening jobs aio",
-    "emu_blockdev": _DEVICES,
+    "emu_blockdev": f"{_DEVICES} formats opening",
     "vm": f"{_DEVICES} formats opening emu_blockdev",
     "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_client nbd_server vm",
 }
 """For each part of the package, the parts below it (itself is always allowed)."""
 
-ONE_PART = {"nbd_serving": "nbd_server"}
+ONE_PART = {"nbd_serving": "nbd_server", "emu_block": "emu_blockdev"}
 """Packages that are the inside of another part."""
 
-WITHOUT_ASYNCIO = ("block", "stores", "filters", "formats", "nbd", "opening", "jobs")
+WITHOUT_ASYNCIO = (
+    *("block", "stores", "filters", "formats", "nbd", "opening", "jobs"),
+    "emu_blockdev",
+)
 SANS_IO = ("socket", "ssl", "select", "selectors", "asyncio", "threading")
 
 

@@ -140,6 +140,20 @@ class Throttled(Passing):
         self.inner.discard(offset, length)
 
 
+def parse_limits(given: Mapping[str, object], owner: str) -> list[tuple[frozenset[str], Throttle]]:
+    """The limits of :class:`Throttled` from options: ``{"iops-total": …, "bps-write": …}``.
+
+    ``owner``: whose options they are, for the error about one that does not exist.
+    """
+    bag = OptionBag(given, owner)
+    limits = []
+    for key, kinds in _DIRECTIONS.items():
+        iops, bps = bag.size(f"iops-{key}") or 0, bag.size(f"bps-{key}") or 0
+        limits.append((kinds, Throttle(iops=iops, bps=bps)))
+    bag.finish()
+    return limits
+
+
 class ThrottleDriver:
     """``{"driver": "throttle", "limits": {"iops-total": …, "bps-write": …}, "file": …}``."""
 
@@ -151,12 +165,7 @@ class ThrottleDriver:
             given = options.take("limits", {})
             if not isinstance(given, dict):
                 raise InvalidRequestError(f"{options.owner}: 'limits' holds iops-total and others")
-            bag = OptionBag(given, f"{options.owner}: limits")
-            limits = []
-            for key, kinds in _DIRECTIONS.items():
-                iops, bps = bag.size(f"iops-{key}") or 0, bag.size(f"bps-{key}") or 0
-                limits.append((kinds, Throttle(iops=iops, bps=bps)))
-            bag.finish()
+            limits = parse_limits(given, f"{options.owner}: limits")
             options.finish()
             return Throttled(children["file"], limits)
         except BaseException:

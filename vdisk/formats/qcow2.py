@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from vdisk.block import BlockDevice, Extent, Kind, close_all, execute_read
+from vdisk.block import BlockDevice, Extent, Kind, close_all, execute_read, execute_readv
 from vdisk.errors import (
     InvalidRequestError,
     UnsupportedFeatureError,
@@ -135,6 +135,18 @@ class Qcow2Image(BlockDevice):
                 found[0].read_into(found[1], view)
             else:
                 execute_read(self._mapping.extents(offset, len(view)), offset, view)
+        finally:
+            self._core.at_work.end(ticket)
+
+    def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        length = sum(map(len, views))
+        ticket = self._core.at_work.begin()
+        try:
+            found = self._mapping.locate(offset, length)
+            if found is not None:
+                found[0].readv(found[1], views)
+            else:
+                execute_readv(self._mapping.extents(offset, length), offset, views)
         finally:
             self._core.at_work.end(ticket)
 

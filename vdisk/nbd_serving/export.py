@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vdisk.block import BlockDevice, Kind
 from vdisk.errors import InvalidRequestError
-from vdisk.filters.copy_on_read import CopyOnRead
+from vdisk.filters.prompt import is_prompt
 from vdisk.nbd.session import BlockSizes, ExportInfo
 from vdisk.nbd.wire import (
     BASE_ALLOCATION,
@@ -19,8 +19,6 @@ from vdisk.nbd.wire import (
 )
 from vdisk.nbd_serving.access import parse_rule
 from vdisk.nbd_serving.statistics import Statistics
-from vdisk.stores.file import FileStore
-from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -177,25 +175,3 @@ class Export:
             start = first + size
         if start < end:
             yield end - start, 0
-
-
-def is_prompt(device: BlockDevice) -> bool:
-    """Whether a small request to ``device`` is a few system calls on local files.
-
-    Only such a device is ever used in the event loop's thread.  What leads over a network, waits
-    for the disk at each write, or decrypts, is left to worker threads.
-    """
-    if isinstance(device, FileStore):
-        return device.prompt
-    if isinstance(device, MemoryStore):
-        return True
-    if isinstance(device, CopyOnRead):  # a write waits for the copies that others make
-        return False
-    if not device.verbatim or getattr(device, "encryption", None) is not None:
-        return False
-    children = [
-        child
-        for role in ("file", "data_file", "backing", "inner", "image")
-        if isinstance(child := getattr(device, role, None), BlockDevice)
-    ]
-    return bool(children) and all(map(is_prompt, children))

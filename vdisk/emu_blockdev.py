@@ -1,0 +1,495 @@
+"""What an emulated disk controller holds: a disk with a queue of requests, over any device.
+
+A controller (IDE, virtio-blk) parses what its guest wants, and submits requests whose buffers
+are slices of guest RAM.  What the page cache holds is done before :meth:`~EmuBlockDevice.submit`
+returns; the rest is done by worker threads, in any order::
+
+    controller --submit(request)--> gate --> at once? --yes--> True: request.error says how
+        ^                             |          |
+        |                          refused       no: False
+        |                                        v
+        '--- request.done(request) <--- policy <-- workers: BlockDevice.readv, writev, flush …
+                                          |
+                                          '-- STOP: kept until resume()
+
+A flush begins when every write submitted before it has finished.  Everything here is done with
+``lock`` held, the lock of the machine's bus, which workers take before they call ``done``; while
+a worker waits for the disk it does not hold it.
+
+Bounds: :data:`MAX_REQUESTS` requests, each of :data:`MAX_REQUEST` bytes; ``threads`` of them are
+in work at once.  Data are never queued: they stay in guest RAM or on the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from vdisk.emu_block.barrier import Barrier
+from vdisk.emu_block.geometry import DiskGeometry, Geometry, Translation, guess
+from vdisk.emu_block.policy import ErrorPolicy, OnError
+from vdisk.emu_block.quick import Quick
+from vdisk.emu_block.requests import ID_LENGTH, MODIFYING, Operation, Request
+from vdisk.emu_block.statistics import Statistics
+from vdisk.emu_block.workers import Workers
+from vdisk.errors import (
+    DeviceError,
+    InvalidRequestError,
+    NotFoundError,
+    OutOfRangeError,
+    ReadOnlyError,
+    VdiskError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vdisk.block import BlockDevice
+
+__all__ = [
+    "MAX_REQUEST",
+    "MAX_REQUESTS",
+    "DiskGeometry",
+    "EmuBlockDevice",
+    "ErrorPolicy",
+    "Geometry",
+    "OnError",
+    "Operation",
+    "Request",
+    "Statistics",
+    "Translation",
+]
+
+MAX_REQUEST: Final = 32 << 20
+"""Bytes of one request: what ATA's READ DMA EXT moves at most, more than any guest asks for."""
+
+MAX_REQUESTS: Final = 4096
+"""Requests not done yet: four full virtqueues of the largest size that guests use."""
+
+THREADS: Final = 4
+"""Requests that wait for the disk at once; more bring little even to fast disks."""
+
+SECTOR_SIZES: Final = (512, 4096)
+
+
+class EmuBlockDevice:
+    """A disk of a machine, over ``device``, which it owns; None: an empty drive.
+
+    ``sector_size``: logical sector, 512 or 4096 bytes; ``physical_sector_size``: what the guest
+    is told to align to.  ``serial``: up to 20 characters.  ``readonly``: None, as the device is.
+    ``removable``: has a tray.  ``write_cache`` False: each write is flushed before it is done.
+    ``discard`` False: discarding does nothing, zeroing keeps the room.  ``policy``: about failed
+    requests.  ``throttle``: options of the throttle filter, {"iops-total": …, "bps-write": …}.
+    ``snapshot``: writes go to a temporary overlay, in ``snapshot_directory``.  ``geometry``:
+    physical CHS (None: guessed).  ``threads``: 0 makes the disk synchronous, every request done
+    when its submission returns: for machines that must run the same each time.  ``lock``: of the
+    bus.  ``now``: a clock in nanoseconds, for statistics.
+    """
+
+    def __init__(
+        self,
+        device: BlockDevice | None,
+        *,
+        sector_size: int = 512,
+        physical_sector_size: int | None = None,
+        serial: str = "",
+        readonly: bool | None = None,
+        removable: bool = False,
+        write_cache: bool = True,
+        discard: bool = True,
+        policy: ErrorPolicy | None = None,
+        throttle: Mapping[str, object] | None = None,
+        snapshot: bool = False,
+        snapshot_directory: str | None = None,
+        geometry: Geometry | None = None,
+        threads: int = THREADS,
+        lock: threading.RLock | None = None,
+        now: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        physical = physical_sector_size or sector_size
+        if sector_size not in SECTOR_SIZES or physical < sector_size or physical & (physical - 1):
+            raise InvalidRequestError(
+                f"sectors of {sector_size} bytes on {physical}: a logical sector has 512 or 4096 "
+                f"bytes, a physical one a power of two times as many"
+            )
+        if len(serial.encode()) > ID_LENGTH or not serial.isascii():
+            raise InvalidRequestError(
+                f"serial number {serial!r}: at most {ID_LENGTH} ASCII letters"
+            )
+        if device is None and not removable:
+            raise InvalidRequestError("only a drive for removable media may be empty")
+        self.sector_size = sector_size
+        self.physical_sector_size = physical
+        self.serial = serial
+        self.removable = removable
+        self.write_cache = write_cache
+        self.discard_enabled = discard
+        self.policy = policy or ErrorPolicy()
+        self.statistics = Statistics()
+        self.lock = lock or threading.RLock()
+        self.device: BlockDevice | None = None
+        self.size = 0
+        """Bytes of the disk, whole sectors; 0 while there is no medium."""
+        self.tray_open = False
+        self.tray_locked = False
+        """The guest has locked the tray."""
+        self.on_stop: Callable[[Request, VdiskError], None] | None = None
+        """Called when a request failed and was kept: the machine must stand still now."""
+        self._readonly = readonly
+        self._throttle = throttle
+        self._snapshot = snapshot
+        self._snapshot_directory = snapshot_directory
+        self._given_geometry = geometry.checked() if geometry else None
+        self._geometry: DiskGeometry | None = None
+        self._now = now
+        self._quick: Quick | None = None
+        self._barrier = Barrier()
+        self._parked: list[Request] = []
+        self._active = 0
+        self._idle = threading.Condition(self.lock)
+        self._threads = threads
+        self._workers = Workers(threads, self._work)
+        self._on_change: list[Callable[[], None]] = []
+        self._eject_requested: list[Callable[[], None]] = []
+        self._use(None if device is None else self._stacked(device))
+
+    # -- the medium --------------------------------------------------------------------------
+
+    def _stacked(self, device: BlockDevice) -> BlockDevice:
+        """The device with what the options put over it; closed if that fails."""
+        try:
+            if self._readonly is False and device.readonly and not self._snapshot:
+                raise ReadOnlyError("opened read-only: the disk can be read only", path=device.name)
+            if self._snapshot:
+                from vdisk.opening.overlay import temporary_overlay
+
+                device = temporary_overlay(device, self._snapshot_directory)
+            if self._throttle:
+                from vdisk.filters.throttle import Throttled, parse_limits
+
+                device = Throttled(device, parse_limits(self._throttle, "throttle"))
+        except BaseException:
+            device.close()
+            raise
+        return device
+
+    def _use(self, device: BlockDevice | None) -> None:
+        self.device = device
+        self._quick = None if device is None else Quick(device)
+        self._geometry = None
+        self._measure()
+
+    def _measure(self) -> None:
+        size = 0 if self.device is None else self.device.size
+        self.size = size // self.sector_size * self.sector_size
+
+    @property
+    def readonly(self) -> bool:
+        """Whether writes are refused."""
+        return bool(self._readonly) or self.device is None or self.device.readonly
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a medium that the guest can reach."""
+        return self.device is not None and not self.tray_open
+
+    @property
+    def geometry(self) -> DiskGeometry:
+        """CHS, as the partition table shows it or as disks of this size have it."""
+        if self._geometry is None:
+            self._geometry = guess(self.device, self._given_geometry)
+        return self._geometry
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call ``callback()`` when the size has changed, or the medium or the tray."""
+        self._on_change.append(callback)
+
+    def on_eject_request(self, callback: Callable[[], None]) -> None:
+        """Call ``callback()`` when somebody wants a medium whose tray the guest has locked."""
+        self._eject_requested.append(callback)
+
+    def eject(self, *, force: bool = False) -> None:
+        """Open the tray, take the medium out and close its image.
+
+        Raises :class:`InvalidRequestError` for a disk that cannot be ejected, and
+        :class:`DeviceError` while the guest has locked the tray, which it is told of.
+        """
+        with self.lock:
+            self._check_removable()
+            if self.tray_locked and not self.tray_open and not force:
+                for callback in self._eject_requested:
+                    callback()
+                raise DeviceError("the guest has locked the tray; it was asked to eject")
+            self.drain()
+            device, self.tray_open, self.tray_locked = self.device, True, False
+            self._use(None)
+            self._changed()
+        if device is not None:
+            device.close()
+
+    def insert(self, device: BlockDevice) -> None:
+        """Put a medium, then owned, into the empty drive and close the tray."""
+        with self.lock:
+            self._check_removable()
+            if self.device is not None:
+                raise InvalidRequestError("there is a medium in the drive: eject it first")
+            self._use(self._stacked(device))
+            self.tray_open = False
+            self._changed()
+
+    def move_tray(self, *, out: bool) -> None:
+        """As the guest does: the medium stays in the tray."""
+        self._check_removable()
+        if out != self.tray_open:
+            self.tray_open = out
+            self._changed()
+
+    def _check_removable(self) -> None:
+        if not self.removable:
+            raise InvalidRequestError("this disk is not removable")
+
+    def resize(self, size: int) -> None:
+        """Make the disk ``size`` bytes long, and tell the guest."""
+        with self.lock:
+            if self.device is None:
+                raise NotFoundError("there is no medium to resize")
+            self.drain()
+            self.device.truncate(size)
+            self._geometry = None
+            self._measure()
+            self._changed()
+
+    def exchange(self, device: BlockDevice) -> BlockDevice:
+        """Go on with another device of the same content (an overlay, a copy); the former one.
+
+        The guest does not notice.
+        """
+        with self.lock:
+            if self.device is None or device.size != self.device.size:
+                raise InvalidRequestError("only a device of the same size can take over")
+            self.drain()
+            former = self.device
+            self._use(device)
+            return former
+
+    def _changed(self) -> None:
+        for callback in self._on_change:
+            callback()
+
+    # -- requests ----------------------------------------------------------------------------
+
+    @property
+    def room(self) -> bool:
+        """Whether another request may be submitted before one is done."""
+        return self.in_flight < MAX_REQUESTS
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not done: in work, kept after an error, flushes that wait."""
+        return self._active + len(self._parked) + self._barrier.waiting
+
+    def submit(self, request: Request) -> bool:
+        """Begin a request; ``lock`` is held.
+
+        True: it is done, ``request.error`` says how, and ``done`` is not called.  False:
+        ``request.done(request)`` will be called, unless :meth:`cancel` comes first.
+        """
+        request.began = self._now()
+        error = self._refusal(request)
+        if error is not None:
+            request.error = error
+            self.statistics.invalid[request.operation] += 1
+            return True
+        if self._at_once(request):
+            self.statistics.at_once += 1
+            size, operation = request.length, request.operation
+            self.statistics.add(operation, size, self._now() - request.began)
+            return True
+        if request.operation in MODIFYING:
+            self._barrier.begin_write(request)
+            if self._belongs_here(request):
+                return self._write_here(request)
+        elif request.operation is Operation.FLUSH and self._barrier.hold_flush(request):
+            return False
+        return self._start(request)
+
+    def _refusal(self, request: Request) -> VdiskError | None:  # noqa: PLR0911
+        """Why a request can never be carried out; the one gate of all of them."""
+        if self.device is None or self.tray_open:
+            return NotFoundError("there is no medium")
+        if not self.room:
+            return DeviceError("too many requests")
+        operation, mask = request.operation, self.sector_size - 1
+        if operation is Operation.FLUSH or operation is Operation.GET_ID:
+            return None
+        if (request.offset | request.length) & mask or request.offset < 0 or request.length < 0:
+            return InvalidRequestError(f"{request} is not whole sectors")
+        if request.offset + request.length > self.size:
+            return OutOfRangeError(f"{request} reaches past the end of the disk")
+        if operation is Operation.READ:
+            return _unfit_buffers(request)
+        if self.readonly:
+            return ReadOnlyError("the disk is read-only")
+        return _unfit_buffers(request) if operation is Operation.WRITE else None
+
+    def _at_once(self, request: Request) -> bool:
+        """Read what needs no waiting, answer what needs no disk; False where it is not so."""
+        quick, operation = self._quick, request.operation
+        if quick is None:
+            return False
+        if operation is Operation.READ:
+            return quick.read(request.offset, request.length, request.views)
+        if operation is Operation.GET_ID:
+            self._give_id(request)
+            return True
+        return operation is Operation.DISCARD and not self.discard_enabled
+
+    def _belongs_here(self, request: Request) -> bool:
+        """Whether a write is better made in this thread than handed over."""
+        if request.operation is not Operation.WRITE or request.fua or not self.write_cache:
+            return False
+        return self._quick is not None and self._quick.may_write(request.length, request.began)
+
+    def _write_here(self, request: Request) -> bool:
+        assert self._quick is not None
+        error = self._carry_out(request)
+        self._quick.note_write(request.began, self._now())
+        self.statistics.at_once += error is None
+        return self._finish(request, error)
+
+    def _give_id(self, request: Request) -> None:
+        """The serial number: not terminated if it fills all its room."""
+        data, start = self.serial.encode().ljust(ID_LENGTH, b"\0"), 0
+        for view in request.views:
+            part = data[start : start + len(view)]
+            view[: len(part)] = part
+            start += len(part)
+
+    def _start(self, request: Request) -> bool:
+        """Carry a request out, here or in a worker; True: done, and nobody was told."""
+        if self._threads:
+            self._active += 1
+            self._workers.put(request, self._active)
+            return False
+        return self._finish(request, self._carry_out(request))
+
+    def _work(self, request: Request) -> None:
+        """In a worker's thread."""
+        error = self._carry_out(request)
+        with self.lock:
+            self._active -= 1
+            if self._finish(request, error) and request.done is not None:
+                request.done(request)
+            if not self._active:
+                self._idle.notify_all()
+
+    def _carry_out(self, request: Request) -> VdiskError | None:
+        try:
+            self._execute(request)
+        except VdiskError as error:
+            return error
+        except Exception as error:  # a guest must get an answer, and other disks go on
+            failure = DeviceError(f"{request} failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            return failure
+        return None
+
+    def _execute(self, request: Request) -> None:
+        device = self.device
+        if device is None:
+            raise NotFoundError("there is no medium")
+        operation = request.operation
+        if operation is Operation.READ:
+            device.readv(request.offset, request.views)
+        elif operation is Operation.FLUSH:
+            if not self.readonly:
+                device.flush()
+        else:
+            if operation is Operation.WRITE:
+                device.writev(request.offset, request.views)
+            elif operation is Operation.WRITE_ZEROES:
+                unmap = request.unmap and self.discard_enabled
+                device.write_zeroes(request.offset, request.length, unmap=unmap)
+            elif operation is Operation.DISCARD:
+                device.discard(request.offset, request.length)
+            if request.fua or not self.write_cache:
+                device.flush()
+
+    def _finish(self, request: Request, error: VdiskError | None) -> bool:
+        """A request was carried out; False where it is kept for another try."""
+        operation = request.operation
+        if error is not None:
+            self.statistics.failed[operation] += 1
+            action = self.policy.action(operation, error)
+            if action is OnError.STOP:
+                self._parked.append(request)
+                if self.on_stop is not None:
+                    self.on_stop(request, error)
+                return False
+            if action is OnError.IGNORE:
+                error = None
+        request.error = error
+        if error is None:
+            self.statistics.add(operation, request.length, self._now() - request.began)
+        if request.epoch is not None:
+            for flush in self._barrier.end_write(request):
+                self._go_on(flush)
+        return True
+
+    def _go_on(self, request: Request) -> None:
+        """Start a request whose submission has long returned."""
+        if self._start(request) and request.done is not None:
+            request.done(request)
+
+    # -- life --------------------------------------------------------------------------------
+
+    @property
+    def stopped(self) -> bool:
+        """Whether failed requests wait for :meth:`resume`."""
+        return bool(self._parked)
+
+    def resume(self) -> None:
+        """Try again what failed and was kept, in order."""
+        with self.lock:
+            parked, self._parked = self._parked, []
+            for request in parked:
+                self._go_on(request)
+
+    def drain(self) -> None:
+        """Return when no request is in work; those kept after an error stay kept.
+
+        The lock is not held while waiting, however often the caller has taken it.
+        """
+        with self.lock:
+            self._idle.wait_for(lambda: not self._active)
+
+    def cancel(self) -> None:
+        """What a reset of the controller does: let work end, forget the kept and the waiting.
+
+        ``done`` is called for what was in work, and not for what was forgotten.
+        """
+        with self.lock:
+            self.drain()
+            self._parked.clear()
+            self._barrier = Barrier()
+
+    def close(self) -> None:
+        """Drain, save everything and close the device; a second call does nothing."""
+        with self.lock:
+            self.cancel()
+            threads = self._workers.stop()
+            device, self.device, self._quick, self.size = self.device, None, None, 0
+        for thread in threads:
+            thread.join()
+        if device is not None:
+            device.close()
+
+
+def _unfit_buffers(request: Request) -> VdiskError | None:
+    """Why a read or write cannot be what it says."""
+    if request.length > MAX_REQUEST:
+        return InvalidRequestError(f"{request} is longer than {MAX_REQUEST} bytes")
+    if sum(map(len, request.views)) != request.length:
+        return InvalidRequestError(f"{request} has buffers of another length")
+    return None
