@@ -210,6 +210,13 @@ class Vcpu(ABC):
     @abstractmethod
     def set_msrs(self, msrs: dict[int, int]) -> None: ...
 
+    def get_extra(self) -> dict[str, int | bytes]:
+        """What else a saved machine needs, in the accelerator's own terms: events under way …"""
+        return {}
+
+    def set_extra(self, extra: dict[str, int | bytes]) -> None:  # noqa: B027
+        """Take back what :meth:`get_extra` of the same accelerator gave; after all other sets."""
+
     def close(self) -> None:  # noqa: B027 - not every accelerator holds something
         """Release what the vCPU holds."""
 
