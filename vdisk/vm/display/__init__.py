@@ -1,0 +1,1 @@
+"""The machine's screen, keyboard and mouse for people: in a terminal, by VNC, in a browser."""

@@ -1,0 +1,186 @@
+"""What a monitor needs of a machine; the machine is the :class:`MachineControl`.
+
+All methods may be called from any thread and may wait (for a processor to stop, for a disk), so
+servers call them in worker threads.  They raise :class:`~vdisk.errors.VdiskError`:
+``NotFoundError`` for a drive, file or snapshot that is not there.
+
+The names are those of QEMU's interface (qapi/run-state.json, qapi/block-core.json).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vdisk.vm.display.base import InputSink, Screen
+
+
+class RunState(enum.Enum):
+    """What the machine is doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    IO_ERROR = "io-error"
+    SHUTDOWN = "shutdown"
+    """The guest has turned itself off, and the machine was told to stay."""
+    PRELAUNCH = "prelaunch"
+    SAVE_VM = "save-vm"
+    RESTORE_VM = "restore-vm"
+    INTERNAL_ERROR = "internal-error"
+
+
+class MachineEvent(NamedTuple):
+    """Something that happened: ``name`` and ``data`` of QMP.
+
+    ``STOP``, ``RESUME`` and ``POWERDOWN`` have no data; the others::
+
+        RESET, SHUTDOWN      guest: bool, reason: str (ShutdownCause)
+        BLOCK_IO_ERROR       device: str, operation: read|write, action: report|ignore|stop,
+                             nospace: bool, reason: str
+        DEVICE_TRAY_MOVED    device: str, id: str, tray-open: bool
+    """
+
+    name: str
+    data: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """The image in a drive.  ``backing``: the chain below it, nearest first; sizes in bytes."""
+
+    filename: str
+    format: str
+    size: int
+    read_only: bool = False
+    backing: Sequence[str] = ()
+    writeback: bool = True
+    """False where each write is flushed before it is reported done."""
+    node_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriveStatistics:
+    """Since power-on: requests, bytes, and nanoseconds that requests took (in sum)."""
+
+    rd_bytes: int = 0
+    wr_bytes: int = 0
+    unmap_bytes: int = 0
+    rd_operations: int = 0
+    wr_operations: int = 0
+    flush_operations: int = 0
+    unmap_operations: int = 0
+    failed_rd_operations: int = 0
+    failed_wr_operations: int = 0
+    failed_flush_operations: int = 0
+    failed_unmap_operations: int = 0
+    rd_total_time_ns: int = 0
+    wr_total_time_ns: int = 0
+    flush_total_time_ns: int = 0
+    unmap_total_time_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drive:
+    """A disk or CD-ROM drive.  ``device``: its name (``ide1-cd0``); ``id``: of the device."""
+
+    device: str
+    id: str = ""
+    removable: bool = False
+    locked: bool = False
+    tray_open: bool = False
+    io_status: Literal["ok", "failed", "nospace"] = "ok"
+    medium: Medium | None = None
+    statistics: DriveStatistics = field(default_factory=DriveStatistics)
+
+
+class VmSnapshot(NamedTuple):
+    """A machine saved in its disks: as ``info snapshots`` shows it.  Times are in ns."""
+
+    id: str
+    tag: str
+    vm_state_size: int
+    date_seconds: int
+    vm_clock_ns: int
+
+
+class MachineControl(Protocol):
+    """A machine to someone who controls it."""
+
+    name: str
+    screen: Screen
+    input: InputSink
+
+    def status(self) -> RunState: ...
+
+    def stop(self) -> None:
+        """Let the processors and the guest's time stand still; returns when they do."""
+
+    def cont(self) -> None:
+        """Go on; requests that failed with an error policy of ``stop`` are tried again."""
+
+    def reset(self) -> None: ...
+
+    def powerdown(self) -> None:
+        """Press the power button: the guest may shut itself down."""
+
+    def quit(self) -> None:
+        """End the machine without asking the guest."""
+
+    def inject_nmi(self) -> None: ...
+
+    def subscribe(self, callback: Callable[[MachineEvent], None]) -> Callable[[], None]:
+        """Call ``callback`` for every event, in any thread; gives what ends that."""
+
+    # -- disks -------------------------------------------------------------------------------
+
+    def drives(self) -> Sequence[Drive]: ...
+
+    def eject(self, device: str, *, force: bool = False) -> None:
+        """Open the tray and take the medium out; a locked tray opens only by ``force``."""
+
+    def insert(
+        self, device: str, filename: str, *, format: str | None = None, read_only: bool = True
+    ) -> None:
+        """Put another medium in, taking out what is there, and close the tray."""
+
+    def open_tray(self, device: str, *, force: bool = False) -> None: ...
+
+    def close_tray(self, device: str) -> None: ...
+
+    def snapshot_disk(
+        self,
+        device: str,
+        filename: str,
+        *,
+        format: str = "qcow2",
+        mode: Literal["existing", "absolute-paths"] = "absolute-paths",
+    ) -> None:
+        """Go on in a new image whose backing file is what the drive has now."""
+
+    # -- the whole machine, saved in its disks -------------------------------------------------
+
+    def save_vm(self, tag: str) -> None: ...
+
+    def load_vm(self, tag: str) -> None: ...
+
+    def delete_vm(self, tag: str) -> None: ...
+
+    def vm_snapshots(self) -> Sequence[VmSnapshot]: ...
+
+    # -- looking inside ------------------------------------------------------------------------
+
+    def cpus(self) -> int:
+        """How many processors there are."""
+
+    def accelerator(self) -> str:
+        """``llvm``, ``kvm`` or ``interp``."""
+
+    def registers(self, cpu: int) -> str:
+        """The registers of a processor as lines of text."""
+
+    def read_memory(self, address: int, length: int) -> bytes:
+        """Guest physical memory (RAM and ROM)."""
