@@ -23,11 +23,16 @@ argument, so that a run can be repeated bit for bit.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from vdisk.errors import CorruptImageError
 from vdisk.vm.clock import Timer
 from vdisk.vm.irq import IrqLine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vdisk.vm.bus import Read, Write
 
 State: TypeAlias = dict[str, Any]
 """A saved state: int, bool, str, bytes, None, and lists and dictionaries (by str) of these."""
@@ -74,6 +79,27 @@ class Device:
         """For :meth:`restored`: raise :class:`CorruptImageError` unless the condition holds."""
         if not condition:
             raise CorruptImageError(f"the saved state of {self.name} is impossible: {what}")
+
+
+def bytewise_read(read: Callable[[int], int]) -> Read:
+    """For a chip on an 8-bit bus: a wide read is several of a byte each, lowest first."""
+
+    def wide(offset: int, size: int) -> int:
+        if size == 1:
+            return read(offset)
+        return sum(read(offset + place) << 8 * place for place in range(size))
+
+    return wide
+
+
+def bytewise_write(write: Callable[[int, int], None]) -> Write:
+    """For a chip on an 8-bit bus: a wide write is several of a byte each, lowest first."""
+
+    def wide(offset: int, size: int, value: int) -> None:
+        for place in range(size):
+            write(offset + place, value >> 8 * place & 0xFF)
+
+    return wide
 
 
 def _saved(value: object) -> Any:
