@@ -7,7 +7,7 @@ have a line of a :class:`SharedLine`, which is high while any of them is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,3 +63,16 @@ class SharedLine:
         self._high += 1 if level else -1
         if (before > 0) != (self._high > 0):
             self._sink(self._high > 0)
+
+
+class InterruptSource(Protocol):
+    """What a vCPU asks for external interrupts: its local APIC, or the 8259 pair directly.
+
+    Called with ``bus.lock`` held.
+    """
+
+    def pending(self) -> bool:
+        """True while an interrupt waits that the vCPU may take."""
+
+    def acknowledge(self) -> int:
+        """Take it: the vector (0-255)."""

@@ -26,6 +26,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from vdisk.vm.irq import InterruptSource
+
 if TYPE_CHECKING:
     from vdisk.vm.bus import Bus
     from vdisk.vm.memory import GuestMemory
@@ -114,19 +116,6 @@ class FpuState:
     data_pointer: int = 0
     xmm: list[int] = field(default_factory=lambda: [0] * 16)
     mxcsr: int = 0x1F80
-
-
-class InterruptSource(Protocol):
-    """What a vCPU asks for external interrupts: its local APIC, or the 8259 pair directly.
-
-    Called with ``bus.lock`` held.
-    """
-
-    def pending(self) -> bool:
-        """True while an interrupt waits that the vCPU may take."""
-
-    def acknowledge(self) -> int:
-        """Take it: the vector (0-255)."""
 
 
 class LocalApic(InterruptSource, Protocol):

@@ -29,8 +29,8 @@ from vdisk.vm.devices.lapic_timer import ApicTimer, TimerMode, Tsc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vdisk.vm.accel.base import InterruptSource
     from vdisk.vm.clock import Clock
+    from vdisk.vm.irq import InterruptSource
 
 ID, VERSION, TPR, APR, PPR, EOI, RRD = 0x20, 0x30, 0x80, 0x90, 0xA0, 0xB0, 0xC0
 LDR, DFR, SVR, ISR, TMR, IRR, ESR = 0xD0, 0xE0, 0xF0, 0x100, 0x180, 0x200, 0x280
