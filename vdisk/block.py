@@ -334,6 +334,18 @@ class BlockDevice(ABC):
 
     # -- writing -----------------------------------------------------------------------------
 
+    def locate_to_write(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        """The store and offset where a range may be overwritten, in one piece, by other means.
+
+        None where it takes more than that: :meth:`write` knows.  For small writes to a device
+        that is not read-only, inside it, and true only inside :meth:`hold_to_write`.
+        """
+        return None
+
+    def hold_to_write(self) -> AbstractContextManager[None]:
+        """While inside, what :meth:`locate_to_write` finds may be written there."""
+        return nullcontext()
+
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of ``data`` at ``offset``; stable after the next :meth:`flush`."""
         view = as_bytes_view(data)

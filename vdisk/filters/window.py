@@ -55,6 +55,12 @@ class Window(BlockDevice):
     def _readv(self, offset: int, views: Sequence[memoryview]) -> None:
         self.inner.readv(self._offset + offset, views)
 
+    def locate_to_write(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return self.inner.locate_to_write(self._offset + offset, length)
+
+    def hold_to_write(self) -> AbstractContextManager[None]:
+        return self.inner.hold_to_write()
+
     def _write(self, offset: int, view: memoryview) -> None:
         self.inner.write(self._offset + offset, view)
 

@@ -13,7 +13,7 @@ This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the by
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -34,6 +34,7 @@ from vdisk.formats._qcow2.create import (
     header_from_options,
     write_empty_image,
 )
+from vdisk.formats._qcow2.gate import Writing
 from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.measure import measure
 from vdisk.formats._qcow2.opening import open_parts, prepare_for_writing, read_header
@@ -44,13 +45,13 @@ __all__ = ["DRIVER", "Qcow2Image", "read_header"]
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from collections.abc import Mapping as Options
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
     from vdisk.formats._qcow2.bitmaps import BitmapInfo
     from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.findings import CheckResult
-    from vdisk.formats._qcow2.gate import Work
     from vdisk.formats._qcow2.header import Header
     from vdisk.formats._qcow2.snapshots import SnapshotInfo, SnapshotView
     from vdisk.formats._qcow2.vm_state import VmStateArea
@@ -95,7 +96,8 @@ class Qcow2Image(BlockDevice):
             self._core.data = data_file
         self._core.encryption = encryption
         self._core.discard_freed = bool(self._options.get("pass-discard-request", True))
-        self._mapping = Mapping(self._core, self._core.l1, backing)
+        below = backing._mapping if isinstance(backing, Qcow2Image) else None
+        self._mapping: Mapping = Mapping(self._core, self._core.l1, backing, below)
         self._compressed = CompressedClusters(self._mapping)
         self._mapping.compressed_source = self._compressed
         self._core.on_release = self._compressed.forget
@@ -150,9 +152,18 @@ class Qcow2Image(BlockDevice):
         finally:
             self._core.at_work.end(ticket)
 
-    def hold(self) -> Work:
+    def hold(self) -> AbstractContextManager[None]:
         """While inside, host offsets found by ``map`` and ``locate`` stay this disk's own."""
-        return self._core.working()
+        return nullcontext() if self.readonly else self._core.working()
+
+    def locate_to_write(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        if (record := self._bitmaps.record) is not None:
+            record(offset, length)
+        return self._writer.locate(offset, length)
+
+    def hold_to_write(self) -> Writing:
+        """While inside, nobody changes the structure, and a place that was found stays one."""
+        return Writing(self._core.gate, self._core.at_work)
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
         return self._mapping.extents(start, length)
@@ -161,7 +172,7 @@ class Qcow2Image(BlockDevice):
         self._writev(offset, [view])
 
     def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
-        with self._core.gate.shared, self._core.working():
+        with self.hold_to_write():
             if (record := self._bitmaps.record) is not None:
                 record(offset, sum(map(len, views)))
             self._writer.write(offset, views)

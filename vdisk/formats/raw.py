@@ -75,6 +75,14 @@ class RawImage(BlockDevice):
         else:
             super()._readv(offset, views)
 
+    def locate_to_write(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        if offset < PROBE_SIZE and self._guarded:
+            return None
+        return self.file.locate_to_write(offset, length)
+
+    def hold_to_write(self) -> AbstractContextManager[None]:
+        return self.file.hold_to_write()
+
     def _write(self, offset: int, view: memoryview) -> None:
         if offset < PROBE_SIZE and self._guarded:
             self._refuse_disguise(offset, view)

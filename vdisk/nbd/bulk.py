@@ -45,6 +45,9 @@ PlainRead = tuple[int, int, int]
 PlainWrite = tuple[int, int, memoryview, bool]
 """Cookie, offset, data, NBD_CMD_FLAG_FUA."""
 
+Target = bytearray | memoryview
+
+_HEAD: Final = Struct(">Q")
 _COMPACT: Final = Struct(">QQQI")
 _EXTENDED: Final = Struct(">QQQQ")
 
@@ -92,14 +95,29 @@ class BulkParser:
         self._longest = gate.max_payload
         self._unaligned = session.block_sizes.minimum - 1
 
+    def read(self, view: memoryview) -> PlainRead | None:
+        """The plain read at the front."""
+        head, cookie, offset, length = self._layout.unpack_from(view)
+        if (
+            head != self._read
+            or not 0 < length <= self._longest
+            or offset + length > self._size
+            or (offset | length) & self._unaligned
+        ):
+            return None
+        return cookie, offset, length
+
     def reads(self, view: memoryview, most: int) -> tuple[list[PlainRead], int]:
         """The run of plain reads at the front, at most *most*, and the bytes they take."""
         each = self._layout.size
         whole = min(len(view) // each, most) * each
+        if not whole or _HEAD.unpack_from(view)[0] != self._read:
+            return [], 0
         plain, size, longest, unaligned = self._read, self._size, self._longest, self._unaligned
         found: list[PlainRead] = []
         append = found.append
-        for head, cookie, offset, length in self._layout.iter_unpack(view[:whole]):
+        requests = view if whole == len(view) else view[:whole]
+        for head, cookie, offset, length in self._layout.iter_unpack(requests):
             if (
                 head != plain
                 or not 0 < length <= longest
@@ -159,34 +177,46 @@ class BulkReplies:
     """
 
     def __init__(self, style: HeaderStyle) -> None:
-        self._style = style
-        self._pack_read = _READ_LAYOUTS[style].pack_into
-        self._pack_done = _DONE_LAYOUTS[style].pack_into
+        self._read_layout = _READ_LAYOUTS[style].pack_into
+        self._done_layout = _DONE_LAYOUTS[style].pack_into
         self._read_head, self._done_head = _reply_heads(style)
         self.read_header = _READ_LAYOUTS[style].size
         self.done = _DONE_LAYOUTS[style].size
+        self.pack_read = {
+            HeaderStyle.SIMPLE: self._simple_read,
+            HeaderStyle.STRUCTURED: self._structured_read,
+            HeaderStyle.EXTENDED: self._extended_read,
+        }[style]
+        """``(out, position, cookie, offset, length)``: put the header of a read's reply there;
+        returns where its ``length`` bytes of data belong."""
+        self.pack_done = self._extended_done if style is HeaderStyle.EXTENDED else self._short_done
+        """``(out, position, cookie, offset)``: put the reply to a request without data in it
+        there; returns the position after it."""
 
-    def pack_read(
-        self, out: bytearray | memoryview, position: int, cookie: int, offset: int, length: int
+    def _simple_read(
+        self, out: Target, position: int, cookie: int, _offset: int, _length: int
     ) -> int:
-        """The header of a read's reply; returns where its *length* bytes of data belong."""
-        head, style = self._read_head, self._style
-        if style is HeaderStyle.SIMPLE:
-            self._pack_read(out, position, head, cookie)
-        elif style is HeaderStyle.STRUCTURED:
-            self._pack_read(out, position, head, cookie, 8 + length, offset)
-        else:
-            self._pack_read(out, position, head, cookie, offset, 8 + length, offset)
+        self._read_layout(out, position, self._read_head, cookie)
         return position + self.read_header
 
-    def pack_done(
-        self, out: bytearray | memoryview, position: int, cookie: int, offset: int
+    def _structured_read(
+        self, out: Target, position: int, cookie: int, offset: int, length: int
     ) -> int:
-        """The reply to a request without data in it; returns the position after it."""
-        if self._style is HeaderStyle.EXTENDED:
-            self._pack_done(out, position, self._done_head, cookie, offset, 0)
-        else:
-            self._pack_done(out, position, self._done_head, cookie)
+        self._read_layout(out, position, self._read_head, cookie, 8 + length, offset)
+        return position + self.read_header
+
+    def _extended_read(
+        self, out: Target, position: int, cookie: int, offset: int, length: int
+    ) -> int:
+        self._read_layout(out, position, self._read_head, cookie, offset, 8 + length, offset)
+        return position + self.read_header
+
+    def _short_done(self, out: Target, position: int, cookie: int, _offset: int) -> int:
+        self._done_layout(out, position, self._done_head, cookie)
+        return position + self.done
+
+    def _extended_done(self, out: Target, position: int, cookie: int, offset: int) -> int:
+        self._done_layout(out, position, self._done_head, cookie, offset, 0)
         return position + self.done
 
 

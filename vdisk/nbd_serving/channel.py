@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)
+MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
+
+_PATIENCE = struct.pack("ll", 0, 100)
+"""What :meth:`Channel.start_waiting` waits for, a ``struct timeval`` of 0.1 ms: longer than a
+client needs for its next request.  (The kernel rounds it up to a tick of its clock.)"""
 
 _UNIX_SEND_BUFFER = 4 << 20
 """Bytes the kernel may hold for one unix socket: a few of the largest usual reads.  (TCP sizes
@@ -27,9 +33,14 @@ _TLS_RECORD = 1 << 14
 
 
 class Channel:
-    """A plain socket.  ``sends_files``: the kernel can send from a file by itself."""
+    """A plain socket.
+
+    ``sends_files``: the kernel can send from a file by itself.  ``can_wait``: receiving may wait,
+    when asked to, while sending does not.
+    """
 
     sends_files = hasattr(os, "sendfile") and hasattr(os, "preadv")
+    can_wait = bool(MSG_DONTWAIT) and hasattr(socket, "SO_RCVTIMEO")
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -40,20 +51,35 @@ class Channel:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.socket = connection
         self.recv_into: Callable[[memoryview], int] = connection.recv_into
+        self._waits = False
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
+    def start_waiting(self) -> None:
+        """From now on ``recv_into`` waits a moment before it raises ``BlockingIOError``."""
+        if not self._waits:
+            self._waits = True
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            self.socket.setblocking(True)
+
+    def stop_waiting(self) -> None:
+        """Not any longer."""
+        if self._waits:
+            self._waits = False
+            self.socket.setblocking(False)
+
     def send(self, data: memoryview, *, more: bool = False) -> int:
         """Send a beginning of ``data``; ``more``: something follows at once."""
-        return self.socket.send(data, MSG_MORE if more else 0)
+        return self.socket.send(data, MSG_DONTWAIT | MSG_MORE if more else MSG_DONTWAIT)
 
     def send_all(self, buffers: Sequence[memoryview], *, more: bool = False) -> int:
         """Send a beginning of the buffers, one after the other."""
-        return self.socket.sendmsg(buffers, (), MSG_MORE if more else 0)
+        return self.socket.sendmsg(buffers, (), MSG_DONTWAIT | MSG_MORE if more else MSG_DONTWAIT)
 
     def send_file(self, descriptor: int, offset: int, length: int) -> int:
         """Send bytes of a file; 0 at its end."""
+        self.stop_waiting()
         return os.sendfile(self.socket.fileno(), descriptor, offset, length)
 
     def close(self) -> None:
@@ -64,6 +90,7 @@ class TlsChannel(Channel):
     """TLS over the connection of a plain channel, which it replaces; begins with a handshake."""
 
     sends_files = False
+    can_wait = False
 
     def __init__(self, plain: Channel, context: ssl.SSLContext) -> None:
         import ssl

@@ -11,7 +11,7 @@ behind its header in the send buffer, and all of it leaves with one ``send``::
                                 |
                                 '--> not in the page cache: to the machine, and a worker
 
-Reads from 32 KiB on are sent by the kernel (``sendfile``).  Whatever is not plain, not valid, not
+Reads from 128 KiB on are sent by the kernel (``sendfile``).  Whatever is not plain, not valid, not
 in the page cache or fails is handed to the state machine, as the bytes it came as: then this
 path need not know how to refuse, and a client cannot tell which path answered.
 """
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
 SEND_BUFFER: Final = 4 << 20
 """Bytes of replies collected before they are sent, shared by all clients of a server."""
 
-SENDFILE_FROM: Final = 32 << 10
-"""Bytes from which a second system call costs less than copying twice."""
+SENDFILE_FROM: Final = 128 << 10
+"""Bytes from which the kernel's own way from a file to a socket costs less than copying twice: it
+takes four system calls, and what is copied leaves together with the replies around it."""
 
 INLINE_READ: Final = 256 << 10
 """Bytes of the longest read that is copied here, where the kernel cannot send it (TLS)."""
@@ -50,12 +50,11 @@ INLINE_READ: Final = 256 << 10
 INLINE_WRITE: Final = 128 << 10
 """Bytes of the longest write made here: some 30 microseconds for the page cache to take."""
 
-ROUNDS: Final = 16
-"""Times that one client is received from before the others have their turn."""
+TURN: Final = 0.002
+"""Seconds that one client is served before the others are asked: a hundred requests."""
 
-MOMENT: Final = 0.0001
-"""Seconds to wait for a lone client: longer than it needs to send its next request, shorter
-than anything else the event loop may have to do minds."""
+DISTRUST: Final = 0.1
+"""Seconds during which a client is not waited for that let us wait in vain."""
 
 READS_AT_ONCE: Final = 256
 WRITES_AT_ONCE: Final = 64
@@ -66,9 +65,6 @@ LONGEST_RUN: Final = 1 << 20
 
 FEW: Final = 2
 """Requests at once that a client without a queue sends."""
-
-FD_SETSIZE: Final = 1024
-"""The first descriptor that select cannot wait for.  (Its rivals count in milliseconds.)"""
 
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
@@ -101,6 +97,7 @@ class FastPath:
         self._export = export
         self._device = export.device
         self._locate = export.device.locate
+        self._locate_to_write = export.device.locate_to_write
         self._moves = not isinstance(export.device.hold(), nullcontext)
         self._outbox = outbox
         self._sends_files = outbox.channel.sends_files
@@ -109,6 +106,8 @@ class FastPath:
         self._filled = self._taken = 0
         self._hand_over = hand_over
         self._alone = alone
+        self._can_wait = outbox.channel.can_wait
+        self._no_waiting_until = 0.0
         self.handed_over = False
         """Whether the machine was given something since this was set."""
         self._nowait = _NOWAIT
@@ -120,31 +119,49 @@ class FastPath:
         What was received last: the bytes taken, of all the bytes; none at the end of the input.
         Raises ``BlockingIOError`` when there is nothing to receive, ``OSError``.
         """
-        receive = self._outbox.channel.recv_into
-        for _ in range(ROUNDS):
-            count = receive(buffer)
-            used = self.take(buffer[:count])
-            if used < count or self.handed_over:
-                break
-            self.send()
-            if self._outbox or not self._wait_for_more():
-                break
+        channel = self._outbox.channel
+        receive, take = channel.recv_into, self.take
+        waiting = False
+        began = monotonic()
+        try:
+            while True:
+                count = receive(buffer)
+                used = take(buffer[:count])
+                if used < count or self.handed_over or not count:
+                    break
+                if not self.send() or monotonic() - began > TURN:
+                    break
+                if not waiting:
+                    waiting = self._start_waiting(began)
+        except BlockingIOError:
+            if waiting:
+                self._no_waiting_until = monotonic() + DISTRUST
+            raise
+        finally:
+            channel.stop_waiting()
         return used, count
 
-    def _wait_for_more(self) -> bool:
-        """Whether it is worth to receive again, without asking the event loop first.
+    def _start_waiting(self, now: float) -> bool:
+        """Whether to wait for the client's next request right in ``recv``.
 
         A client with one request in flight sends the next in answer to our reply.  Where nobody
-        else is connected, waiting a moment for it costs a third of a turn of the event loop.
-        With more in flight, patience pays: what comes later comes together.
+        else is there to be served, waiting a moment for it costs a third of a turn of the event
+        loop.  With more in flight, patience pays: what comes later comes together.
         """
-        descriptor = self._outbox.channel.fileno()
-        if self._taken > FEW or descriptor >= FD_SETSIZE or not self._alone():
-            return True
-        return bool(select.select((descriptor,), (), (), MOMENT)[0])
+        if self._taken > FEW or now < self._no_waiting_until or not self._can_wait:
+            return False
+        if self._export.jobs or not self._alone():
+            return False
+        self._outbox.channel.start_waiting()
+        return True
 
     def take(self, view: memoryview) -> int:
         """Answer the plain requests at the front of ``view``; the bytes they took."""
+        if len(view) == self.header_size:
+            read = self._parser.read(view)
+            if read is not None and self._answer_one(*read):
+                self._taken = 1
+                return self.header_size
         reads, used = self._parser.reads(view, READS_AT_ONCE)
         if reads:
             self._taken = len(reads)
@@ -155,61 +172,111 @@ class FastPath:
         writes, used = self._parser.writes(view, WRITES_AT_ONCE)
         if writes:
             self._taken = len(writes)
-            self._answer_writes(writes, view)
+            with self._device.hold_to_write():
+                self._answer_writes(writes, view)
         return used
 
     def incomplete(self, view: memoryview) -> bool:
         """Whether it is better to wait for more than to let the machine begin with ``view``."""
         return self._parser.incomplete(view, INLINE_WRITE if self._writes_here else 0)
 
-    def send(self) -> None:
-        """Send the replies that were put together.  Raises ``OSError``."""
-        if self._filled:
-            filled, self._filled = self._filled, 0
-            self._outbox.send_now(self._buffer[:filled])
+    def send(self) -> bool:
+        """Send the replies that were put together; True when nothing is left.
+
+        Raises ``OSError``.
+        """
+        if not self._filled:
+            return not self._outbox
+        filled, self._filled = self._filled, 0
+        return self._outbox.send_now(self._buffer[:filled])
 
     # -- reads -----------------------------------------------------------------------------------
 
     def _answer_reads(self, reads: list[PlainRead], view: memoryview) -> int:
         """Answer reads until the client should fetch some; the bytes of the requests."""
         began = monotonic()
-        handed_over = count = size = 0
+        before = self._filled
+        count = answered = self._copy_run(reads)
+        size = self._filled - before - count * self._room
         while count < len(reads) and not self._outbox.crowded:
-            done = self._copy_run(reads[count:] if count else reads)
-            size += sum(read[2] for read in reads[count : count + done])
-            count += done
+            if self._answer_read(*reads[count]):
+                size += reads[count][2]
+                answered += 1
+            else:
+                start = count * self.header_size
+                self._give(view[start : start + self.header_size])
+            count += 1
             if count < len(reads):
-                if self._answer_read(*reads[count]):
-                    size += reads[count][2]
-                else:
-                    start = count * self.header_size
-                    self._give(view[start : start + self.header_size])
-                    handed_over += 1
-                count += 1
-        answered = count - handed_over
+                before = self._filled
+                done = self._copy_run(reads[count:])
+                size += self._filled - before - done * self._room
+                count += done
+                answered += done
         if answered:
             seconds = (monotonic() - began) / answered
             self._export.statistics.reads.add(answered, size, seconds)
         return count * self.header_size
+
+    def _answer_one(self, cookie: int, offset: int, length: int) -> bool:
+        """Answer the only read that was received, if it is small and in the page cache.
+
+        This is where a client without a queue spends its time.
+        """
+        filled = self._filled
+        if length > self._longest_copy or filled + self._room + length > SEND_BUFFER:
+            return False
+        began = monotonic()
+        if not self._moves:
+            done = self._copy(cookie, offset, length)
+        else:
+            with self._device.hold():
+                done = self._copy(cookie, offset, length)
+        if done:
+            self._export.statistics.reads.add(1, length, monotonic() - began)
+        return done
+
+    def _copy(self, cookie: int, offset: int, length: int) -> bool:
+        """What :meth:`_copy_run` does, with one read that fits."""
+        start = self._pack_read(self._buffer, self._filled, cookie, offset, length)
+        end = start + length
+        try:
+            found = self._locate(offset, length)
+            if found is None or type(found[0]) is not FileStore:
+                return False
+            data = (self._buffer[start:end],)
+            if os.preadv(found[0].fileno(), data, found[1], self._nowait) != length:
+                return False
+        except (VdiskError, OSError):
+            return False
+        self._filled = end
+        return True
 
     def _copy_run(self, reads: list[PlainRead]) -> int:
         """Answer small reads from the page cache, until one is not; how many.
 
         This is where a busy server spends its time.
         """
-        out, position, room = self._buffer, self._filled, self._room
+        out, position = self._buffer, self._filled
         pack, locate, preadv, nowait = self._pack_read, self._locate, os.preadv, self._nowait
-        longest, done = self._longest_copy, 0
+        longest = self._longest_copy
+        full = SEND_BUFFER - self._room
+        known, descriptor = None, -1
+        done = 0
         try:
             for cookie, offset, length in reads:
-                if length > longest or position + room + length > SEND_BUFFER:
+                if length > longest or position + length > full:
                     break
                 start = pack(out, position, cookie, offset, length)
                 end = start + length
                 found = locate(offset, length)
-                if found is None or type(found[0]) is not FileStore:
+                if found is None:
                     break
-                if preadv(found[0].fileno(), (out[start:end],), found[1], nowait) != length:
+                store, host = found
+                if store is not known:
+                    if type(store) is not FileStore:
+                        break
+                    known, descriptor = store, store.fileno()
+                if preadv(descriptor, (out[start:end],), host, nowait) != length:
                     break
                 position = end
                 done += 1
@@ -275,50 +342,57 @@ class FastPath:
     def _answer_writes(self, writes: list[PlainWrite], view: memoryview) -> None:
         began = monotonic()
         here = self._writes_here and began >= self._export.slow_until
-        index = position = answered = size = 0
-        while index < len(writes):
-            count = _run_length(writes, index) if here else 1
-            run = writes[index : index + count]
-            data = [item[2] for item in run]
-            length = sum(map(len, data))
-            end = position + count * self.header_size + length
-            if here and self._write(run, data):
-                answered += count
+        position = answered = size = 0
+        for run in _runs(writes):
+            length = sum([len(write[2]) for write in run])
+            end = position + len(run) * self.header_size + length
+            if here and self._write(run, length):
+                answered += len(run)
                 size += length
             else:
                 self._give(view[position:end])
-            index, position = index + count, end
+            position = end
         if answered:
             ended = monotonic()
             self._export.statistics.writes.add(answered, size, (ended - began) / answered)
             self._export.note_time(began, ended, answered)
 
-    def _write(self, run: list[PlainWrite], data: list[memoryview]) -> bool:
+    def _write(self, run: list[PlainWrite], length: int) -> bool:
         """Make a run of writes, put the replies in the buffer; False where it is not for here."""
-        if run[0][3] or len(data[0]) > INLINE_WRITE:
+        _cookie, offset, first, fua = run[0]
+        if fua or len(first) > INLINE_WRITE:
             return False
+        data = [write[2] for write in run]
         try:
-            self._device.writev(run[0][1], data)
-        except VdiskError:
-            return False
+            found = self._locate_to_write(offset, length)
+            if found is None or type(found[0]) is not FileStore:
+                self._device.writev(offset, data)
+            elif os.pwritev(found[0].fileno(), data, found[1]) != length:
+                return False
+        except (VdiskError, OSError):
+            return False  # the machine gets these requests too, and its replies say why
         if self._filled + len(run) * self._replies.done > SEND_BUFFER:
             self.send()
+        filled, pack = self._filled, self._replies.pack_done
         for cookie, offset, _data, _fua in run:
-            self._filled = self._replies.pack_done(self._buffer, self._filled, cookie, offset)
+            filled = pack(self._buffer, filled, cookie, offset)
+        self._filled = filled
         return True
 
 
-def _run_length(writes: list[PlainWrite], index: int) -> int:
-    """How many writes from ``index`` on lie one behind the other and can be made one."""
-    _cookie, offset, data, fua = writes[index]
-    count, start, end = 1, offset, offset + len(data)
-    if fua:
-        return 1
-    for _cookie, offset, data, fua in writes[index + 1 :]:
-        if offset != end or fua or end + len(data) - start > LONGEST_RUN:
-            break
-        if len(data) > INLINE_WRITE:
-            break
-        end += len(data)
-        count += 1
-    return count
+def _runs(writes: list[PlainWrite]) -> list[list[PlainWrite]]:
+    """The writes, in their order, those together that lie one behind the other and can be one."""
+    runs: list[list[PlainWrite]] = []
+    end = room = -1
+    for write in writes:
+        _cookie, offset, data, fua = write
+        length = len(data)
+        joins = not fua and length <= INLINE_WRITE
+        if joins and offset == end and length <= room:
+            runs[-1].append(write)
+            room -= length
+        else:
+            runs.append([write])
+            room = LONGEST_RUN - length if joins else -1
+        end = offset + length
+    return runs

@@ -169,10 +169,10 @@ class Outbox:
         """Queue the data of a reply whose header was just sent."""
         self._items.append(data)
 
-    def send_now(self, data: memoryview, *, more: bool = False) -> None:
+    def send_now(self, data: memoryview, *, more: bool = False) -> bool:
         """Send from a buffer that is about to be used again; what is left over is copied.
 
-        ``more``: something follows at once.
+        ``more``: something follows at once.  True when nothing is left.
         """
         sent = 0
         if not self._items:
@@ -180,11 +180,13 @@ class Outbox:
                 sent = self.channel.send(data, more=more)
             except BlockingIOError:
                 sent = 0
-        if sent < len(data):
-            rest = memoryview(bytes(data[sent:]))
-            self._account.charge(len(rest))
-            self._copied += len(rest)
-            self._items.append(_Data(rest, len(rest), copied=True))
+            if sent == len(data):
+                return True
+        rest = memoryview(bytes(data[sent:]))
+        self._account.charge(len(rest))
+        self._copied += len(rest)
+        self._items.append(_Data(rest, len(rest), copied=True))
+        return False
 
     def send(self) -> bool:
         """Send what the socket takes; True when nothing is left.  Raises ``OSError``."""

@@ -181,6 +181,9 @@ class FileStore(BlockDevice):
 
     # -- writing -----------------------------------------------------------------------------
 
+    def locate_to_write(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return (self, offset) if offset + length <= self._size else None
+
     def _write(self, offset: int, view: memoryview) -> None:
         self._writev(offset, [view])
 

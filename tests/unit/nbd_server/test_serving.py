@@ -6,6 +6,8 @@ import contextlib
 import os
 import random
 import socket
+import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -22,6 +24,7 @@ from vdisk.nbd.events import ReplyDone, StatusReceived
 from vdisk.nbd.session import HeaderStyle
 from vdisk.nbd.wire import QEMU_ALLOCATION_DEPTH, ErrorValue
 from vdisk.nbd_server import Export, Server
+from vdisk.nbd_serving.channel import Channel
 from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -347,6 +350,81 @@ def test_trim_and_zeroing_give_room_back_only_with_discard(discard: bool) -> Non
         talk.one(talk.machine.write_zeroes(0, 4096, no_hole=True))
     expected: list[tuple[str, bool]] = [("discard", True)] if discard else []
     assert calls == [*expected, ("zero", discard), ("zero", False)]
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("style", list(HeaderStyle), ids=lambda style: style.value)
+def test_one_request_at_a_time(kind: str, style: HeaderStyle, tmp_path: Path) -> None:
+    """A lone client is waited for in ``recv``: whatever it asks next, it is answered."""
+    with (
+        make_disk(kind, tmp_path) as disk,
+        serving(disk) as server,
+        client(server, style) as talk,
+    ):
+        expected = bytearray(disk.read(0, SIZE))
+        random_ = random.Random(kind)
+        for number in range(300):
+            offset = random_.randrange(SIZE - 400_000)
+            length = random_.choice([1, 512, 4096, 4096, 4096, 70_000, 300_000])
+            match number % 7:
+                case 3:
+                    data = random_.randbytes(length)
+                    expected[offset : offset + length] = data
+                    assert talk.one(talk.machine.write(offset, data)) == Answer(None, b"")
+                case 5:
+                    assert talk.one(talk.machine.flush()) == Answer(None, b"")
+                case _:
+                    answer = talk.one(talk.machine.read(offset, length))
+                    assert answer == Answer(None, bytes(expected[offset : offset + length]))
+        reads = server.server.exports[""].statistics.reads
+        assert reads.requests == sum(number % 7 not in (3, 5) for number in range(300))
+
+
+def test_others_are_served_while_a_lone_client_is_waited_for(tmp_path: Path) -> None:
+    """It may hold the event loop for a moment at a time, however busy it is."""
+    stop = threading.Event()
+
+    def keep_asking(talk: Pipeline) -> None:
+        while not stop.is_set():
+            talk.one(talk.machine.read(0, 4096))
+
+    with (
+        make_disk("raw", tmp_path) as disk,
+        serving(disk) as server,
+        client(server, HeaderStyle.SIMPLE) as busy,
+    ):
+        asking = threading.Thread(target=keep_asking, args=(busy,))
+        asking.start()
+        try:
+            for _ in range(20):
+                with client(server, HeaderStyle.SIMPLE) as other:
+                    assert len(other.one(other.machine.read(4096, 512)).data) == 512
+                assert server.call(lambda: 42) == 42
+        finally:
+            stop.set()
+            asking.join(30)
+
+
+def test_a_silent_client_is_not_waited_for_again_soon(tmp_path: Path) -> None:
+    class Counting(Channel):
+        starts = 0
+
+        def start_waiting(self) -> None:
+            Counting.starts += 1
+            super().start_waiting()
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        make_disk("raw", tmp_path) as disk,
+        serving(disk) as server,
+    ):
+        patch.setattr("vdisk.nbd_serving.client.Channel", Counting)
+        patch.setattr("vdisk.nbd_serving.fast.DISTRUST", 60.0)
+        with client(server, HeaderStyle.SIMPLE) as talk:
+            for _ in range(5):
+                talk.one(talk.machine.read(0, 4096))
+                time.sleep(0.015)  # longer than a tick of any kernel's clock
+            assert Counting.starts == 1
 
 
 def write_through_flushes(make: Callable[[BlockDevice], Export]) -> int:

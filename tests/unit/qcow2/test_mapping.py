@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from array import array
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,103 @@ def test_locate_agrees_with_the_map() -> None:
             assert found == (extents[0].source, extents[0].source_offset)
         else:
             assert found is None
+
+
+def locate_to_write(image: Qcow2Image, offset: int, length: int) -> object:
+    with image.hold_to_write():
+        return image.locate_to_write(offset, length)
+
+
+def test_only_data_clusters_of_the_disks_own_are_overwritten_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    images.create(path, 16 * CLUSTER)
+    with images.open_image(path) as image:
+        image.write(0, b"a" * 3 * CLUSTER)
+        image.write_zeroes(CLUSTER, CLUSTER, unmap=False)
+        image.write_compressed(4 * CLUSTER, b"c" * 100)
+        assert locate_to_write(image, 100, 4096) == image.locate(100, 4096) is not None
+        for offset, length in [
+            (CLUSTER, 4096),  # a zero cluster
+            (3 * CLUSTER, 4096),  # nothing
+            (4 * CLUSTER, 4096),  # compressed
+            (3 * CLUSTER - 1, 2),  # in two clusters
+        ]:
+            assert locate_to_write(image, offset, length) is None, offset
+        image.create_snapshot("shared")
+        assert locate_to_write(image, 100, 4096) is None
+        image.write(100, b"b")
+        assert locate_to_write(image, 100, 4096) == image.locate(100, 4096) is not None
+        assert locate_to_write(image, 2 * CLUSTER, 4096) is None
+
+
+def test_what_is_overwritten_in_place_is_marked_in_bitmaps(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    images.create(path, 16 * CLUSTER)
+    with images.open_image(path) as image:
+        image.write(0, b"a" * 4 * CLUSTER)
+        image.add_bitmap("b", CLUSTER)
+        assert locate_to_write(image, 2 * CLUSTER + 5, 10) is not None
+        assert list(image.dirty_ranges("b")) == [(2 * CLUSTER, CLUSTER)]
+
+
+@pytest.mark.parametrize("victim", ["header", "l1", "l2", "refcounts"])
+def test_metadata_is_no_place_to_overwrite(victim: str) -> None:
+    image = new_image()
+    image.write(0, b"x")
+    core = image._core
+    table, index = core.l2_slice_for_write(0)
+    place = {
+        "header": 0,
+        "l1": core.l1.offset,
+        "l2": core.l1.words[0] & layout.OFFSET_MASK,
+        "refcounts": core.refcounts.table.offset,
+    }[victim]
+    table.words[index] = layout.COPIED | place
+    if victim == "header":  # host offset 0 means none
+        assert locate_to_write(image, 0, 512) is None
+        return
+    with pytest.raises(CorruptImageError, match="overlaps"):
+        locate_to_write(image, 0, 512)
+    assert locate_to_write(image, 0, 512) is None  # nothing is written any more
+
+
+def test_structure_does_not_change_while_somebody_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    images.create(path, 4 * CLUSTER)
+    with images.open_image(path) as image:
+        image.write(0, b"a" * CLUSTER)
+        with image.hold_to_write():
+            taking = threading.Thread(target=image.create_snapshot, args=("s",))
+            taking.start()
+            taking.join(0.1)
+            assert taking.is_alive()
+            assert image.locate_to_write(0, 512) is not None
+        taking.join(10)
+        assert not taking.is_alive()
+        assert locate_to_write(image, 0, 512) is None
+
+
+def test_locate_looks_through_a_chain(tmp_path: Path) -> None:
+    """Shorter and longer backing files, of qcow2 and raw: as the map says, at every block."""
+    base = tmp_path / "base.raw"
+    base.write_bytes(random.Random(7).randbytes(3 * CLUSTER))
+    previous, format = str(base), "raw"
+    for number, clusters in enumerate([6, 4, 8]):
+        path = tmp_path / f"{number}.qcow2"
+        images.create(path, clusters * CLUSTER, backing_file=previous, backing_fmt=format)
+        with images.open_image(path) as image:
+            image.write(number * CLUSTER, bytes([number + 1]) * CLUSTER)
+            image.write_zeroes((number + 1) * CLUSTER, 4096)
+            image.write((clusters - 1) * CLUSTER, b"e" * CLUSTER)
+        previous, format = str(path), "qcow2"
+    with images.open_image(previous, readonly=True) as image:
+        for offset in range(0, image.size, 4096):
+            found = image.locate(offset, 4096)
+            extents = list(image.map(offset, 4096))
+            if extents[0].kind is Kind.DATA:
+                assert found == (extents[0].source, extents[0].source_offset)
+            else:
+                assert found is None
 
 
 def test_depth_counts_backing_files(tmp_path: Path) -> None:

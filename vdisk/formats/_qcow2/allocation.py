@@ -28,6 +28,7 @@ from vdisk.units import round_down, round_up
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.core import Core
     from vdisk.formats._qcow2.mapping import Mapping
     from vdisk.formats._qcow2.tables import Table
@@ -119,6 +120,21 @@ class Writer:
                 self.core.file.note("write_aio")
                 device.writev(at, cursor.take(length))
             offset = stop
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        """Where a range can be overwritten, if it lies in one cluster of the disk's own.
+
+        The one lookup of a small write, without the lock: what :meth:`write` would plan if it
+        were called now.
+        """
+        core = self.core
+        host = self.mapping.locate_own(offset, length)
+        if not host or self._in_flight or core.failure is not None:
+            return None
+        if core.data is core.file:
+            core.check_overlap(host, length)
+        core.file.note("write_aio")
+        return core.place(host, offset)
 
     def _wait_for_landing(self, offset: int, end: int) -> int:
         """Wait until the first cluster is not in flight; how far the request may go then."""

@@ -290,17 +290,19 @@ class Core:
 
     def check_overlap(self, offset: int, length: int) -> None:
         """Refuse to write guest data over metadata: such an image is corrupt or hostile."""
-        header, size = self.header, self.cluster_size
+        size, l1, counts = self.cluster_size, self.l1, self.refcounts
         end = offset + length
-        hit = offset < size
-        for start, extent in (
-            (self.l1.offset, header.l1_size * 8),
-            (self.refcounts.table.offset, len(self.refcounts.table.words) * 8),
-        ):
-            hit |= start < end and offset < start + extent
+        hit = (
+            offset < size
+            or (l1.offset < end and offset < l1.offset + self.header.l1_size * 8)
+            or (
+                counts.table.offset < end
+                and offset < counts.table.offset + len(counts.table.words) * 8
+            )
+        )
         start = offset & -size
         for cluster in range(start, min(end, start + 64 * size), size):
-            hit |= cluster in self.refcounts.blocks or cluster in self.l2
+            hit = hit or cluster in counts.blocks or cluster in self.l2
         if hit:
             raise self.corrupt("a guest cluster overlaps the image's own metadata", offset)
         if end > self.file.size and not self.refcounts.count((end - 1) >> self.cluster_bits):

@@ -54,7 +54,8 @@ class Gate:
     """Shared by many or held by one thread, which may enter it again either way."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._sharing = 0
         self._holder: int | None = None
         self._depth = 0
@@ -65,14 +66,14 @@ class Gate:
 
     def begin_sharing(self) -> None:
         """Enter as one of many."""
-        with self._condition:
+        with self._lock:
             if self._holder is not None and self._holder != threading.get_ident():
                 self._condition.wait_for(lambda: self._holder is None)
             self._sharing += 1
 
     def end_sharing(self) -> None:
         """Leave; whoever wants to be alone may be waiting."""
-        with self._condition:
+        with self._lock:
             self._sharing -= 1
             if not self._sharing:
                 self._condition.notify_all()
@@ -157,3 +158,26 @@ class AtWork:
             self._awaited += 1
             self._left.wait_for(lambda: self.oldest() > now)
             self._awaited -= 1
+
+
+class Writing:
+    """Guest data being written, as a context manager: the gate is shared, a ticket is out."""
+
+    __slots__ = ("_gate", "_log", "_ticket")
+
+    def __init__(self, gate: Gate, log: AtWork) -> None:
+        self._gate = gate
+        self._log = log
+
+    def __enter__(self) -> None:
+        self._gate.begin_sharing()
+        self._ticket = self._log.begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._log.end(self._ticket)
+        self._gate.end_sharing()

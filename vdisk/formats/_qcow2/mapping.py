@@ -57,13 +57,21 @@ def gallop(matches: Callable[[int, int], bool], known: int, limit: int) -> int:
 class Mapping:
     """One guest-visible disk of an image: the active one, or a snapshot's.
 
-    ``l1``: its L1 entries.  ``size``: its bytes.  ``backing``: what shows through, or None.
+    ``l1``: its L1 entries.  ``backing``: what shows through, or None; ``below``: the mapping of
+    its active disk if it is a qcow2 image, too.
     """
 
-    def __init__(self, core: Core, l1: Table, backing: BlockDevice | None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        l1: Table,
+        backing: BlockDevice | None,
+        below: Mapping | None = None,
+    ) -> None:
         self.core = core
         self.l1 = l1
         self.backing = backing
+        self._below = below
         self.compressed_source: BlockDevice | None = None
         """The device through which COMPRESSED extents are read."""
         self._extended = core.header.extended_l2
@@ -80,7 +88,7 @@ class Mapping:
         """The plan for a guest range, backing files included."""
         for run in self.runs(start, length):
             if run.kind is None:
-                yield from self._below(run.start, run.length)
+                yield from self._what_shows(run.start, run.length)
             elif run.kind is Kind.COMPRESSED:
                 yield Extent(run.start, run.length, run.kind, self.compressed_source, run.start)
             elif run.host is None:
@@ -88,7 +96,7 @@ class Mapping:
             else:
                 yield Extent(run.start, run.length, run.kind, *self.core.place(run.host, run.start))
 
-    def _below(self, start: int, length: int) -> Iterator[Extent]:
+    def _what_shows(self, start: int, length: int) -> Iterator[Extent]:
         """What shows through an unallocated range."""
         covered = 0
         if self.backing is not None:
@@ -211,10 +219,43 @@ class Mapping:
         number as long as none has left the cache; an entry read while another thread changes it
         is the old or the new one, both right for requests that overlap in time.
         """
-        core = self.core
-        within = offset & self._within
-        if within + length > core.cluster_size or self._extended:
+        layer, core = self, self.core
+        while True:
+            within = offset & layer._within
+            if within + length > core.cluster_size or layer._extended:
+                return None
+            cluster = offset >> core.cluster_bits
+            if layer._generation != core.l2.generation:
+                layer._forget_slices()
+            words = layer._slices.get(cluster >> core.slice_bits)
+            if words is None:
+                words = layer._remember_slice(cluster)
+            entry = words[cluster & layer._slice_mask] if words else 0
+            if entry & layer._not_plain:
+                return None
+            host = entry & layout.OFFSET_MASK
+            if host:
+                plain = core.encryption is None
+                return (core.data, host + within) if plain else core.place(host + within, offset)
+            if entry or layer._below is None:
+                return None if entry else layer._locate_below(offset, length)
+            layer = layer._below
+            core = layer.core
+            if offset + length > core.header.size:
+                return None
+
+    def _locate_below(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        """The same, in a backing file of another format."""
+        if self.backing is None or offset + length > self.backing.size:
             return None
+        return self.backing.locate(offset, length)
+
+    def locate_own(self, offset: int, length: int) -> int:
+        """The host offset of a range in one standard cluster of the disk's own; 0 if it is none."""
+        within = offset & self._within
+        if within + length > self.core.cluster_size or self._extended:
+            return 0
+        core = self.core
         cluster = offset >> core.cluster_bits
         if self._generation != core.l2.generation:
             self._forget_slices()
@@ -222,15 +263,10 @@ class Mapping:
         if words is None:
             words = self._remember_slice(cluster)
         entry = words[cluster & self._slice_mask] if words else 0
-        if entry & self._not_plain:
-            return None
+        if entry & self._not_plain or not entry & layout.COPIED:
+            return 0
         host = entry & layout.OFFSET_MASK
-        if host:
-            return core.place(host + within, offset)
-        backing = self.backing
-        if entry or backing is None or offset + length > backing.size:
-            return None
-        return backing.locate(offset, length)
+        return host + within if host else 0
 
     def _forget_slices(self) -> None:
         with self.core.lock:
