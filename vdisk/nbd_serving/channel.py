@@ -41,6 +41,7 @@ class Channel:
 
     sends_files = hasattr(os, "sendfile") and hasattr(os, "preadv")
     can_wait = bool(MSG_DONTWAIT) and hasattr(socket, "SO_RCVTIMEO")
+    _waits = False
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -51,7 +52,6 @@ class Channel:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.socket = connection
         self.recv_into: Callable[[memoryview], int] = connection.recv_into
-        self._waits = False
 
     def fileno(self) -> int:
         return self.socket.fileno()
