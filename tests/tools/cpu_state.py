@@ -96,6 +96,13 @@ class Outcome:
     timed_out: bool = False
 
 
+def ended(case: Case, rip: int) -> bool:
+    """True if the HLT at ``rip`` is not of the case's own code."""
+    begin = case.state.registers.rip
+    inside = begin <= rip < begin + len(case.code)
+    return not inside and CODE <= rip + base_of(case.mode) - ARENA < CODE + CODE_SIZE
+
+
 def abridged_tag(tag: int) -> int:
     """FXSAVE's tag byte (a bit a register, set if it is not empty) of an FSAVE tag word."""
     return sum(1 << i for i in range(8) if tag >> 2 * i & 3 != 3)

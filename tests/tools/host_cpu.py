@@ -36,6 +36,7 @@ from tests.tools.cpu_state import (
     State,
     abridged_tag,
     base_of,
+    ended,
     full_tag,
 )
 from tests.tools.host_cpu_worker import LINEAR, SELECTORS, STRIDE
@@ -158,16 +159,9 @@ def _unpack(case: Case, record: memoryview) -> Outcome:
     state = State(registers, unpack_fx(record[256:672]), memory)
     if record[184] == SIGALRM:
         return Outcome(state, timed_out=True)
-    if vector == 13 and case_ended(case, rip):
+    if vector == 13 and ended(case, rip):
         return Outcome(state)
     return Outcome(state, vector, error, address if vector == 14 else 0)
-
-
-def case_ended(case: Case, rip: int) -> bool:
-    """True if the HLT at ``rip`` is not of the case's own code."""
-    begin = case.state.registers.rip
-    inside = begin <= rip < begin + len(case.code)
-    return not inside and CODE <= rip + base_of(case.mode) - ARENA < CODE + CODE_SIZE
 
 
 def pack_fx(fpu: FpuState, target: memoryview) -> None:

@@ -109,6 +109,7 @@ _BRANCHES = {
     Kind.BR64_1: (OpKind.NEAR_BRANCH64, 1),
     Kind.BR64_4: (OpKind.NEAR_BRANCH64, 4),
 }
+_SEGMENT_NAMES = frozenset({"ES", "CS", "SS", "DS", "FS", "GS"})
 _STRING_SOURCE = {16: OpKind.MEMORY_SEG_SI, 32: OpKind.MEMORY_SEG_ESI, 64: OpKind.MEMORY_SEG_RSI}
 _STRING_TARGET = {16: OpKind.MEMORY_ESDI, 32: OpKind.MEMORY_ESEDI, 64: OpKind.MEMORY_ESRDI}
 _MASKED_TARGET = {16: OpKind.MEMORY_SEG_DI, 32: OpKind.MEMORY_SEG_EDI, 64: OpKind.MEMORY_SEG_RDI}
@@ -592,7 +593,12 @@ class Attempt:
         return raw & (63 if bits == 64 else 31), bits
 
     def _undefined_memory(self) -> tuple[tuple[int, int], ...]:
-        """Where an image of the FPU keeps pointers that processors track differently."""
+        """Where an image of the FPU keeps pointers that processors track differently, and where
+        a selector was pushed into more bytes than it has (SDM, PUSH)."""
+        if self.name.startswith(("PUSHD_", "PUSHQ_")) and self.name[-2:] in _SEGMENT_NAMES:
+            size = 4 if self.name.startswith("PUSHD") else 8
+            top = self.state.registers.gprs[RSP] - self.pointer(WINDOW)
+            return ((top - size + 2, size - 2),)
         found = _ENVIRONMENTS.get(self.instruction.memory_size)
         if found is None or self.target is None or "LD" in self.name or "RSTOR" in self.name:
             return ()

@@ -59,6 +59,10 @@ NOT_COMPARED = (
     *("POPQ_FS", "POPQ_GS"),
     # Linux carries them out for the program where the processor refuses them (UMIP)
     *("SGDT", "SIDT", "SLDT", "STR_", "SMSW"),
+    # Intel: no operation; AMD: #UD where there is no memory operand
+    "RESERVEDNOP_RM16_R16_0F0D",
+    "RESERVEDNOP_RM32_R32_0F0D",
+    "RESERVEDNOP_RM64_R64_0F0D",
 )
 """Beginnings of names of Codes that a host process cannot be the truth about."""
 
