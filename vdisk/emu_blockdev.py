@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
 
 __all__ = [
+    "ID_LENGTH",
     "MAX_REQUEST",
     "MAX_REQUESTS",
     "DiskGeometry",

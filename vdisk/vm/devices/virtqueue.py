@@ -1,0 +1,323 @@
+"""Virtqueues: rings in guest memory through which a driver and a device pass buffers.
+
+Virtual I/O Device (VIRTIO) 1.2, sections 2.6 to 2.8.  A buffer is a *descriptor chain*: parts
+that the device reads, then parts that it writes.  Here is what both layouts have in common, and
+the split one (2.7); :mod:`vdisk.vm.devices.virtqueue_packed` is the packed one (2.8)::
+
+    descriptor table, 16 bytes each            available ring (driver's)   used ring (device's)
+    +------------------+--------+------+-----+  0 flags: 1 NO_INTERRUPT    0 flags: 1 NO_NOTIFY
+    | address (64)     | length | flags| next|  2 idx                      2 idx
+    +------------------+--------+------+-----+  4 ring[size]: heads (16)   4 ring[size]: id, len
+       1 NEXT, 2 WRITE, 4 INDIRECT              … used_event               … avail_event
+
+Everything in a ring is the guest's to forge.  A chain is read once, checked whole (length, loops,
+order of its parts, RAM) and becomes a :class:`Chain` of memory views; what breaks a rule is
+:class:`BrokenQueueError`, after which a device sets DEVICE_NEEDS_RESET and touches the ring no
+more.  Addresses and lengths are bytes.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vdisk.errors import OutOfRangeError, VdiskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vdisk.vm.memory import GuestMemory
+
+VIRTQ_DESC_F_NEXT: Final = 1
+VIRTQ_DESC_F_WRITE: Final = 2
+VIRTQ_DESC_F_INDIRECT: Final = 4
+VIRTQ_AVAIL_F_NO_INTERRUPT: Final = 1
+VIRTQ_USED_F_NO_NOTIFY: Final = 1
+
+LARGEST_QUEUE: Final = 1024
+"""Descriptors of a queue; larger ones bring nothing, and a chain is read while all wait."""
+
+MAX_CHAIN: Final = 1024
+"""Descriptors of one chain, an indirect table's included; a loop is found when it has more."""
+
+MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.3.1: no more than 2^32 bytes in total
+
+DESCRIPTOR: Final = Struct("<QIHH")
+_U16: Final = Struct("<H")
+_USED: Final = Struct("<II")
+
+
+class BrokenQueueError(VdiskError):
+    """The driver broke a rule of its ring; the message says which."""
+
+    kind = "virtqueue"
+
+
+class Layout(NamedTuple):
+    """Where a queue lies: its size in descriptors, and three addresses (2.6).
+
+    ``driver``: the available ring or driver event suppression; ``device``: the used ring or
+    device event suppression.  ``indirect``, ``event_index``: negotiated features.
+    """
+
+    size: int
+    descriptors: int
+    driver: int
+    device: int
+    indirect: bool = False
+    event_index: bool = False
+
+
+class Chain:
+    """One buffer from the driver, checked.
+
+    ``readable``, ``writable``: what the device reads and then writes, as slices of guest RAM;
+    parts that are neighbours in memory are one.  ``ranges``: (gpa, length) of the writable ones.
+    ``key``: by which the queue finds it again; ``identifier``, ``count``: as it is given back.
+    """
+
+    __slots__ = ("count", "identifier", "key", "ranges", "readable", "writable")
+
+    def __init__(self, key: int, identifier: int, count: int) -> None:
+        self.key = key
+        self.identifier = identifier
+        self.count = count
+        self.readable: list[memoryview] = []
+        self.writable: list[memoryview] = []
+        self.ranges: list[tuple[int, int]] = []
+
+    def fill(
+        self,
+        memory: GuestMemory,
+        readable: Iterable[tuple[int, int]],
+        writable: list[tuple[int, int]],
+    ) -> Chain:
+        """Look the parts up; raises :class:`BrokenQueueError` for what is not RAM."""
+        view = memory.view
+        try:
+            self.readable = [view(gpa, length) for gpa, length in readable]
+            self.writable = [view(gpa, length) for gpa, length in writable]
+        except OutOfRangeError as error:
+            raise BrokenQueueError(f"a descriptor names what is not RAM: {error}") from error
+        self.ranges = writable
+        return self
+
+    def dirtied(self, memory: GuestMemory) -> None:
+        """Say that the device wrote the writable parts."""
+        for gpa, length in self.ranges:
+            memory.dirtied(gpa, length)
+
+
+class Parts:
+    """Collects the parts of a chain: readable first, then writable, neighbours joined."""
+
+    __slots__ = ("count", "readable", "total", "writable")
+
+    def __init__(self) -> None:
+        self.readable: list[tuple[int, int]] = []
+        self.writable: list[tuple[int, int]] = []
+        self.count = self.total = 0
+
+    def add(self, address: int, length: int, flags: int) -> None:
+        """One descriptor; raises :class:`BrokenQueueError`."""
+        self.count += 1
+        self.total += length
+        if self.count > MAX_CHAIN:
+            raise BrokenQueueError(f"a chain of more than {MAX_CHAIN} descriptors, or a loop")
+        if self.total > MAX_CHAIN_BYTES:
+            raise BrokenQueueError("a chain of more than 4 GiB")
+        if flags & VIRTQ_DESC_F_WRITE:
+            parts = self.writable
+        elif self.writable:
+            raise BrokenQueueError("a device-readable descriptor follows a device-writable one")
+        else:
+            parts = self.readable
+        if not length:
+            return
+        if parts and sum(parts[-1]) == address:
+            parts[-1] = (parts[-1][0], parts[-1][1] + length)
+        else:
+            parts.append((address, length))
+
+
+def indirect_table(memory: GuestMemory, address: int, length: int) -> memoryview:
+    """The table that an indirect descriptor names; raises :class:`BrokenQueueError` (2.7.5.3)."""
+    if not length or length % DESCRIPTOR.size:
+        raise BrokenQueueError(f"an indirect table of {length} bytes")
+    if length > MAX_CHAIN * DESCRIPTOR.size:
+        raise BrokenQueueError(f"an indirect table of more than {MAX_CHAIN} descriptors")
+    try:
+        return memory.view(address, length)
+    except OutOfRangeError as error:
+        raise BrokenQueueError(f"an indirect table that is not in RAM: {error}") from error
+
+
+def need_event(event: int, new: int, old: int) -> bool:
+    """Whether going from ``old`` to ``new`` passed ``event``, modulo 2^16 (2.7.7)."""
+    return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+
+class Virtqueue:
+    """The device's side of one enabled queue; subclasses know its layout.
+
+    ``pop`` and ``push`` move chains; ``publish`` shows the driver what was pushed and says
+    whether it wants an interrupt.  Between ``pause_notifications`` and ``await_notification``
+    the driver need not notify; the latter says whether more came meanwhile.
+    """
+
+    def __init__(self, memory: GuestMemory, layout: Layout) -> None:
+        self.memory = memory
+        self.layout = layout
+        self.size = layout.size
+        self.held = 0
+        """Descriptors, of the ring itself, that were taken and not given back."""
+        if not 0 < layout.size <= LARGEST_QUEUE:
+            raise BrokenQueueError(f"a queue of {layout.size} descriptors")
+
+    def _area(self, gpa: int, length: int, alignment: int) -> memoryview:
+        if gpa % alignment:
+            raise BrokenQueueError(f"a ring at {gpa:#x}: not aligned to {alignment} bytes")
+        try:
+            return self.memory.view(gpa, length)
+        except OutOfRangeError as error:
+            raise BrokenQueueError(f"a ring that is not in RAM: {error}") from error
+
+    def pop(self) -> Chain | None:
+        """The next buffer; None while there is none.  Raises :class:`BrokenQueueError`."""
+        raise NotImplementedError
+
+    def take(self, key: int) -> Chain:
+        """The buffer that begins at ``key``, also one popped before a machine was saved.
+
+        Raises :class:`BrokenQueueError`.
+        """
+        chain = self._read_chain(key)
+        self.held += chain.count
+        if self.held > self.size:
+            raise BrokenQueueError("more buffers are available than fit in the ring")
+        return chain
+
+    def _read_chain(self, key: int) -> Chain:
+        raise NotImplementedError
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a buffer back, ``written`` bytes of its writable parts filled from the start."""
+        raise NotImplementedError
+
+    def publish(self) -> bool:
+        """Let the driver see what was pushed; True if it is to be interrupted."""
+        raise NotImplementedError
+
+    def pause_notifications(self) -> None:
+        """The driver need not say that there is more."""
+        raise NotImplementedError
+
+    def await_notification(self) -> bool:
+        """The driver must say so again; True if there is more already."""
+        raise NotImplementedError
+
+    def save(self) -> list[int]:
+        """The device's own indices, for :meth:`load`."""
+        raise NotImplementedError
+
+    def load(self, indices: list[int]) -> None:
+        """Go on from saved indices; raises :class:`BrokenQueueError` if they cannot be."""
+        raise NotImplementedError
+
+
+class SplitQueue(Virtqueue):
+    """A split virtqueue (2.7)."""
+
+    def __init__(self, memory: GuestMemory, layout: Layout) -> None:
+        super().__init__(memory, layout)
+        size = layout.size
+        if size & (size - 1):
+            raise BrokenQueueError(f"a split queue of {size} descriptors: no power of two")
+        events = 2 if layout.event_index else 0
+        self._table = self._area(layout.descriptors, DESCRIPTOR.size * size, 16)
+        self._avail = self._area(layout.driver, 4 + 2 * size + events, 2)
+        self._used = self._area(layout.device, 4 + 8 * size + events, 4)
+        self._used_event = 4 + 2 * size
+        self._avail_event = 4 + 8 * size
+        self._next_avail = 0
+        self._next_used = 0
+        self._published = 0
+
+    def pop(self) -> Chain | None:
+        index: int = _U16.unpack_from(self._avail, 2)[0]
+        waiting = (index - self._next_avail) & 0xFFFF
+        if not waiting:
+            return None
+        if waiting > self.size:
+            raise BrokenQueueError(f"the available index jumped by {waiting}")
+        head = _U16.unpack_from(self._avail, 4 + 2 * (self._next_avail & (self.size - 1)))[0]
+        self._next_avail = (self._next_avail + 1) & 0xFFFF
+        return self.take(head)
+
+    def _read_chain(self, key: int) -> Chain:
+        parts, index, table = Parts(), key, self._table
+        while True:
+            if index >= self.size:
+                raise BrokenQueueError(f"descriptor {index} of a queue of {self.size}")
+            address, length, flags, following = DESCRIPTOR.unpack_from(table, index << 4)
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                self._add_indirect(parts, address, length, flags)
+            else:
+                parts.add(address, length, flags)
+            if not flags & VIRTQ_DESC_F_NEXT:
+                break
+            index = following
+        return Chain(key, key, 1).fill(self.memory, parts.readable, parts.writable)
+
+    def _add_indirect(self, parts: Parts, address: int, length: int, flags: int) -> None:
+        if not self.layout.indirect:
+            raise BrokenQueueError("an indirect descriptor, which was not negotiated")
+        if flags & VIRTQ_DESC_F_NEXT:
+            raise BrokenQueueError("an indirect descriptor that has a next one")
+        table, index = indirect_table(self.memory, address, length), 0
+        while True:
+            if index >= length >> 4:
+                raise BrokenQueueError(f"descriptor {index} of a table of {length >> 4}")
+            address, size, flags, following = DESCRIPTOR.unpack_from(table, index << 4)
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                raise BrokenQueueError("an indirect table inside an indirect table")
+            parts.add(address, size, flags)
+            if not flags & VIRTQ_DESC_F_NEXT:
+                return
+            index = following
+
+    def push(self, chain: Chain, written: int) -> None:
+        place = 4 + 8 * (self._next_used & (self.size - 1))
+        _USED.pack_into(self._used, place, chain.identifier, written)
+        self.held -= chain.count
+        self._next_used = (self._next_used + 1) & 0xFFFF
+
+    def publish(self) -> bool:
+        new, old = self._next_used, self._published
+        if new == old:
+            return False
+        _U16.pack_into(self._used, 2, new)
+        self.memory.dirtied(self.layout.device, len(self._used))
+        self._published = new
+        if self.layout.event_index:
+            return need_event(_U16.unpack_from(self._avail, self._used_event)[0], new, old)
+        return not self._avail[0] & VIRTQ_AVAIL_F_NO_INTERRUPT
+
+    def pause_notifications(self) -> None:
+        if not self.layout.event_index:
+            _U16.pack_into(self._used, 0, VIRTQ_USED_F_NO_NOTIFY)
+
+    def await_notification(self) -> bool:
+        if self.layout.event_index:
+            _U16.pack_into(self._used, self._avail_event, self._next_avail)
+        else:
+            _U16.pack_into(self._used, 0, 0)
+        return bool(_U16.unpack_from(self._avail, 2)[0] != self._next_avail)
+
+    def save(self) -> list[int]:
+        return [self._next_avail, self._next_used, self._published]
+
+    def load(self, indices: list[int]) -> None:
+        if len(indices) != 3 or not all(0 <= value <= 0xFFFF for value in indices):
+            raise BrokenQueueError("saved indices of a split queue that cannot be")
+        self._next_avail, self._next_used, self._published = indices
