@@ -147,6 +147,8 @@ class EmuBlockDevice:
         self._quick: Quick | None = None
         self._barrier = Barrier()
         self._parked: list[Request] = []
+        self.in_flight = 0
+        """Requests that are not done: in work, kept after an error, flushes that wait."""
         self._active = 0
         self._idle = threading.Condition(self.lock)
         self._threads = threads
@@ -285,11 +287,6 @@ class EmuBlockDevice:
         """Whether another request may be submitted before one is done."""
         return self.in_flight < MAX_REQUESTS
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that are not done: in work, kept after an error, flushes that wait."""
-        return self._active + len(self._parked) + self._barrier.waiting
-
     def submit(self, request: Request) -> bool:
         """Begin a request; ``lock`` is held.
 
@@ -307,6 +304,7 @@ class EmuBlockDevice:
             size, operation = request.length, request.operation
             self.statistics.add(operation, size, self._now() - request.began)
             return True
+        self.in_flight += 1
         if request.operation in MODIFYING:
             self._barrier.begin_write(request)
             if self._belongs_here(request):
@@ -431,6 +429,7 @@ class EmuBlockDevice:
             if action is OnError.IGNORE:
                 error = None
         request.error = error
+        self.in_flight -= 1
         if error is None:
             self.statistics.add(operation, request.length, self._now() - request.began)
         if request.epoch is not None:
@@ -474,6 +473,7 @@ class EmuBlockDevice:
             self.drain()
             self._parked.clear()
             self._barrier = Barrier()
+            self.in_flight = self._active
 
     def close(self) -> None:
         """Drain, save everything and close the device; a second call does nothing."""

@@ -33,11 +33,6 @@ class Barrier:
     def __init__(self) -> None:
         self._epochs: deque[Epoch] = deque([Epoch()])
 
-    @property
-    def waiting(self) -> int:
-        """Flushes that wait."""
-        return sum(len(epoch.flushes) for epoch in self._epochs)
-
     def begin_write(self, request: Request) -> None:
         """A write was submitted."""
         epoch = request.epoch = self._epochs[-1]

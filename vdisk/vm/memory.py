@@ -47,6 +47,10 @@ class PageKind(enum.IntEnum):
     ROM = 2
 
 
+_RAM = int(PageKind.RAM)  # compared on every access of a device: an enum costs twice as much
+_RAM_BYTE = bytes([PageKind.RAM])
+
+
 class GuestMemory:
     """Guest physical memory: ``size`` bytes of RAM, low and (above 3 GiB) high.
 
@@ -114,12 +118,15 @@ class GuestMemory:
 
     def is_ram(self, gpa: int, length: int) -> bool:
         """True if the whole range is RAM; what a device checks before it touches memory."""
-        if gpa < 0 or length < 0 or gpa + length > self.top:
+        last = gpa + length - 1
+        if gpa < 0 or last >= self.top:
             return False
-        first, last = gpa >> PAGE_SHIFT, (gpa + max(length, 1) - 1) >> PAGE_SHIFT
+        if length <= 1:
+            return length >= 0 and gpa < self.top and self._kinds[gpa >> PAGE_SHIFT] == _RAM
+        kinds, first, last = self._kinds, gpa >> PAGE_SHIFT, last >> PAGE_SHIFT
         if first == last:
-            return self._kinds[first] == PageKind.RAM
-        return self._kinds[first : last + 1].count(PageKind.RAM) == last - first + 1
+            return kinds[first] == _RAM
+        return kinds[first : last + 1].count(_RAM_BYTE) == last - first + 1
 
     def view(self, gpa: int, length: int) -> memoryview:
         """The RAM itself, for scatter-gather without a copy.
