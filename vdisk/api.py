@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats.qcow2 import Qcow2Image
     from vdisk.jobs.map import MapEntry
+    from vdisk.options import Secrets
 
 Name = str | os.PathLike[str]
 """A path, or a name such as ``json:{…}`` or ``nbd://host/export``."""
@@ -28,7 +29,7 @@ def open(
     backing: bool = True,
     cache: str = "writeback",
     force_share: bool = False,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     options: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> BlockDevice:
@@ -81,7 +82,7 @@ def create(
     backing_file: str | None = None,
     backing_format: str | None = None,
     options: Mapping[str, Any] | None = None,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
 ) -> None:
     """Make a new image of ``size`` bytes; an old file of that name is replaced.
 
@@ -109,7 +110,7 @@ def map(
     format: str | None = None,
     backing: bool = True,
     force_share: bool = False,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
 ) -> Iterator[MapEntry]:
     """Where the bytes of the disk in an image are, from ``start`` on: as ``vdisk map`` lists.
 

@@ -18,11 +18,29 @@ from vdisk.units import parse_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    Secrets = Mapping[str, bytes | Mapping[str, str]]
+    """What options refer to by id: passphrases, and the properties of other objects of QEMU's
+    (``tls-creds-x509``…), each with its "qom-type"."""
+
 MAX_OPTION_DEPTH = 64
 """Levels of nested options: a node for each file and filter of a stack, so far beyond use."""
 
 _TRUE = ("on", "yes", "true", "y")
 _FALSE = ("off", "no", "false", "n")
+
+
+def split_secrets(
+    secrets: Secrets | None,
+) -> tuple[dict[str, bytes], dict[str, Mapping[str, str]]]:
+    """The passphrases, and the other objects, by id."""
+    passphrases: dict[str, bytes] = {}
+    objects: dict[str, Mapping[str, str]] = {}
+    for identity, value in (secrets or {}).items():
+        if isinstance(value, bytes):
+            passphrases[identity] = value
+        else:
+            objects[identity] = value
+    return passphrases, objects
 
 
 def split_commas(text: str) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 
 import vdisk
 from tests.tools import peers, qemu
+from tests.tools.certificates import make_credentials
 from tests.tools.nbdkit import nbdkit
 from tests.tools.peers import requires_peer
 from vdisk.block import Kind
@@ -420,18 +421,7 @@ def test_bench_measures_nbdkit_1_32(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def credentials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directories "server", "client" and "stranger", laid out as QEMU and nbdkit want them."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority, other = trustme.CA(), trustme.CA()
-    for who, signer in (("server", authority), ("client", authority), ("stranger", other)):
-        role = "server" if who == "server" else "client"
-        certificate = signer.issue_cert("localhost", common_name=f"{who}.example")
-        (folder / who).mkdir()
-        signer.cert_pem.write_to_path(folder / who / "ca-cert.pem")
-        certificate.private_key_pem.write_to_path(folder / who / f"{role}-key.pem")
-        chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
-        (folder / who / f"{role}-cert.pem").write_bytes(chain)
-    return folder
+    return make_credentials(tmp_path_factory.mktemp("tls"))
 
 
 @contextlib.contextmanager
@@ -463,9 +453,9 @@ def test_tls(kind: str, credentials: Path, tmp_path: Path) -> None:
         with pytest.raises(AuthenticationError, match="certificate is refused"):
             NbdStore(f"{base}/client&tls-hostname=example.org")
         with pytest.raises(AuthenticationError, match="certificate is refused"):
-            NbdStore(f"{base}/stranger")
+            NbdStore(f"{base}/foreigner")
         with pytest.raises(VdiskError):  # we accept it, and it does not accept us
-            NbdStore(f"{base}/stranger&tls-verify-peer=0").read(0, 1)
+            NbdStore(f"{base}/foreigner&tls-verify-peer=0").read(0, 1)
         with pytest.raises(VdiskError, match="requires TLS"):
             NbdStore(f"nbd+unix:///?socket={path}")
         with NbdStore(f"nbd+unix:///?socket={path}&tls-certificates={credentials}/client") as store:
@@ -489,12 +479,12 @@ def test_credentials_by_id(credentials: Path, tmp_path: Path) -> None:
     objects = {"t": {"qom-type": "tls-creds-x509", "id": "t", **folder}}
     with tls_server("nbdkit", credentials, tmp_path) as path:
         node = {"driver": "nbd", "path": path, "tls-creds": "t", "tls-hostname": "localhost"}
-        with open_image(node, objects=objects) as image:
+        with open_image(node, secrets=objects) as image:
             assert image.read(0, 1) == b"\0"
         with pytest.raises(VdiskError, match="no object"):
             open_image(node)
         with pytest.raises(VdiskError, match="endpoint=client"):
-            open_image(node, objects={"t": {**objects["t"], "endpoint": "server"}})
+            open_image(node, secrets={"t": {**objects["t"], "endpoint": "server"}})
 
 
 @requires_peer("nbdkit")
@@ -515,7 +505,7 @@ def test_the_asyncio_client_over_tls(credentials: Path) -> None:
         place = f"socket={server.path}&tls-hostname=localhost"
         asyncio.run(main(f"nbds+unix:///?{place}&tls-certificates={credentials}/client"))
         with pytest.raises(AuthenticationError):
-            asyncio.run(main(f"nbds+unix:///?{place}&tls-certificates={credentials}/stranger"))
+            asyncio.run(main(f"nbds+unix:///?{place}&tls-certificates={credentials}/foreigner"))
 
 
 # -- a server that is killed -----------------------------------------------------------------

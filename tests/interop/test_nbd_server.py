@@ -15,6 +15,7 @@ import pytest
 
 import vdisk
 from tests.tools import nbd_server, peers, qemu
+from tests.tools.certificates import make_credentials
 from tests.tools.peers import requires_peer
 
 if TYPE_CHECKING:
@@ -331,18 +332,7 @@ def test_offsets_and_partitions(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def credentials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directories "server", "client" and "stranger", laid out as QEMU wants them."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority, other = trustme.CA(), trustme.CA()
-    for who, signer in (("server", authority), ("client", authority), ("stranger", other)):
-        role = "server" if who == "server" else "client"
-        certificate = signer.issue_cert("localhost", common_name=f"{who}.example")
-        (folder / who).mkdir()
-        authority.cert_pem.write_to_path(folder / who / "ca-cert.pem")
-        certificate.private_key_pem.write_to_path(folder / who / f"{role}-key.pem")
-        chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
-        (folder / who / f"{role}-cert.pem").write_bytes(chain)
-    return folder
+    return make_credentials(tmp_path_factory.mktemp("tls"))
 
 
 def qemu_over_tls(socket: Path, folder: Path, who: str) -> subprocess.CompletedProcess[bytes]:

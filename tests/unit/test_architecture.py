@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(vdisk.__file__).parent
 
-_FOUNDATION = "errors units options block"
+_FOUNDATION = "errors units options block tls"
 _DEVICES = f"{_FOUNDATION} nbd stores filters"
 
 MAY_IMPORT = {
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "units": "errors",
     "options": "errors units",
     "block": "errors",
+    "tls": "errors options",
     "nbd": _FOUNDATION,
     "stores": f"{_FOUNDATION} nbd",
     "filters": f"{_FOUNDATION} stores",

@@ -1,4 +1,4 @@
-"""``--object``: passphrases that options refer to by id.
+"""``--object``: passphrases and credentials that options refer to by id.
 
 ::
 
@@ -6,6 +6,10 @@
     --object secret,id=sec0,data=c2VzYW1l,format=base64
     --object secret,id=key,file=master.b64,format=base64 \
     --object secret,id=sec0,data=…,keyid=key,iv=…      data encrypted with the secret "key"
+    --object tls-creds-x509,id=tls0,dir=/etc/pki/qemu,endpoint=client
+    --object tls-creds-psk,id=tls0,dir=/etc/keys,endpoint=client,username=me
+
+What an object of TLS says is read by whoever uses it, a client or a server.
 """
 
 from __future__ import annotations
@@ -18,26 +22,40 @@ from vdisk.errors import AuthenticationError, InvalidRequestError, NotFoundError
 from vdisk.options import OptionBag, parse_keyval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_SECRET = 1 << 20
 """Bytes of a secret's file: a passphrase or a key, not a mistyped name of a disk."""
 
 
-def read_secrets(definitions: Iterable[str]) -> dict[str, bytes]:
-    """The secrets that ``definitions`` hold, by id, in the order they are given."""
+CREDENTIALS = ("tls-creds-x509", "tls-creds-psk", "tls-creds-anon")
+
+
+def read_objects(
+    definitions: Iterable[str], others: Sequence[str] = ()
+) -> dict[str, bytes | Mapping[str, str]]:
+    """What ``definitions`` define, by id: secrets, and the properties of credentials.
+
+    ``others``: types of objects that the command takes besides.
+    """
     secrets: dict[str, bytes] = {}
+    objects: dict[str, bytes | Mapping[str, str]] = {}
+    known = ("secret", *CREDENTIALS, *others)
     for definition in definitions:
         properties = parse_keyval(definition, implied_key="qom-type")
-        bag = OptionBag(properties, "object 'secret'")
-        kind = bag.string("qom-type")
-        if kind != "secret":
-            raise InvalidRequestError(f"--object {kind}: only objects of type 'secret' are known")
+        kind = properties.get("qom-type", "")
+        if kind not in known:
+            raise InvalidRequestError(f"--object {kind}: the types known are {', '.join(known)}")
+        bag = OptionBag(properties, f"object {kind!r}")
         identity = bag.required("id")
-        if identity in secrets:
+        if identity in objects:
             raise InvalidRequestError(f"--object: the id {identity!r} is used twice")
-        secrets[identity] = _secret(bag, secrets)
-    return secrets
+        if kind == "secret":
+            bag.take("qom-type")
+            objects[identity] = secrets[identity] = _secret(bag, secrets)
+        else:
+            objects[identity] = properties
+    return objects
 
 
 def _secret(bag: OptionBag, others: Mapping[str, bytes]) -> bytes:

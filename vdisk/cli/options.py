@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats.qcow2 import Qcow2Image
     from vdisk.opening import Backing
+    from vdisk.options import Secrets
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +113,8 @@ def add_objects(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="TYPE,id=ID,…",
-        help="define a secret: secret,id=ID,data=TEXT or file=PATH[,format=raw|base64]",
+        help="define a secret: secret,id=ID,data=TEXT or file=PATH[,format=raw|base64]; or "
+        "credentials for TLS: tls-creds-x509|tls-creds-psk,id=ID,dir=PATH,endpoint=client",
     )
 
 
@@ -245,13 +247,16 @@ def as_qcow2(image: BlockDevice, what: str) -> Qcow2Image:
     return cast("Qcow2Image", image)
 
 
-def secrets(args: argparse.Namespace) -> dict[str, bytes]:
-    """The passphrases that --object defines, by id."""
+def secrets(args: argparse.Namespace, others: Sequence[str] = ()) -> Secrets:
+    """The passphrases and credentials that --object defines, by id.
+
+    ``others``: types of objects that the command takes besides.
+    """
     if not args.object:
         return {}
-    from vdisk.cli.objects import read_secrets
+    from vdisk.cli.objects import read_objects
 
-    return read_secrets(args.object)
+    return read_objects(args.object, others)
 
 
 def creation_options(args: argparse.Namespace, format: str) -> dict[str, Any]:

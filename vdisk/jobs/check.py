@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vdisk.formats._qcow2.findings import CheckResult
     from vdisk.formats.qcow2 import Qcow2Image
+    from vdisk.options import Secrets
 
 
 class NoCheckError(UnsupportedFeatureError):
@@ -31,7 +32,7 @@ def check(
     backing: bool = True,
     cache: str = "writeback",
     force_share: bool = False,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     warn: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckResult:

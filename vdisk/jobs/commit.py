@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice, Extent
     from vdisk.jobs.progress import ProgressCallback
+    from vdisk.options import Secrets
 
 _SECTOR = 512
 
@@ -47,7 +48,7 @@ def commit(
     empty: bool = True,
     rate_limit: int | None = None,
     cache: str = "writeback",
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     warn: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> CommitResult:
@@ -106,7 +107,7 @@ def _depth_of(
     base: str,
     name: str | os.PathLike[str] | Mapping[str, Any],
     format: str | None,
-    secrets: Mapping[str, bytes] | None,
+    secrets: Secrets | None,
 ) -> int:
     """How many backing files down the image called ``base`` is."""
     with open_image(name, format=format, secrets=secrets) as top:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.bitmaps import BitmapInfo
     from vdisk.jobs.progress import ProgressCallback
+    from vdisk.options import Secrets
 
     Name = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -70,7 +71,7 @@ def convert(
     salvage: bool = False,
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     warn: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> ConvertResult:

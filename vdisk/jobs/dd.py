@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vdisk.jobs.progress import ProgressCallback
     from vdisk.jobs.sources import Source
+    from vdisk.options import Secrets
 
 MAX_BLOCK_SIZE = (1 << 31) - 1  # qemu-img's
 
@@ -36,7 +37,7 @@ def dd(
     skip: int = 0,
     target_format: str = "raw",
     options: Mapping[str, Any] | None = None,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     warn: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> DdResult:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from vdisk.opening import Backing, NodeContext, open_node
 from vdisk.opening.names import describe_tree, parse_name, relative_to, with_format
 from vdisk.opening.nodes import MAX_CHAIN_DEPTH
-from vdisk.options import nest
+from vdisk.options import nest, split_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vdisk.formats._qcow2.snapshots import SnapshotInfo
     from vdisk.formats.qcow2 import Qcow2Image
     from vdisk.opening.nodes import FileLink
+    from vdisk.options import Secrets
 
 
 class ImageInfo(NamedTuple):
@@ -99,7 +100,7 @@ def info(
     chain: bool = False,
     backing: bool = True,
     force_share: bool = False,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
 ) -> ImageInfo:
     """Describe the image ``name``; with ``chain`` also the backing files below it.
 
@@ -108,11 +109,13 @@ def info(
     """
     tree = parse_name(os.fspath(name)) if isinstance(name, str | os.PathLike) else nest(name)
     files: list[FileLink] = []
+    passphrases, objects = split_secrets(secrets)
     context = NodeContext(
         files=files,
         backing=Backing.LEAVE if backing else Backing.REFUSE,
         force_share=force_share,
-        secrets=secrets or {},
+        secrets=passphrases,
+        objects=objects,
     )
     found: list[ImageInfo] = []
     while len(found) < MAX_CHAIN_DEPTH:

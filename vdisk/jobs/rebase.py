@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats.qcow2 import Qcow2Image
     from vdisk.jobs.progress import ProgressCallback
+    from vdisk.options import Secrets
 
 
 class RebaseResult(NamedTuple):
@@ -51,7 +52,7 @@ def rebase(
     unsafe: bool = False,
     cache: str = "writeback",
     source_cache: str = "writeback",
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     warn: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> RebaseResult:

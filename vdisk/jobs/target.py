@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vdisk.block import BlockDevice
+    from vdisk.options import Secrets
 
 
 _KEYS = ("key-secret", "encrypt.key-secret")
@@ -31,7 +32,7 @@ class TargetSettings(NamedTuple):
     options: Mapping[str, Any] = {}
     exists: bool = False
     cache: str = "unsafe"
-    secrets: Mapping[str, bytes] | None = None
+    secrets: Secrets | None = None
     warn: Callable[[str], None] = lambda _message: None
 
     @property

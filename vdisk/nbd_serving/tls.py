@@ -2,28 +2,18 @@
 
 X.509, ``tls-creds-x509``: a directory with ``server-cert.pem``, ``server-key.pem``,
 ``ca-cert.pem`` (by which clients' certificates are verified) and perhaps ``ca-crl.pem``.
-PSK, ``tls-creds-psk``: a directory with ``keys.psk``, lines of ``identity:hexadecimal key``.
+PSK, ``tls-creds-psk``: a directory with ``keys.psk`` (:mod:`vdisk.tls`).
 """
 
 from __future__ import annotations
 
 import os
 import ssl
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from vdisk.errors import (
-    AuthenticationError,
-    InvalidRequestError,
-    UnsupportedFeatureError,
-    from_os_error,
-)
+from vdisk.errors import AuthenticationError, UnsupportedFeatureError, from_os_error
 from vdisk.nbd.session import TlsMode
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-MAX_KEY_FILE = 1 << 20
-"""Bytes of ``keys.psk``: ten thousand identities."""
+from vdisk.tls import KEY_FILE, no_password, read_keys
 
 
 class TlsSettings(NamedTuple):
@@ -38,18 +28,22 @@ def certificates(
     directory: str | os.PathLike[str],
     *,
     verify_peer: bool = True,
+    password: bytes | None = None,
     mode: TlsMode = TlsMode.REQUIRE,
 ) -> TlsSettings:
     """The credentials in a directory laid out as QEMU's ``tls-creds-x509`` has them.
 
     ``verify_peer``: clients must show a certificate that the authority in it signed.
+    ``password``: of the server's key, if that is encrypted.
     Raises :class:`AuthenticationError`, :class:`NotFoundError`.
     """
     directory = os.fspath(directory)
     context = _context()
     try:
         context.load_cert_chain(
-            os.path.join(directory, "server-cert.pem"), os.path.join(directory, "server-key.pem")
+            os.path.join(directory, "server-cert.pem"),
+            os.path.join(directory, "server-key.pem"),
+            password or no_password,
         )
         if verify_peer:
             context.verify_mode = ssl.CERT_REQUIRED
@@ -80,7 +74,7 @@ def pre_shared_keys(
         raise UnsupportedFeatureError(
             "TLS with pre-shared keys needs Python 3.13 or newer: use certificates"
         )
-    keys = read_keys(os.path.join(os.fspath(directory), "keys.psk"))
+    keys = read_keys(os.path.join(os.fspath(directory), KEY_FILE))
     # Keys and TLS 1.3 go together only through a callback that Python does not offer.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("PSK")
@@ -93,26 +87,3 @@ def _context() -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
-
-
-def read_keys(path: str) -> Mapping[str, bytes]:
-    """The keys in a file of GnuTLS' ``psktool``, by identity."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read(MAX_KEY_FILE).splitlines()
-    except OSError as error:
-        raise from_os_error(error, path=path, operation="read the keys") from error
-    except UnicodeError as error:
-        raise InvalidRequestError(f"the file of keys is not UTF-8: {error}", path=path) from error
-    keys = {}
-    for number, line in enumerate(lines, 1):
-        identity, colon, key = line.rpartition(":")
-        if not line or line.startswith("#"):
-            continue
-        try:
-            keys[identity] = bytes.fromhex(key)
-        except ValueError:
-            colon = ""
-        if not colon or not identity:
-            raise InvalidRequestError(f"line {number} is not 'identity:hexadecimal key'", path=path)
-    return keys

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from vdisk.errors import InvalidRequestError
 from vdisk.opening.names import parse_name, with_format
 from vdisk.opening.nodes import Backing, NodeContext, open_node
-from vdisk.options import nest
+from vdisk.options import nest, split_secrets
 from vdisk.stores import CacheMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vdisk.block import BlockDevice
+    from vdisk.options import Secrets
 
 __all__ = ["Backing", "CacheMode", "NodeContext", "open_image", "open_node", "parse_name"]
 
@@ -41,8 +42,7 @@ def open_image(
     cache: str = "writeback",
     force_share: bool = False,
     backing: Backing = Backing.FOLLOW,
-    secrets: Mapping[str, bytes] | None = None,
-    objects: Mapping[str, Mapping[str, str]] | None = None,
+    secrets: Secrets | None = None,
     options: Mapping[str, Any] | None = None,
     repairing: bool = False,
     writable_backing: int = 0,
@@ -54,7 +54,8 @@ def open_image(
     "writeback", "writethrough", "directsync" or "unsafe": how writes to files reach the disk
     (an image's own tables are written when it is flushed, in every mode).  ``force_share``: open
     without locks, to read an image that another process writes.  ``options``: run-time options of
-    the top node, such as ``{"l2-cache-size": 1 << 20}``.  ``repairing``: allow writing to an
+    the top node, such as ``{"l2-cache-size": 1 << 20}``.  ``secrets``: what options refer to by
+    id, see :data:`vdisk.options.Secrets`.  ``repairing``: allow writing to an
     image that is marked dirty or corrupt.  ``writable_backing``: open this backing file, counted
     from 1, for writing too (commit).  ``warn``: told, in one line, what the user should
     know.
@@ -64,14 +65,15 @@ def open_image(
     """
     if force_share and not readonly:
         raise InvalidRequestError("force_share (-U) opens without locks, so only for reading")
+    passphrases, objects = split_secrets(secrets)
     context = NodeContext(
         files=[],
         readonly=readonly,
         cache=CacheMode.parse(cache),
         force_share=force_share,
         backing=backing,
-        secrets=secrets or {},
-        objects=objects or {},
+        secrets=passphrases,
+        objects=objects,
         repairing=repairing,
         writable_backing=writable_backing,
         warn=warn or _ignore,

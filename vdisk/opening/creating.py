@@ -16,7 +16,7 @@ from vdisk.formats.raw import preallocate
 from vdisk.opening import Backing, open_image
 from vdisk.opening.names import parse_filename, relative_to
 from vdisk.opening.nodes import NodeContext, open_node
-from vdisk.options import as_bool, as_size, as_string, parse_keyval
+from vdisk.options import as_bool, as_size, as_string, parse_keyval, split_secrets
 from vdisk.stores import CacheMode
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice
     from vdisk.formats import CreateOption
+    from vdisk.options import Secrets
 
 MAX_IMAGE_SIZE = (1 << 63) - 1
 """An off_t: no file, and no QEMU, takes an offset beyond."""
@@ -36,7 +37,7 @@ class Creation(NamedTuple):
     format: str
     size: int
     options: Mapping[str, Any]
-    secrets: Mapping[str, bytes] = formats.NO_SECRETS
+    secrets: Secrets = formats.NO_SECRETS
     cache: CacheMode = CacheMode()
 
     def run(self) -> None:
@@ -46,8 +47,9 @@ class Creation(NamedTuple):
         try:
             if self.options.get("data_file") is not None:
                 self._make_data_file()
-            with _create_file(self.name, self.cache) as file:
-                driver.create(file, self.size, self.options, self.secrets)
+            with _create_file(self.name, self.cache, self.secrets) as file:
+                passphrases, _objects = split_secrets(self.secrets)
+                driver.create(file, self.size, self.options, passphrases)
         except BaseException:
             path = _path(self.name)
             if path is not None and not existed:
@@ -63,7 +65,7 @@ class Creation(NamedTuple):
         """
         directory = os.path.dirname(_path(self.name) or "")
         name = relative_to(directory, self.options["data_file"])
-        with _create_file(name, self.cache) as file:
+        with _create_file(name, self.cache, self.secrets) as file:
             file.truncate(self.size)
             mode = self.options.get("preallocation", "off")
             preallocate(file, 0, self.size, "off" if mode == "metadata" else mode)
@@ -76,7 +78,7 @@ def plan_creation(
     format: str = "raw",
     options: Mapping[str, Any] | None = None,
     check_backing: bool = True,
-    secrets: Mapping[str, bytes] | None = None,
+    secrets: Secrets | None = None,
     cache: str = "writeback",
 ) -> Creation:
     """What making the image ``name`` would do.
@@ -111,7 +113,7 @@ def _check_backing(
     size: int | None,
     options: Mapping[str, Any],
     check: bool,
-    secrets: Mapping[str, bytes] | None,
+    secrets: Secrets | None,
 ) -> int | None:
     backing, format = options["backing_file"], options.get("backing_fmt")
     if backing == name:
@@ -139,11 +141,13 @@ def _path(name: str) -> str | None:
     return filename if options["driver"] == "file" and isinstance(filename, str) else None
 
 
-def _create_file(name: str, cache: CacheMode) -> BlockDevice:
+def _create_file(name: str, cache: CacheMode, secrets: Secrets) -> BlockDevice:
     """An empty file; of another protocol, what is there already, opened for writing."""
     path = _path(name)
     if path is None:
-        return open_node(parse_filename(name), NodeContext([], readonly=False, cache=cache))
+        passphrases, objects = split_secrets(secrets)
+        context = NodeContext([], readonly=False, cache=cache, secrets=passphrases, objects=objects)
+        return open_node(parse_filename(name), context)
     from vdisk.stores.file import FileStore
 
     return FileStore(path, readonly=False, create=True, ignore_flush=cache.no_flush)

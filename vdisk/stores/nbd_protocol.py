@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vdisk.errors import InvalidRequestError, NotFoundError
+from vdisk.errors import InvalidRequestError
 from vdisk.nbd.uri import NbdUri, Transport
 from vdisk.nbd.wire import NBD_DEFAULT_PORT
 from vdisk.stores._nbd.address import from_server_options, number, parse_name, port_number
 from vdisk.stores._nbd.pool import DEFAULT_CONNECTIONS, MAX_CONNECTIONS, PoolSettings
-from vdisk.stores._nbd.tls import TlsSettings, credentials_from_object, settings_for
+from vdisk.stores._nbd.tls import TlsSettings, credentials_of, settings_for
 from vdisk.stores.nbd import NbdSettings, NbdStore
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def _place(options: OptionBag) -> NbdUri:
 def _tls(uri: NbdUri, identity: str | None, settings: StoreSettings) -> TlsSettings:
     if identity is None:
         return settings_for(uri)
-    if identity not in settings.objects:
-        raise NotFoundError(f"there is no object {identity!r}: define it with --object tls-creds-…")
-    return settings_for(uri, credentials_from_object(settings.objects[identity]))
+    return settings_for(uri, credentials_of(identity, settings.objects, settings.secrets))
 
 
 def _seconds(options: OptionBag, key: str) -> int:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError, VdiskError
-from vdisk.nbd.psk import parse_keys
 from vdisk.nbd.session import BlockSizes, ExportInfo, HeaderStyle, Session
 from vdisk.nbd.uri import NbdUri, Transport, parse_uri
 from vdisk.nbd.wire import TransmissionFlag
@@ -23,6 +22,7 @@ from vdisk.stores._nbd.alignment import parts
 from vdisk.stores._nbd.journal import Journal
 from vdisk.stores._nbd.pool import difference
 from vdisk.stores._nbd.requests import FLUSH, TRIM, WRITE, Request
+from vdisk.tls import parse_keys
 
 # -- names -----------------------------------------------------------------------------------
 

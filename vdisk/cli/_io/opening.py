@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice
     from vdisk.cli._io.session import Settings
+    from vdisk.options import Secrets
 
 
 class Opener:
     """Opens images as :class:`Settings` say; ``secrets`` and ``backing`` hold for all of them."""
 
-    def __init__(self, secrets: Mapping[str, bytes], backing: Backing) -> None:
+    def __init__(self, secrets: Secrets, backing: Backing) -> None:
         self._secrets = secrets
         self._backing = backing
 

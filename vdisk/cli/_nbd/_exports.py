@@ -12,12 +12,15 @@ from vdisk.nbd.session import HandshakeStyle, HeaderStyle
 from vdisk.nbd.wire import TransmissionFlag
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Iterator, Sequence
 
+    from vdisk.cli.options import Parser
     from vdisk.nbd.connect import Negotiated
     from vdisk.nbd.session import ExportInfo
     from vdisk.nbd.uri import NbdUri
     from vdisk.stores._nbd.handshake import Server
+    from vdisk.stores._nbd.tls import TlsSettings
 
 _STYLES = {
     HandshakeStyle.OLDSTYLE: "oldstyle",
@@ -43,16 +46,64 @@ _FLAGS = {
 }
 
 
-def server_of(name: str) -> Server:
-    """The server and export that an argument names."""
+def add_credentials(parser: Parser) -> None:
+    """--object, --tls-creds, --tls-hostname: TLS said as qemu-nbd has it, not in the URI."""
+    from vdisk.cli.options import add_objects
+
+    add_objects(parser)
+    parser.add_argument(
+        "--tls-creds", metavar="ID", help="require TLS, with credentials that --object defines"
+    )
+    parser.add_argument(
+        "--tls-hostname", metavar="NAME", help="the name that the server's certificate is for"
+    )
+
+
+def place_of(args: Namespace, name: str) -> tuple[NbdUri, TlsSettings]:
+    """The server and export that an argument names, and how to use TLS there."""
+    from dataclasses import replace
+
+    from vdisk.cli.options import secrets
+    from vdisk.options import split_secrets
+    from vdisk.stores._nbd.address import parse_name
+    from vdisk.stores._nbd.tls import credentials_of, settings_for
+
+    uri = parse_name(name)
+    if args.tls_hostname is not None:
+        uri = replace(uri, tls_hostname=args.tls_hostname)
+    if args.tls_creds is None:
+        return uri, settings_for(uri)
+    passphrases, objects = split_secrets(secrets(args))
+    return uri, settings_for(uri, credentials_of(args.tls_creds, objects, passphrases))
+
+
+def server_of(args: Namespace) -> Server:
+    """The server and export of ``args.uri``."""
+    from vdisk.nbd.connect import ClientSettings
+    from vdisk.stores._nbd.handshake import Server
+
+    uri, tls = place_of(args, args.uri)
+    return Server(uri, ClientSettings(export=uri.export, tls=tls.mode), tls)
+
+
+def plain_server(name: str, reason: str) -> Server:
+    """The server and export that an argument names, for simple replies without TLS.
+
+    ``reason``: why there can be none.
+    """
+    from vdisk.errors import UnsupportedFeatureError
     from vdisk.nbd.connect import ClientSettings
     from vdisk.stores._nbd.address import parse_name
     from vdisk.stores._nbd.handshake import Server
-    from vdisk.stores._nbd.tls import settings_for
+    from vdisk.stores._nbd.tls import TlsSettings, settings_for
 
     uri = parse_name(name)
-    tls = settings_for(uri)
-    return Server(uri, ClientSettings(export=uri.export, tls=tls.mode), tls)
+    if settings_for(uri).context is not None:
+        raise UnsupportedFeatureError(f"{reason}: name the server without TLS", path=name)
+    settings = ClientSettings(
+        export=uri.export, meta_contexts=(), structured_replies=False, extended_headers=False
+    )
+    return Server(uri, settings, TlsSettings())
 
 
 def show(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vdisk.cli.options import image_name, secrets, warn
+from vdisk.cli.options import image_name, warn
 from vdisk.errors import InvalidRequestError, NotFoundError, UnsupportedFeatureError
 from vdisk.nbd_server import DirectoryOfImages, Export, Throttle
 from vdisk.opening import Backing, open_image
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from vdisk.block import BlockDevice
+    from vdisk.options import Secrets
 
 Wrapper = "Callable[[BlockDevice], BlockDevice]"
 
@@ -24,8 +25,9 @@ Wrapper = "Callable[[BlockDevice], BlockDevice]"
 class Offer:
     """Builds exports as the options say; what it opened is closed by ``stack``."""
 
-    def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
+    def __init__(self, args: argparse.Namespace, secrets: Secrets, stack: ExitStack) -> None:
         self._args = args
+        self._secrets = secrets
         self._stack = stack
         self._cache = cache_mode(args)
         self.exports: list[Export] = []
@@ -78,7 +80,7 @@ class Offer:
             format=args.format,
             cache=self._cache,
             backing=Backing.REFUSE if args.no_backing else Backing.FOLLOW,
-            secrets=secrets(args),
+            secrets=self._secrets,
             warn=warn,
         )
 

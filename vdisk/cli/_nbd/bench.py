@@ -41,15 +41,10 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from dataclasses import replace
-
-    from vdisk.cli._nbd._exports import server_of
+    from vdisk.cli._nbd._exports import plain_server
     from vdisk.jobs.nbd_load import Load, run_load
 
-    server = server_of(args.uri)
-    simple = replace(
-        server.settings, meta_contexts=(), structured_replies=False, extended_headers=False
-    )
+    server = plain_server(args.uri, "bench measures plain connections")
     load = Load(
         block_size=parse_size(args.block_size, what="--block-size"),
         depth=args.depth,
@@ -58,7 +53,7 @@ def run(args: Namespace) -> int:
         write=args.write,
         sequential=args.sequential,
     )
-    result = run_load(server._replace(settings=simple), load)
+    result = run_load(server, load)
     if args.json:
         import json
 

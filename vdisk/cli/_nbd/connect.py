@@ -45,9 +45,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from dataclasses import replace
-
-    from vdisk.cli._nbd._exports import server_of
+    from vdisk.cli._nbd._exports import plain_server
     from vdisk.stores._nbd.kernel import Device, connect_device
     from vdisk.stores._nbd.pool import MAX_CONNECTIONS
 
@@ -55,10 +53,7 @@ def run(args: Namespace) -> int:
         raise InvalidRequestError("a time-out is not negative")
     if not 1 <= args.connections <= MAX_CONNECTIONS:
         raise InvalidRequestError(f"--connections is between 1 and {MAX_CONNECTIONS}")
-    server = server_of(args.uri)
-    plain = replace(
-        server.settings, meta_contexts=(), structured_replies=False, extended_headers=False
-    )
+    server = plain_server(args.uri, "the kernel's client does not encrypt")
     device = Device(
         number=None if args.device is None else device_index(args.device),
         block_size=args.block_size,
@@ -66,7 +61,7 @@ def run(args: Namespace) -> int:
         dead_timeout=args.dead_timeout,
         connections=args.connections,
     )
-    print(f"/dev/nbd{connect_device(server._replace(settings=plain), device)}")
+    print(f"/dev/nbd{connect_device(server, device)}")
     return 0
 
 

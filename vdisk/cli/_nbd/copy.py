@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,11 +25,13 @@ from vdisk.units import parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vdisk.cli.options import Parser
     from vdisk.jobs.copying import CopyOptions
     from vdisk.jobs.progress import ProgressCallback
+    from vdisk.nbd.uri import NbdUri
+    from vdisk.stores._nbd.tls import TlsSettings
     from vdisk.stores.nbd import NbdSettings
 
 LARGEST_REQUEST = 32 << 20
@@ -36,6 +39,8 @@ LARGEST_REQUEST = 32 << 20
 
 
 def configure(parser: Parser) -> None:
+    from vdisk.cli._nbd._exports import add_credentials
+
     parser.add_argument(
         "--allocated", action="store_true", help="write zeroes instead of leaving holes"
     )
@@ -62,6 +67,7 @@ def configure(parser: Parser) -> None:
         "--progress-fd", type=int, metavar="FD", help="write N/100 lines to this descriptor"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done, and how")
+    add_credentials(parser)
     parser.take_rest("endpoints", "SOURCE DESTINATION", help="from and to")
 
 
@@ -87,11 +93,16 @@ def _add_parallelism(parser: Parser) -> None:
 
 
 class _Plan(NamedTuple):
-    """How to copy, as the options say; ``flush``: the destination is stable in the end."""
+    """How to copy, as the options say.
+
+    ``flush``: the destination is stable in the end.  ``place_of``: where an NBD server is, and
+    how to use TLS there.
+    """
 
     copying: CopyOptions
     nbd: NbdSettings
     flush: bool
+    place_of: Callable[[str], tuple[NbdUri, TlsSettings]]
 
 
 def run(args: Namespace) -> int:
@@ -119,6 +130,7 @@ def run(args: Namespace) -> int:
 
 
 def _plan(args: Namespace) -> _Plan:
+    from vdisk.cli._nbd._exports import place_of
     from vdisk.jobs.copying import CopyOptions
     from vdisk.jobs.engine import BATCH_SIZE
     from vdisk.jobs.parallel import MAX_WORKERS
@@ -146,7 +158,7 @@ def _plan(args: Namespace) -> _Plan:
     )
     pool = PoolSettings(connections=connections, depth=requests)
     nbd = NbdSettings(pool, request_size=request_size, ignore_flush=not args.flush)
-    return _Plan(copying, nbd, args.flush)
+    return _Plan(copying, nbd, args.flush, functools.partial(place_of, args))
 
 
 def _endpoints(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -206,10 +218,10 @@ def _is_nbd(name: str) -> bool:
 
 
 def _open_nbd(name: str, plan: _Plan, *, readonly: bool) -> BlockDevice:
-    from vdisk.stores._nbd.address import parse_name
     from vdisk.stores.nbd import NbdStore
 
-    return NbdStore(parse_name(name), readonly=readonly, settings=plan.nbd)
+    uri, tls = plan.place_of(name)
+    return NbdStore(uri, readonly=readonly, settings=plan.nbd, tls=tls)
 
 
 def _open_source(name: str, plan: _Plan) -> BlockDevice:

@@ -24,6 +24,8 @@ NO = 2
 
 
 def configure(parser: Parser) -> None:
+    from vdisk.cli._nbd._exports import add_credentials
+
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --json")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--size", action="store_true", help="the size in bytes, and nothing else")
@@ -35,6 +37,7 @@ def configure(parser: Parser) -> None:
         "structured-reply, trim, write, zero",
     )
     what.add_argument("--is", dest="is_", metavar="WHAT", help="test: read-only, rotational or tls")
+    add_credentials(parser)
     parser.add_argument("uri", help="the export")
 
 
@@ -42,7 +45,7 @@ def run(args: Namespace) -> int:
     from vdisk.cli._nbd._exports import can, server_of, show
     from vdisk.stores._nbd.handshake import describe_export
 
-    server = server_of(args.uri)
+    server = server_of(args)
     export, negotiated = describe_export(server)
     question = args.can or args.is_
     if question is not None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def configure(parser: Parser) -> None:
+    from vdisk.cli._nbd._exports import add_credentials
+
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --list --json")
+    add_credentials(parser)
     parser.add_argument("uri", help="the server; its export is of no interest")
 
 
@@ -24,7 +27,7 @@ def run(args: Namespace) -> int:
     from vdisk.cli._nbd._exports import server_of, show
     from vdisk.stores._nbd.handshake import describe_exports
 
-    server = server_of(args.uri)
+    server = server_of(args)
     answer = describe_exports(server)
     show(server.uri, answer.result, answer.negotiated, as_json=args.json)
     return 0

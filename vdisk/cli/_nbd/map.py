@@ -24,6 +24,8 @@ _DIRTY = {0: "clean", 1: "dirty"}
 
 
 def configure(parser: Parser) -> None:
+    from vdisk.cli._nbd._exports import add_credentials
+
     parser.add_argument(
         "--context",
         default=BASE_ALLOCATION,
@@ -32,15 +34,17 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--totals", action="store_true", help="only how much of each there is")
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --map --json")
+    add_credentials(parser)
     parser.add_argument("uri", help="the export")
 
 
 def run(args: Namespace) -> int:
-    from vdisk.stores._nbd.address import parse_name
+    from vdisk.cli._nbd._exports import place_of
     from vdisk.stores.nbd import NbdSettings, NbdStore
 
     settings = NbdSettings(meta_contexts=(args.context,))
-    with NbdStore(parse_name(args.uri), settings=settings) as store:
+    uri, tls = place_of(args, args.uri)
+    with NbdStore(uri, settings=settings, tls=tls) as store:
         extents = store.context_extents(args.context)
         lines = (
             _totals(extents, store.size, args.context, as_json=args.json)

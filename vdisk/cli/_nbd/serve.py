@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vdisk.cli._nbd import _daemon, _options
+from vdisk.cli.options import secrets
 from vdisk.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     from vdisk.nbd_server import Server
 
     _start_log(args)
-    objects = _tls.take_objects(args)
+    objects = secrets(args, _tls.AUTHORIZATIONS)
     tls, rules = _tls.tls_settings(args, objects), _tls.access_rules(args, objects)
     with ExitStack() as stack:
-        offer = _offer.Offer(args, stack)
+        offer = _offer.Offer(args, objects, stack)
         offer.add(args.images)
         server = Server(
             offer.exports,

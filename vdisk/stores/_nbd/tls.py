@@ -3,7 +3,7 @@
 X.509: a directory with ``ca-cert.pem`` (who may have signed the server's certificate), and if the
 server wants to know us ``client-cert.pem`` and ``client-key.pem``; perhaps ``ca-crl.pem``.
 Without a directory the system's authorities count.
-PSK: a file of keys (:mod:`vdisk.nbd.psk`); in a directory of QEMU's its name is ``keys.psk``.
+PSK: a file of keys (:mod:`vdisk.tls`).
 
 Whether to use TLS follows from the name: ``nbds://`` demands it; ``nbd://`` with any of the
 parameters about TLS uses it where the server can; ``nbd://`` alone does not, since encryption to
@@ -23,16 +23,13 @@ from vdisk.errors import (
     UnsupportedFeatureError,
     from_os_error,
 )
-from vdisk.nbd.psk import parse_keys
 from vdisk.nbd.session import TlsMode
 from vdisk.nbd.uri import NbdUri, TlsType, Transport
 from vdisk.options import OptionBag
+from vdisk.tls import KEY_FILE, no_password, password_of_key, read_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-MAX_KEY_FILE = 1 << 20
-"""Bytes of a file of keys: ten thousand identities."""
 
 
 class TlsSettings(NamedTuple):
@@ -48,10 +45,14 @@ class TlsSettings(NamedTuple):
 
 
 class Credentials(NamedTuple):
-    """What a client shows, and by what it knows the server."""
+    """What a client shows, and by what it knows the server.
+
+    ``password``: of the client's key, if that is encrypted.
+    """
 
     directory: str | None = None
     verify_peer: bool = True
+    password: bytes | None = None
     psk_file: str | None = None
     username: str | None = None
 
@@ -98,22 +99,31 @@ def _check(uri: NbdUri) -> None:
         raise InvalidRequestError("tls-type=x509 and tls-psk-file exclude each other")
 
 
-def credentials_from_object(definition: Mapping[str, str]) -> Credentials:
-    """What ``--object tls-creds-x509,…`` or ``tls-creds-psk,…`` says."""
-    properties = dict(definition)
+def credentials_of(
+    identity: str, objects: Mapping[str, Mapping[str, str]], secrets: Mapping[str, bytes]
+) -> Credentials:
+    """What ``--object tls-creds-x509|tls-creds-psk,id=identity,…`` says, as QEMU reads it.
+
+    ``secrets``: passphrases by id, for ``passwordid``.
+    """
+    if identity not in objects:
+        raise NotFoundError(f"there is no object {identity!r}: define it with --object tls-creds-…")
+    properties = dict(objects[identity])
     kind = properties.pop("qom-type", None)
+    if kind not in ("tls-creds-x509", "tls-creds-psk"):
+        raise InvalidRequestError(f"object {kind!r} holds no TLS credentials of a client")
     bag = OptionBag(properties, f"object {kind!r}")
     bag.take("id")
-    if bag.choice("endpoint", ("client", "server"), "server") != "client":
+    if bag.choice("endpoint", ("client", "server"), "client") != "client":
         raise InvalidRequestError(f"object {kind!r}: a client's credentials have endpoint=client")
     directory = bag.required("dir")
     if kind == "tls-creds-psk":
         username = bag.string("username", "qemu")
-        found = Credentials(psk_file=os.path.join(directory, "keys.psk"), username=username)
-    elif kind == "tls-creds-x509":
-        found = Credentials(directory, bag.boolean("verify-peer", True))
+        found = Credentials(psk_file=os.path.join(directory, KEY_FILE), username=username)
     else:
-        raise InvalidRequestError(f"object {kind!r} holds no TLS credentials of a client")
+        bag.boolean("sanity-check", True)  # the handshake checks more than QEMU does here
+        password = password_of_key(bag, secrets)
+        found = Credentials(directory, bag.boolean("verify-peer", True), password)
     bag.finish()
     return found
 
@@ -138,7 +148,7 @@ def _x509_context(credentials: Credentials, hostname: str | None) -> ssl.SSLCont
             "there is no such directory of certificates", path=credentials.directory
         )
     try:
-        _load(context, credentials.directory, verify=credentials.verify_peer)
+        _load(context, credentials.directory, credentials)
     except ssl.SSLError as error:
         raise AuthenticationError(
             f"these are no credentials of a client: {error}", path=credentials.directory
@@ -150,7 +160,8 @@ def _x509_context(credentials: Credentials, hostname: str | None) -> ssl.SSLCont
     return context
 
 
-def _load(context: ssl.SSLContext, directory: str, *, verify: bool) -> None:
+def _load(context: ssl.SSLContext, directory: str, credentials: Credentials) -> None:
+    verify = credentials.verify_peer
     if verify:
         context.load_verify_locations(os.path.join(directory, "ca-cert.pem"))
     revoked = os.path.join(directory, "ca-crl.pem")
@@ -159,7 +170,8 @@ def _load(context: ssl.SSLContext, directory: str, *, verify: bool) -> None:
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     certificate = os.path.join(directory, "client-cert.pem")
     if os.path.exists(certificate):
-        context.load_cert_chain(certificate, os.path.join(directory, "client-key.pem"))
+        key = os.path.join(directory, "client-key.pem")
+        context.load_cert_chain(certificate, key, credentials.password or no_password)
 
 
 def _psk_context(credentials: Credentials) -> ssl.SSLContext:
@@ -171,7 +183,7 @@ def _psk_context(credentials: Credentials) -> ssl.SSLContext:
             "TLS with pre-shared keys needs Python 3.13 or newer: use certificates"
         )
     assert credentials.psk_file is not None
-    keys = _read_keys(credentials.psk_file)
+    keys = read_keys(credentials.psk_file)
     username = credentials.username or next(iter(keys), "")
     if username not in keys:
         raise AuthenticationError(f"there is no key of {username!r}", path=credentials.psk_file)
@@ -182,13 +194,3 @@ def _psk_context(credentials: Credentials) -> ssl.SSLContext:
     context.set_ciphers("PSK")
     set_callback(lambda _hint: (username, keys[username]))
     return context
-
-
-def _read_keys(path: str) -> dict[str, bytes]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return parse_keys(file.read(MAX_KEY_FILE))
-    except OSError as error:
-        raise from_os_error(error, path=path, operation="read the keys") from error
-    except UnicodeError as error:
-        raise InvalidRequestError("the file of keys is not UTF-8", path=path) from error
