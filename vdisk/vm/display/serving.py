@@ -1,0 +1,109 @@
+"""What the servers of a screen share: where they listen, and the way to the keyboard.
+
+Input goes through one thread, so that events keep their order, and a machine that is busy (a
+snapshot is being saved) makes their sender wait and not the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from vdisk.errors import InvalidRequestError, from_os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from vdisk.vm.display.base import InputSink
+
+
+class Address(NamedTuple):
+    """A TCP port of a host, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, *, base: int = 0, default_host: str = "localhost") -> Address:
+    """``HOST:NUMBER``, ``:NUMBER``, ``[IPv6]:NUMBER`` or ``unix:PATH``.
+
+    ``base`` is added to the number: 5900 for displays of VNC.
+    """
+    if text.startswith("unix:"):
+        if text == "unix:":
+            raise InvalidRequestError("unix: needs the path of a socket")
+        return Address(path=text.removeprefix("unix:"))
+    host, colon, number = text.rpartition(":")
+    if not colon or not (number.isascii() and number.isdigit()):
+        raise InvalidRequestError(f"{text!r} is no address: HOST:NUMBER or unix:PATH")
+    if int(number) + base > 0xFFFF:
+        raise InvalidRequestError(f"{text!r}: there is no port {int(number) + base}")
+    host = host.removeprefix("[").removesuffix("]")
+    return Address(host or default_host, int(number) + base)
+
+
+async def listen(
+    address: Address,
+    connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    *,
+    limit: int = 1 << 16,
+) -> asyncio.Server:
+    """Accept connections; ``limit``: bytes that are read ahead of one."""
+    try:
+        if address.path:
+            return await asyncio.start_unix_server(connected, address.path, limit=limit)
+        return await asyncio.start_server(connected, address.host, address.port, limit=limit)
+    except OSError as error:
+        raise from_os_error(error, path=str(address), operation="listen") from error
+
+
+def bound_address(server: asyncio.Server) -> Address:
+    """Where a server listens: a port that was 0 is known now."""
+    where = server.sockets[0].getsockname()
+    return (
+        Address(path=os.fsdecode(where)) if isinstance(where, (str, bytes)) else Address(*where[:2])
+    )
+
+
+class InputThread:
+    """The one thread in which a keyboard and mouse are worked."""
+
+    def __init__(self, sink: InputSink) -> None:
+        self.sink = sink
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vdisk-input")
+
+    async def keys(self, events: Iterable[tuple[str, bool]]) -> None:
+        """Press and release keys, in order."""
+        events = list(events)
+        if events:
+            await self._run(lambda: self._press(events))
+
+    def _press(self, events: list[tuple[str, bool]]) -> None:
+        for qcode, down in events:
+            self.sink.key(qcode, down)
+
+    async def pointer(self, dx: int, dy: int, wheel: int, buttons: int | None) -> None:
+        """Move, and say which buttons are down (None: as before)."""
+
+        def act() -> None:
+            if dx or dy or wheel:
+                self.sink.move_pointer(dx, dy, wheel)
+            if buttons is not None:
+                self.sink.set_buttons(buttons)
+
+        await self._run(act)
+
+    async def _run(self, act: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, act)
+
+    def close(self) -> None:
+        """Do not wait for a machine that is busy."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
