@@ -18,6 +18,7 @@ nbd-client  nbd-client
 fio         fio
 mke2fs      e2fsprogs
 cryptsetup  cryptsetup-bin
+iasl        acpica-tools
 '
 
 missing=$(echo "$peers" | while read -r command package; do
