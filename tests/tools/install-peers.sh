@@ -19,6 +19,8 @@ fio         fio
 mke2fs      e2fsprogs
 cryptsetup  cryptsetup-bin
 iasl        acpica-tools
+nasm        nasm
+qemu-system-x86_64 qemu-system-x86
 '
 
 missing=$(echo "$peers" | while read -r command package; do
