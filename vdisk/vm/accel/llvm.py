@@ -11,7 +11,6 @@ from vdisk.vm.accel.base import Accelerator
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.arena import Arena
 from vdisk.vm.cpu.codegen import native_code
-from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.core import Core
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.semantics.machine import stale_shape
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vdisk.vm.bus import Bus
+    from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
 
@@ -177,8 +177,8 @@ class LlvmAccelerator(Accelerator):
     name = "llvm"
     counts_instructions = True
 
-    def __init__(self, memory: GuestMemory, bus: Bus) -> None:
-        self.memory, self.bus = memory, bus
+    def __init__(self, memory: GuestMemory, bus: Bus, *, hot: bool = True) -> None:
+        self.memory, self.bus, self.hot = memory, bus, hot
         self.native = native_code()
         self.arena = Arena(memory)
         self.translator = Translator(self.arena, self._handlers)
@@ -237,7 +237,7 @@ class LlvmAccelerator(Accelerator):
             vcpu = self._vcpus[index]
             try:
                 return call(vcpu, *arguments)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again
+            except Exception as error:
                 vcpu.device_failed(error)
                 return otherwise
 

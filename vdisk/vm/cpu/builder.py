@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
 
@@ -156,7 +157,7 @@ class Variable(ABC):
     def set(self, value: Value | int) -> None: ...
 
 
-_FOLD = {
+_FOLD: dict[str, Callable[[int, int, int], int]] = {
     "add": lambda a, b, n: a + b,
     "sub": lambda a, b, n: a - b,
     "mul": lambda a, b, n: a * b,
@@ -224,6 +225,8 @@ class Builder(ABC):
 
     def cast(self, how: str, value: Value, kind: str) -> Value:
         """``zext``, ``sext`` or ``trunc``."""
+        if value.type == kind:
+            return value
         if value.const is not None:
             number = signed(value.const, bits(value.type)) if how == "sext" else value.const
             return self.const(kind, number)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu import flags, mmu
 from vdisk.vm.cpu.flags import ARITHMETIC, SHIFTS, Family, Lazy, cc_op
+from vdisk.vm.cpu.routines import page_of
 from vdisk.vm.cpu.state import FIELDS
 
 if TYPE_CHECKING:
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 class Shape(NamedTuple):
     """What a handler is generated for.
 
-    ``operation``: name of the semantic function.  ``size``: width in bits.  ``operands``: one letter
+    ``operation``: name of the semantic function.  ``size``: width in bits.  ``operands``: a letter
     each, ``r`` register, ``m`` memory, ``i`` immediate, ``x`` XMM, ``w`` MMX.  ``address``: how
     the memory operand's address is formed: its width, then ``x`` with an index, ``s`` with a
     segment's base, ``c`` with limit and rights checked.  ``code``: 16, 32 or 64, the mode of the
-    code segment.  ``stack``: width of the stack pointer, negative where the stack segment must be checked.  ``flags``: somebody reads the arithmetic
-    flags that it leaves.  ``known``: ``cc_op`` before it, or -1.  ``variant``: whatever else the
-    operation tells apart (a condition, a source width).  ``lock``: with a LOCK prefix.
+    code segment.  ``stack``: width of the stack pointer, negative where the stack segment must be
+    checked.  ``flags``: somebody reads the arithmetic flags that it leaves.  ``known``: ``cc_op``
+    before it, or -1.  ``variant``: whatever else the operation tells apart (a condition, a source
+    width).  ``lock``: with a LOCK prefix.
     """
 
     operation: str
@@ -171,7 +173,7 @@ class Context:
 
     def _hit(self, tag: Value, linear: Value, size: int) -> Value:
         last = linear + (size - 1) if size > 1 else linear
-        return tag.eq(mmu.page_of(last))
+        return tag.eq(page_of(last))
 
     def load(self, linear: Value, kind: str) -> Value:
         """Guest memory at a linear address; faults are the instruction's."""

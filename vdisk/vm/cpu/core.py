@@ -264,6 +264,7 @@ class Core(Vcpu):
                 if self._take_interrupt():
                     self.halted = False
                 if self.halted:
+                    self.halted = False  # whoever calls run() again has seen an interrupt
                     return VcpuExit.HLT
                 if state.budget >> 63 or not state.budget:
                     return VcpuExit.INTERRUPTED
@@ -393,12 +394,12 @@ class Core(Vcpu):
         state.rip = self.next_rip
         self.update_mode()
 
-    def software_interrupt(self, vector: int) -> None:
-        """INT n, INT3, INTO: behind the instruction, gates checked against CPL."""
+    def software_interrupt(self, vector: int, *, checked: bool = True) -> None:
+        """INT n, INT3, INTO (gates ``checked`` against CPL) and INT1: behind the instruction."""
         state = self.state
         before, state.rip = state.rip, self.next_rip
         try:
-            self._through_table(vector, software=True, external=False)
+            self._through_table(vector, software=checked, external=False)
         except GuestFault:
             state.rip = before
             raise

@@ -9,7 +9,7 @@ be used wherever the same bytes stand (:class:`Decoder` keeps them by their byte
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
@@ -82,8 +82,8 @@ class Decoded:
 # -- registers ---------------------------------------------------------------------------------
 
 
-def _register_offsets() -> dict[int, int]:
-    table: dict[int, int] = {}
+def _register_offsets() -> dict[Any, int]:
+    table: dict[Any, int] = {}
     wide = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")
     for number, name in enumerate(wide):
         stem = name[1:]
@@ -230,7 +230,7 @@ class Lowering:
             if register in (Register.FS, Register.GS):
                 return SEGMENT_BASES[register], "s"
             return 0, ""
-        if self.mode.checked or register in (Register.FS, Register.GS):
+        if self.mode.checked or register in (Register.CS, Register.FS, Register.GS):
             return SEGMENT_BASES[register], "c"
         return 0, ""
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.faults import GuestFault
-from vdisk.vm.cpu.state import CpuState
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
+    from vdisk.vm.cpu.state import CpuState
 
 TYPE, S, DPL_SHIFT, P, L, DB, G = 0x0F, 0x10, 5, 0x80, 0x2000, 0x4000, 0x8000
 ACCESSED, READABLE, WRITABLE, CONFORMING, EXPAND_DOWN, CODE = 1, 2, 2, 4, 4, 8

@@ -10,7 +10,7 @@ WITH_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
 CONTRIBUTORY = {DE, TS, NP, SS, GP}
 
 
-class GuestFault(Exception):  # noqa: N818 - it is the guest's, not ours
+class GuestFault(Exception):
     """An exception that happens to the guest's present instruction.
 
     ``error``: its error code, 0 where it has none.  ``address``: for #PF, what goes to CR2.

@@ -5,10 +5,15 @@ The groups are those of SDM volume 1, section 5.1 (general-purpose instructions)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.decode import FAMILIES, LOWER, REGISTERS, Lowering, Op, lower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ALL_OPERANDS = {
     # binary arithmetic, logic
@@ -23,7 +28,11 @@ ALL_OPERANDS = {
     **{name: name.lower() for name in ("SHLX", "SHRX", "SARX", "ADCX", "ADOX", "BOUND")},
 }
 for _name, _operation in ALL_OPERANDS.items():
-    LOWER[getattr(Mnemonic, _name)] = lambda d, operation=_operation: d.all(operation)
+
+    def _all(d: Lowering, operation: str = _operation) -> list[Op]:
+        return d.all(operation)
+
+    LOWER[getattr(Mnemonic, _name)] = _all
 
 for _name, _family in {
     "ADD": flags.Family.ADD,
@@ -358,7 +367,7 @@ _STRING_OF = {getattr(Mnemonic, name): what for name, what in STRINGS.items()}
 for _mnemonic in _STRING_OF:
     LOWER[_mnemonic] = _string
 
-SSE_NAMESAKES: dict[int, object] = {}
+SSE_NAMESAKES: dict[int, Callable[[Lowering], list[Op]]] = {}
 """MOVSD and CMPSD as SSE2 knows them; filled in where those are."""
 
 
@@ -384,9 +393,14 @@ def _port(d: Lowering, name: str, data: int, port: int) -> Op:
 
 
 SIMPLE = {
-    **dict.fromkeys(("NOP", "PAUSE", "PREFETCHNTA", "PREFETCHT0", "PREFETCHT1"), ("nop", 0)),
+    **dict.fromkeys(
+        ("NOP", "PAUSE", "PREFETCHNTA", "PREFETCHT0", "PREFETCHT1", "PREFETCH"), ("nop", 0)
+    ),
     **dict.fromkeys(("PREFETCHT2", "PREFETCHW", "ENDBR64", "ENDBR32", "FWAIT"), ("nop", 0)),
-    **dict.fromkeys(("LFENCE", "MFENCE", "SFENCE", "RESERVEDNOP", "WAIT"), ("nop", 0)),
+    **dict.fromkeys(("LFENCE", "MFENCE", "SFENCE", "RESERVEDNOP", "WAIT", "CLDEMOTE"), ("nop", 0)),
+    **dict.fromkeys(
+        ("PREFETCHWT1", "PREFETCHRESERVED_M8", "PREFETCHIT0", "PREFETCHIT1"), ("nop", 0)
+    ),
     "CLC": ("set_carry", 0),
     "STC": ("set_carry", 1),
     "CMC": ("set_carry", 2),

@@ -332,7 +332,7 @@ def slow_load(b: Builder, set_: Value, linear: Value, size: Value) -> None:
 def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value) -> None:
     """A store that missed the TLB; where it crosses pages, both are checked before either byte."""
     with b.if_(_crosses(linear, size)):
-        last = _wrapped(b, linear + size - 1)
+        last = page_of(_wrapped(b, linear + size - 1))
         for at in (linear, last):
             physical = b.call("fill", set_, at, b.const("i64", WRITE))
             with b.if_(physical.eq(NOWHERE)):
@@ -371,5 +371,5 @@ def check_write(b: Builder, set_: Value, linear: Value, size: Value) -> None:
     """Fault now if a store of ``size`` bytes would."""
     physical = b.call("fill", set_, linear, b.const("i64", WRITE))
     with b.if_(physical.ne(NOWHERE) & _crosses(linear, size)):
-        b.call("fill", set_, _wrapped(b, linear + size - 1), b.const("i64", WRITE))
+        b.call("fill", set_, page_of(_wrapped(b, linear + size - 1)), b.const("i64", WRITE))
     b.return_()

@@ -16,7 +16,7 @@ from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.records import RECORD_SIZE
-from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine
+from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine, page_of
 from vdisk.vm.cpu.state import FIELDS, TLB_USER
 
 KNOWN = {
@@ -54,7 +54,7 @@ def _goto(b: LlvmBuilder) -> None:
         _exit(b, linear, budget, Exit.INTERRUPTED)
     place = tlb + mmu.code_entry_offset(linear)
     codes = b.variable("i64")
-    with b.if_(b.load_state(place, "i64").eq(mmu.page_of(linear))):
+    with b.if_(b.load_state(place, "i64").eq(page_of(linear))):
         codes.set(b.load_state(place + 8, "i64"))
     with b.else_():
         found = b.call("find_code_page", tlb, linear)
@@ -67,7 +67,7 @@ def _goto(b: LlvmBuilder) -> None:
     index = b.load_host(codes.get() + (linear & 0xFFF) * 4, "i32").zext("i64")
     with b.if_(index.eq(0), unlikely=True):
         _exit(b, linear, budget, Exit.TRANSLATE)
-    b.set("code_page", mmu.page_of(linear))
+    b.set("code_page", page_of(linear))
     record = b.get("arena") + index * RECORD_SIZE
     pointer = b.assign("ptr", f"inttoptr i64 {record.text} to ptr").text
     handler = b.assign("ptr", f"load volatile ptr, ptr {pointer}").text
@@ -86,7 +86,7 @@ def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
     codes = b.load_table("code_table", physical >> 12, "i64")
     with b.if_(codes.ne(0)):
         place = tlb + mmu.code_entry_offset(linear)
-        b.store_state(place, mmu.page_of(linear))
+        b.store_state(place, page_of(linear))
         b.store_state(place + 8, codes)
     b.return_(codes)
 

@@ -64,11 +64,9 @@ def get_system(core: Core) -> SystemRegisters:
     state = core.state
     result = SystemRegisters()
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
-        segment = Segment(
-            *(getattr(state, f"{name}_{part}") for part in ("selector", "base", "limit")),
-            getattr(state, f"{name}_attributes"),
-        )
-        setattr(result, name, segment)
+        parts = ("selector", "base", "limit", "attributes")
+        values = {part: getattr(state, f"{name}_{part}") for part in parts}
+        setattr(result, name, Segment(**values))
     result.gdt = DescriptorTable(state.gdt_base, state.gdt_limit)
     result.idt = DescriptorTable(state.idt_base, state.idt_limit)
     for name in ("cr0", "cr2", "cr3", "cr4", "efer", "apic_base"):

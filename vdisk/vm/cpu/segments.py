@@ -1,4 +1,4 @@
-"""Segmentation as every access in a checked mode goes through it (SDM volume 3, sections 5.3-5.4)."""
+"""Segmentation, as accesses in a checked mode go through it (SDM volume 3, sections 5.3-5.4)."""
 
 from __future__ import annotations
 

@@ -19,8 +19,10 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
-GPRS += tuple(f"r{number}" for number in range(8, 16))
+GPRS = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+)
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 SYSTEM_SEGMENTS = ("ldtr", "tr")
 

@@ -189,7 +189,7 @@ def _int3(core: Core, _: Instruction) -> None:
 
 @on("INT1")
 def _int1(core: Core, _: Instruction) -> None:
-    core.software_interrupt(faults.DB)
+    core.software_interrupt(faults.DB, checked=False)
 
 
 @on("INTO")

@@ -31,7 +31,8 @@ class Placed(NamedTuple):
     shape: Shape
     offset: int
     length: int
-    count: int
+    ending: int
+    """How many instructions of the block end with it."""
     target: int | None
 
 
@@ -63,7 +64,8 @@ class Translator:
 
         Empty where the first one reaches past the end of ``code``.
         """
-        decoder, block = self.decoder(mode), []
+        decoder = self.decoder(mode)
+        block: list[tuple[int, Decoded]] = []
         limit = 1 if mode.step else BLOCK_LIMIT
         shadow = False
         while len(block) < limit and offset < PAGE_SIZE:
@@ -102,7 +104,7 @@ class Translator:
         """Write records; links that cannot be made yet lead to stubs.  (First, how many.)"""
         linked: list[tuple[int, int]] = []  # (place in the block, target offset)
         for place, item in enumerate(placed):
-            if item.target is not None and _may_link(item.target, mode):
+            if item.target is not None and _may_link(item, mode):
                 linked.append((place, item.target))
                 shape = item.shape._replace(variant=item.shape.variant | 0x100)
                 placed[place] = item._replace(shape=shape)
@@ -139,7 +141,7 @@ class Translator:
         return self.arena.append(b"".join(_pack(item, handlers[item.shape]) for item in placed))
 
     def translate(self, code: bytes, page_number: int, offset: int, mode: Mode) -> bool:
-        """Translate the block at ``offset`` of a page; False if its first bytes are not all there."""
+        """Translate the block at ``offset`` of a page; False if it begins with half a one."""
         block = self.decode_block(code, offset, mode)
         if not block:
             return False
@@ -159,9 +161,11 @@ class Translator:
             self.arena.set_link(record, block.first)
 
 
-def _may_link(target: int, mode: Mode) -> bool:
-    """In the page, and where limits need no look."""
-    return 0 <= target < PAGE_SIZE and not mode.checked and not mode.step and mode.code != 16
+def _may_link(item: Placed, mode: Mode) -> bool:
+    """In the page, and where neither limits nor a narrower instruction pointer need a look."""
+    if item.target is None or mode.checked or mode.step:
+        return False
+    return 0 <= item.target < PAGE_SIZE and item.shape.size == mode.code
 
 
 def _can_fault(decoded: Decoded) -> bool:
@@ -205,7 +209,7 @@ def _known_after(decoded: Decoded, known: int) -> int:
 def _pack(item: Placed, handler: int) -> bytes:
     """The bytes of one record; links are set later."""
     op = item.op
-    tail = (item.offset, item.length, op.scale, op.segment, item.count, op.r2)
+    tail = (item.offset, item.length, op.scale, op.segment, item.ending, op.r2)
     if op.wide is not None:
         return WIDE_RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.wide, *tail)
     disp = op.disp

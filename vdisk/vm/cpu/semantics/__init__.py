@@ -1,4 +1,4 @@
-"""What each instruction does, written once for every engine; a file for each group of the manual."""
+"""What each instruction does, written once for all engines; a file a group of the manual."""
 
 
 def load_all() -> None:
