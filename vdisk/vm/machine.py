@@ -26,8 +26,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError, VdiskError
-from vdisk.vm._machine import accelerators
-from vdisk.vm._machine.board import SERIAL_PORTS, Board, Requests
+from vdisk.vm._machine import accelerators, configuration
+from vdisk.vm._machine.board import Board, Requests
 from vdisk.vm._machine.console import SerialConsole
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.hands import Hands
@@ -37,6 +37,7 @@ from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
+from vdisk.vm.devices.serial import COM_PORTS
 from vdisk.vm.memory import GuestMemory
 from vdisk.vm.monitor.control import MachineEvent, RunState
 
@@ -77,6 +78,7 @@ class Machine:
     ``bios``: a firmware file such as SeaBIOS's.  ``apic`` False: a machine with the 8259 pair
     only, and one processor.  ``serial_ports``: how many, 0-4.  ``reboot`` False: a reset by the
     guest ends the machine.  ``stay`` True: it stays, stopped, when the guest turns it off.
+    ``boot``: order: c hard disk, d CD-ROM, n network.
     ``epoch``: the time of day at power-on, seconds since 1970; None: the host's.
     Raises :class:`VdiskError` of the kind that fits; then nothing stays open.
     """
@@ -94,6 +96,7 @@ class Machine:
         serial_ports: int = 1,
         reboot: bool = True,
         stay: bool = False,
+        boot: str = "cd",
         epoch: int | None = None,
         name: str = "vdisk",
     ) -> None:
@@ -109,6 +112,7 @@ class Machine:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._supervisor: threading.Thread | None = None
         self._reboot, self._stay = reboot, stay
+        self._boot = configuration.check_boot(boot)
         self.memory = GuestMemory(memory)
         self.bus = Bus()
         self.clock = RealClock(self.bus.lock)
@@ -154,7 +158,10 @@ class Machine:
         )
         self._make_processors(cpus, apic)
         self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock)
-        self._describe(cpus)
+        for drive in self.drives:
+            if drive.spec.interface == "virtio":
+                self.board.plug_disk(drive)
+        configuration.describe(self.board, self.memory, cpus, self.drives, self._boot)
         self._install_firmware(bios)
         self.running: Running = Threads(self.processors, self.bus, self.clock, self._stuck)
         with self.bus.lock:
@@ -168,14 +175,6 @@ class Machine:
             processor = Processor(vcpu, self.bus)
             self.board.connect_processor(processor, apic=apic)
             self.processors.append(processor)
-
-    def _describe(self, cpus: int) -> None:
-        """What firmware finds in the CMOS memory."""
-        rtc = self.board.rtc
-        rtc.describe_memory(self.memory.low_end, self.memory.high_end - (1 << 32))
-        rtc.describe_processors(cpus)
-        rtc.describe_equipment()
-        rtc.describe_boot_order((2, 3))
 
     def _install_firmware(self, bios: str | None) -> None:
         from vdisk.vm._machine.firmware import FirmwareFile
@@ -431,8 +430,8 @@ def _check(cpus: int, apic: bool, serial_ports: int) -> None:
         raise InvalidRequestError(f"{cpus} processors: from 1 to {LARGEST_CPUS}")
     if cpus > 1 and not apic:
         raise InvalidRequestError("several processors need local APICs")
-    if not 0 <= serial_ports <= len(SERIAL_PORTS):
-        raise InvalidRequestError(f"{serial_ports} serial ports: at most {len(SERIAL_PORTS)}")
+    if not 0 <= serial_ports <= len(COM_PORTS):
+        raise InvalidRequestError(f"{serial_ports} serial ports: at most {len(COM_PORTS)}")
 
 
 def _cdrom(cdrom: str | DiskSpec | None) -> DiskSpec:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vdisk.vm.devices.acpi_pm import SCI_IRQ, AcpiPm
 from vdisk.vm.devices.apic_bus import ApicBus
 from vdisk.vm.devices.debugexit import CONSOLE_PORT, DebugConsole, DebugExit
+from vdisk.vm.devices.fw_cfg import FwCfg
 from vdisk.vm.devices.i440fx import I440fx
 from vdisk.vm.devices.ioapic import IoApic
 from vdisk.vm.devices.isa_irqs import IsaIrqs
@@ -36,13 +37,16 @@ from vdisk.vm.devices.ps2 import KeyboardController
 from vdisk.vm.devices.ps2_keyboard import Keyboard
 from vdisk.vm.devices.ps2_mouse import Mouse
 from vdisk.vm.devices.rtc import Rtc
-from vdisk.vm.devices.serial import Uart
+from vdisk.vm.devices.serial import COM_IRQS, COM_PORTS, Uart
 from vdisk.vm.devices.speaker import Speaker
+from vdisk.vm.devices.virtio_blk import VirtioBlk
+from vdisk.vm.devices.virtio_pci import VirtioPci
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.vm._machine.console import SerialConsole
+    from vdisk.vm._machine.drives import MachineDrive
     from vdisk.vm._machine.processor import Processor
     from vdisk.vm.accel.base import Accelerator
     from vdisk.vm.bus import Bus
@@ -52,8 +56,6 @@ if TYPE_CHECKING:
     from vdisk.vm.irq import IrqLine
     from vdisk.vm.memory import GuestMemory
 
-SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
-"""I/O port and IRQ of COM1 to COM4."""
 ISA_BRIDGE, PIIX3_PM = (1, 0), (1, 3)
 FIRST_FREE_SLOT = 4
 
@@ -112,6 +114,12 @@ class Board:
         """A new wire to an ISA interrupt."""
         return self.irqs.line(irq)
 
+    def plug_disk(self, drive: MachineDrive) -> None:
+        """Put a virtio disk on the PCI bus."""
+        queues = drive.spec.queues or 1
+        device = VirtioBlk(drive.disk, self.memory, self.clock, name=drive.name, queues=queues)
+        drive.slot = self.plug(VirtioPci(self.bus, device))
+
     # -- making the chips --------------------------------------------------------------------------
 
     def _make_interrupt_controllers(self) -> None:
@@ -160,10 +168,12 @@ class Board:
         for number, console in enumerate(consoles):
             if console is None:
                 continue
-            port, irq = SERIAL_PORTS[number]
+            port, irq = COM_PORTS[number], COM_IRQS[number]
             uart = Uart(self.bus, self.clock, self.irqs.line(irq), port, console, f"serial{number}")
             console.connect(uart, self.bus.lock)
             self.add(uart)
+        self.fw_cfg = FwCfg(self.bus, self.memory)
+        self.add(self.fw_cfg)
         self.add(ParallelPort(self.bus, self.irqs.line(7)))
         self.add(DebugExit(self.bus, self.requests.debug_exit))
         self.add(DebugConsole(self.bus, debug_console, CONSOLE_PORT))

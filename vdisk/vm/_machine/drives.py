@@ -33,6 +33,7 @@ class MachineDrive:
         self.name = name
         self.place = place
         self.disk = disk
+        self.slot = 0  # on the PCI bus, of a virtio disk
         self.failed: Literal["ok", "failed", "nospace"] = "ok"
 
     def describe(self) -> Drive:
