@@ -242,6 +242,10 @@ class Machine:
         """Wait until the machine is off (or cannot go on); False after ``timeout`` seconds."""
         return self._ended.wait(timeout)
 
+    def is_over(self) -> bool:
+        """True if the guest does nothing more unless somebody resets it."""
+        return self._state in {RunState.SHUTDOWN, RunState.INTERNAL_ERROR}
+
     def close(self) -> None:
         """Turn it off and release everything; raises what closing the images raises."""
         with self._control:
@@ -289,6 +293,7 @@ class Machine:
     def _reset(self, *, guest: bool) -> None:
         with self._control:
             was_running = self._state is RunState.RUNNING
+            self._ended.clear()
             self.running.pause()
             with self.bus.lock:
                 self._power_on()
@@ -296,7 +301,7 @@ class Machine:
             self._emit(MachineEvent("RESET", {"guest": guest, "reason": reason}))
             if was_running:
                 self.running.resume()
-            elif self._state is RunState.INTERNAL_ERROR:
+            elif self._state in {RunState.INTERNAL_ERROR, RunState.SHUTDOWN}:
                 self._state = RunState.PAUSED
 
     def _turn_off(self, *, guest: bool, reason: str) -> None:
@@ -305,10 +310,10 @@ class Machine:
         self._state = RunState.SHUTDOWN
         self._emit(MachineEvent("SHUTDOWN", {"guest": guest, "reason": reason}))
         if not (guest and self._stay):
-            self._end()
+            self._ended.set()
+        self._wake_readers()
 
-    def _end(self) -> None:
-        self._ended.set()
+    def _wake_readers(self) -> None:
         for console in self.serial:
             console.wake()
 
@@ -352,7 +357,8 @@ class Machine:
 
     def _give_up(self) -> None:
         self._halt(RunState.INTERNAL_ERROR)
-        self._end()
+        self._ended.set()
+        self._wake_readers()
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -376,14 +382,15 @@ class Machine:
         :class:`MachineTimeoutError` after ``timeout`` seconds, and :class:`MachineError` when
         the machine ends before.
         """
-        self.resume()
+        if self._state in {RunState.PRELAUNCH, RunState.PAUSED, RunState.IO_ERROR}:
+            self.resume()
         if serial is None:
             if not self.wait(timeout):
                 raise MachineTimeoutError(f"still running after {timeout} seconds")
             return b""
         wanted = serial.encode() if isinstance(serial, str) else serial
         console, since = self.serial[port], self._found[port]
-        end = console.wait_for(wanted, since, timeout, self._ended.is_set)
+        end = console.wait_for(wanted, since, timeout, self.is_over)
         if end is None:
             raise self._missed(wanted, console, since, timeout)
         self._found[port] = end
@@ -394,18 +401,18 @@ class Machine:
     ) -> MachineError:
         tail = console.output(since)[-TAIL:].decode("utf-8", "replace")
         shown = f"; the serial port's last words: {tail!r}" if tail else ""
-        if self._ended.is_set():
+        if self.is_over():
             why = self.error or "the machine ended"
             return MachineError(f"{why} before {wanted!r} came{shown}")
         return MachineTimeoutError(f"{wanted!r} did not come within {timeout} seconds{shown}")
 
     def type_keys(self, text: str) -> None:
         """Type on the keyboard (US layout); ``\\n`` is Enter."""
-        self.input.type(text, self._ended.is_set)
+        self.input.type(text, self.is_over)
 
     def press_keys(self, *qcodes: str) -> None:
         """Press keys together: ``press_keys("ctrl", "alt", "delete")``."""
-        self.input.press(qcodes, self._ended.is_set)
+        self.input.press(qcodes, self.is_over)
 
     def eject(self, drive: str, *, force: bool = False) -> None:
         """Open a CD-ROM drive and take the medium out."""
