@@ -20,11 +20,7 @@ def configure(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     from vdisk.cli._nbd.connect import device_index
-    from vdisk.stores._nbd import kernel, kernel_ioctl
+    from vdisk.stores._nbd.kernel import disconnect_device
 
-    number = device_index(args.device)
-    if kernel.has_netlink():
-        kernel.disconnect_device(number)
-    else:
-        kernel_ioctl.disconnect(number)
+    disconnect_device(device_index(args.device))
     return 0

@@ -1,0 +1,372 @@
+"""The human monitor: commands that a person types, with the names and answers of QEMU's.
+
+:func:`execute` carries out one line and gives what is said, errors included, as
+``human-monitor-command`` does; :mod:`vdisk.vm.monitor.prompt` asks a person for lines.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vdisk import __version__
+from vdisk.errors import InvalidRequestError, VdiskError
+from vdisk.units import format_size
+from vdisk.vm.display.image import save_picture
+from vdisk.vm.monitor import blocks
+from vdisk.vm.monitor.control import RunState
+from vdisk.vm.monitor.input import HOLD_MILLISECONDS, press_together, qcode_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vdisk.vm.monitor.control import MachineControl
+
+    Run = Callable[["Context", Sequence[str]], str]
+
+_LONGEST_LINE = 4096
+_MOST_ITEMS = 4096
+"""Numbers that one ``xp`` shows."""
+_WORDS = {"b": 1, "h": 2, "w": 4, "g": 8}
+_A_LINE = 16
+"""Bytes in a line of ``xp``."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """``cpu``: the processor that commands look at."""
+
+    machine: MachineControl
+    cpu: int = 0
+
+
+@dataclass(frozen=True)
+class HumanCommand:
+    """``parameters``: as help shows them; ``[name]`` is optional, ``[-f]`` a flag."""
+
+    parameters: str
+    help: str
+    run: Run
+
+    def usage(self, name: str) -> str:
+        """The line of ``help``."""
+        return f"{name} {self.parameters}".rstrip() + f" -- {self.help}\n"
+
+    def check(self, name: str, words: list[str]) -> list[str]:
+        """The words with a flag first ("" where it is left out).  Raises InvalidRequestError."""
+        expected = self.parameters.split()
+        flags: list[str] = []
+        if expected and expected[0].startswith("[-"):
+            flag = expected.pop(0).strip("[]")
+            flags = [words.pop(words.index(flag)) if flag in words else ""]
+        needed = [one for one in expected if not one.startswith("[")]
+        hint = f'\nTry "help {name}" for more information'
+        if len(words) < len(needed):
+            raise InvalidRequestError(f"{name}: {needed[len(words)]} expected{hint}")
+        if len(words) > len(expected):
+            raise InvalidRequestError(f"{name}: extraneous characters at the end of line{hint}")
+        return flags + words
+
+
+def execute(machine: MachineControl, line: str, cpu: int = 0) -> str:
+    """What a line of a person does and says."""
+    try:
+        words = _split(line)
+        if not words:
+            return ""
+        name, command = _find(words)
+        if command is None:
+            return f"unknown command: '{name}'\n"
+        rest = words[len(name.split()) :]
+        return command.run(Context(machine, cpu), command.check(words[0], rest))
+    except InvalidRequestError as error:
+        return f"{error}\n"
+    except VdiskError as error:
+        return f"Error: {error}\n"
+
+
+def _split(line: str) -> list[str]:
+    if len(line) > _LONGEST_LINE:
+        raise InvalidRequestError("the line is too long")
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise InvalidRequestError(f"unterminated string: {error}") from error
+
+
+def _find(words: list[str]) -> tuple[str, HumanCommand | None]:
+    name = ALIASES.get(words[0], words[0])
+    if name == "info" and len(words) > 1:
+        name = f"info {words[1]}"
+        return name, INFO.get(words[1])
+    return name, COMMANDS.get(name)
+
+
+def completions(line: str) -> list[str]:
+    """Words that may stand where ``line`` ends."""
+    words = line.split(" ")
+    table: Mapping[str, HumanCommand] = COMMANDS
+    if len(words) > 1:
+        table = {"info": INFO, "help": COMMANDS, "?": COMMANDS}.get(words[0], {})
+    return [name for name in table if name.startswith(words[-1])] if len(words) < 3 else []
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise InvalidRequestError(f"invalid number: {text}") from None
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def _help(_context: Context, words: Sequence[str]) -> str:
+    if words and words[0] == "info":
+        return "".join(command.usage(f"info {name}") for name, command in INFO.items())
+    if words:
+        name = ALIASES.get(words[0], words[0])
+        command = COMMANDS.get(name)
+        return command.usage(_with_alias(name)) if command else ""
+    return "".join(command.usage(_with_alias(name)) for name, command in COMMANDS.items())
+
+
+def _with_alias(name: str) -> str:
+    aliases = [alias for alias, command in ALIASES.items() if command == name]
+    return "|".join([name, *aliases])
+
+
+def _plain(act: Callable[[MachineControl], None]) -> Run:
+    def run(context: Context, _words: Sequence[str]) -> str:
+        act(context.machine)
+        return ""
+
+    return run
+
+
+def _tagged(act: Callable[[MachineControl, str], None]) -> Run:
+    def run(context: Context, words: Sequence[str]) -> str:
+        act(context.machine, words[0])
+        return ""
+
+    return run
+
+
+def _save_vm(machine: MachineControl, tag: str) -> None:
+    # As in QEMU: a snapshot of that name is replaced.
+    if any(one.tag == tag for one in machine.vm_snapshots()):
+        machine.delete_vm(tag)
+    machine.save_vm(tag)
+
+
+def _eject(context: Context, words: Sequence[str]) -> str:
+    drive = blocks.find_drive(context.machine, words[1])
+    context.machine.eject(drive.device, force=bool(words[0]))
+    return ""
+
+
+def _change(context: Context, words: Sequence[str]) -> str:
+    force, name, filename, *rest = words
+    drive = blocks.find_drive(context.machine, name)
+    mode = rest[1] if len(rest) > 1 else "retain"
+    if mode not in ("retain", "read-only", "read-write"):
+        raise InvalidRequestError(f"invalid parameter: {mode}")
+    before = drive.medium.read_only if drive.medium is not None else True
+    read_only = before if mode == "retain" else mode == "read-only"
+    if drive.removable:
+        context.machine.open_tray(drive.device, force=bool(force))
+    format = rest[0] if rest else None
+    context.machine.insert(drive.device, filename, format=format, read_only=read_only)
+    return ""
+
+
+def _snapshot_disk(context: Context, words: Sequence[str]) -> str:
+    device, filename, *rest = words
+    drive = blocks.find_drive(context.machine, device)
+    context.machine.snapshot_disk(drive.device, filename, format=rest[0] if rest else "qcow2")
+    return ""
+
+
+def _screendump(context: Context, words: Sequence[str]) -> str:
+    filename, *format = words
+    save_picture(context.machine.screen.frame(), filename, format[0] if format else None)
+    return ""
+
+
+def _send_key(context: Context, words: Sequence[str]) -> str:
+    keys, *hold = words
+    qcodes = [qcode_of({"<": "less"}.get(name, name)) for name in keys.split("-")]
+    press_together(context.machine.input, qcodes, _number(hold[0]) if hold else HOLD_MILLISECONDS)
+    return ""
+
+
+def _mouse_move(context: Context, words: Sequence[str]) -> str:
+    context.machine.input.move_pointer(*(_number(word) for word in words))
+    return ""
+
+
+def _mouse_button(context: Context, words: Sequence[str]) -> str:
+    state = _number(words[0])
+    # Bit 0 left, 1 middle, 2 right here; the PS/2 protocol has left, right, middle.
+    context.machine.input.set_buttons(state & 1 | (state >> 2 & 1) << 1 | (state >> 1 & 1) << 2)
+    return ""
+
+
+def _examine(context: Context, words: Sequence[str]) -> str:
+    """``xp /8xw 0x1000``: physical memory in hexadecimal."""
+    count, size = 1, 4
+    if words[0].startswith("/"):
+        layout = words[0][1:]
+        digits = layout.rstrip("".join(_WORDS) + "x")
+        count = _number(digits) if digits else 1
+        size = next((_WORDS[letter] for letter in reversed(layout) if letter in _WORDS), 4)
+        words = words[1:]
+    if len(words) != 1:
+        raise InvalidRequestError("xp: an address expected")
+    if not 0 < count <= _MOST_ITEMS:
+        raise InvalidRequestError(f"xp: at most {_MOST_ITEMS} numbers")
+    start = _number(words[0])
+    data = context.machine.read_memory(start, count * size)
+    lines = []
+    for at in range(0, len(data), _A_LINE):
+        row = data[at : at + _A_LINE]
+        values = [int.from_bytes(row[n : n + size], "little") for n in range(0, len(row), size)]
+        shown = " ".join(f"0x{value:0{size * 2}x}" for value in values)
+        lines.append(f"{start + at:016x}: {shown}\n")
+    return "".join(lines)
+
+
+# -- info ----------------------------------------------------------------------------------------
+
+
+def _info_help(context: Context, _words: Sequence[str]) -> str:
+    return _help(context, ["info"])
+
+
+def _info_status(context: Context, _words: Sequence[str]) -> str:
+    state = context.machine.status()
+    if state is RunState.RUNNING:
+        return "VM status: running\n"
+    detail = "" if state is RunState.PAUSED else f" ({state.value})"
+    return f"VM status: paused{detail}\n"
+
+
+def _info_block(context: Context, words: Sequence[str]) -> str:
+    machine = context.machine
+    drives = [blocks.find_drive(machine, words[0])] if words else machine.drives()
+    return "\n".join(blocks.describe(drive) for drive in drives)
+
+
+def _info_blockstats(context: Context, _words: Sequence[str]) -> str:
+    return "".join(blocks.describe_statistics(drive) for drive in context.machine.drives())
+
+
+def _info_snapshots(context: Context, _words: Sequence[str]) -> str:
+    snapshots = context.machine.vm_snapshots()
+    if not snapshots:
+        return "There is no snapshot available.\n"
+    lines = [
+        "List of snapshots present on all disks:\n",
+        f"{'ID':10}{'TAG':17}{'VM SIZE':>7}{'DATE':>21}{'VM CLOCK':>13}{'ICOUNT':>11}\n",
+    ]
+    for one in snapshots:
+        date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.date_seconds))
+        seconds, thousandths = divmod(one.vm_clock_ns // 1_000_000, 1000)
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        clock = f"{hours:02}:{minutes:02}:{seconds % 60:02}.{thousandths:03}"
+        size = format_size(one.vm_state_size)
+        lines.append(f"{one.id:10}{one.tag:16} {size:>7} {date:>20} {clock:>12}{'':>11}\n")
+    return "".join(lines)
+
+
+def _info_cpus(context: Context, _words: Sequence[str]) -> str:
+    return "".join(
+        f"{'*' if index == context.cpu else ' '} CPU #{index}\n"
+        for index in range(context.machine.cpus())
+    )
+
+
+def _info_registers(context: Context, words: Sequence[str]) -> str:
+    machine = context.machine
+    chosen = range(machine.cpus()) if words[0] else [context.cpu]
+    return "".join(f"\nCPU#{index}\n{machine.registers(index)}" for index in chosen)
+
+
+def _info_kvm(context: Context, _words: Sequence[str]) -> str:
+    enabled = context.machine.accelerator() == "kvm"
+    return f"kvm support: {'enabled' if enabled else 'disabled'}\n"
+
+
+def _info_accelerator(context: Context, _words: Sequence[str]) -> str:
+    return f"accelerator: {context.machine.accelerator()}\n"
+
+
+def _say(text: str) -> Run:
+    return lambda _context, _words: text
+
+
+INFO: dict[str, HumanCommand] = {
+    "accelerator": HumanCommand("", "what the processors run on", _info_accelerator),
+    "block": HumanCommand("[device]", "the drives and what is in them", _info_block),
+    "blockstats": HumanCommand("", "what the drives have done", _info_blockstats),
+    "cpus": HumanCommand("", "the processors", _info_cpus),
+    "kvm": HumanCommand("", "whether KVM is used", _info_kvm),
+    "mice": HumanCommand("", "the mouse", _say("* Mouse #0: PS/2 Mouse\n")),
+    "name": HumanCommand(
+        "", "the machine's name", lambda context, _words: f"{context.machine.name}\n"
+    ),
+    "registers": HumanCommand("[-a]", "the registers (-a: of all processors)", _info_registers),
+    "snapshots": HumanCommand("", "the saved states of the machine", _info_snapshots),
+    "status": HumanCommand("", "whether the machine runs", _info_status),
+    "version": HumanCommand("", "the version of vdisk", _say(f"{__version__}\n")),
+}
+
+ALIASES = {"s": "stop", "c": "cont", "q": "quit", "?": "help"}
+
+COMMANDS: dict[str, HumanCommand] = {
+    "change": HumanCommand(
+        "[-f] device filename [format] [read-only-mode]",
+        "put another medium into a drive (-f: even if its tray is locked)",
+        _change,
+    ),
+    "cont": HumanCommand("", "resume emulation", _plain(lambda machine: machine.cont())),
+    "delvm": HumanCommand(
+        "tag", "delete a saved state", _tagged(lambda machine, tag: machine.delete_vm(tag))
+    ),
+    "eject": HumanCommand("[-f] device", "take a medium out (-f: by force)", _eject),
+    "help": HumanCommand("[command]", "show the help", _help),
+    "info": HumanCommand("[subcommand]", "show information; alone, of what", _info_help),
+    "loadvm": HumanCommand(
+        "tag", "go back to a saved state", _tagged(lambda machine, tag: machine.load_vm(tag))
+    ),
+    "mouse_button": HumanCommand(
+        "state", "the buttons that are down (1: left, 2: middle, 4: right)", _mouse_button
+    ),
+    "mouse_move": HumanCommand("dx dy [dz]", "move the mouse, turn its wheel", _mouse_move),
+    "nmi": HumanCommand(
+        "", "a non-maskable interrupt to all processors", _plain(lambda one: one.inject_nmi())
+    ),
+    "quit": HumanCommand("", "end the machine", _plain(lambda machine: machine.quit())),
+    "savevm": HumanCommand("tag", "save the machine into its disks", _tagged(_save_vm)),
+    "screendump": HumanCommand(
+        "filename [format]", "save the screen as a picture (png, ppm)", _screendump
+    ),
+    "sendkey": HumanCommand(
+        "keys [hold_ms]", "press keys, such as ctrl-alt-f1, for 100 ms", _send_key
+    ),
+    "snapshot_blkdev": HumanCommand(
+        "device new-image-file [format]", "go on in a new overlay of a disk", _snapshot_disk
+    ),
+    "stop": HumanCommand("", "stop emulation", _plain(lambda machine: machine.stop())),
+    "system_powerdown": HumanCommand(
+        "", "press the power button", _plain(lambda machine: machine.powerdown())
+    ),
+    "system_reset": HumanCommand("", "reset the machine", _plain(lambda one: one.reset())),
+    "xp": HumanCommand(
+        "/fmt [address]",
+        "show physical memory: xp /8xw 0x1000 (b, h, w, g: 1 to 8 bytes)",
+        _examine,
+    ),
+}
