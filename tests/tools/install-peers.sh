@@ -5,7 +5,7 @@ set -eu
 
 PATH="$PATH:/usr/sbin:/sbin"
 
-# command and the Debian package that has it
+# command, or file, and the Debian package that has it
 peers='
 qemu-img    qemu-utils
 qemu-io     qemu-utils
@@ -19,10 +19,13 @@ fio         fio
 mke2fs      e2fsprogs
 cryptsetup  cryptsetup-bin
 iasl        acpica-tools
+nasm        nasm
+qemu-system-x86_64 qemu-system-x86
+/usr/share/seabios/bios.bin seabios
 '
 
 missing=$(echo "$peers" | while read -r command package; do
-    [ -z "$command" ] || command -v "$command" >/dev/null || echo "$package"
+    [ -z "$command" ] || [ -e "$command" ] || command -v "$command" >/dev/null || echo "$package"
 done | sort -u)
 [ -n "$missing" ] || exit 0
 missing=$(echo $missing) # on one line

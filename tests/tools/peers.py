@@ -37,7 +37,9 @@ TIMEOUT = 60
 
 
 def find(name: str) -> str | None:
-    """Where the peer called ``name`` is, or None."""
+    """Where the peer called ``name`` is, or None; an absolute path is a file that it needs."""
+    if os.path.isabs(name):
+        return name if os.path.exists(name) else None
     variable = "VDISK_TEST_" + name.upper().replace("-", "_")
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     return shutil.which(os.environ.get(variable, name), path=path)

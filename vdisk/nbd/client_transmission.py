@@ -303,6 +303,39 @@ class ClientTransmission:
             return None
         return self._payload[len(self._payload) - self._missing :]
 
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no reply is awaited, and nothing of one was received."""
+        return not (self._pending or self._inbox or self._events) and self._state is State.HEADER
+
+    def plain_replies(self, cookie: int) -> tuple[bytes, ...]:
+        """The headers with which most servers say that a request succeeded.
+
+        Those of a read are followed by its data, and by nothing else; the reply to any other
+        request is one of them.  For who wants to know the usual reply without taking it apart:
+        it is then not given to the machine, which is told by :meth:`answered`.
+        """
+        pending = self._pending[cookie]
+        simple = SIMPLE_REPLY.pack(NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
+        if self._style is HeaderStyle.SIMPLE:
+            return (simple,)
+        reads = pending.command is Command.NBD_CMD_READ
+        kind = ReplyType.NBD_REPLY_TYPE_OFFSET_DATA if reads else ReplyType.NBD_REPLY_TYPE_NONE
+        length = 8 + pending.length if reads else 0
+        offset = UINT64.pack(pending.offset) if reads else b""
+        done = NBD_REPLY_FLAG_DONE
+        if self._style is HeaderStyle.EXTENDED:
+            magic = NBD_EXTENDED_REPLY_MAGIC
+            return (
+                EXTENDED_REPLY.pack(magic, done, kind, cookie, pending.offset, length) + offset,
+            )
+        chunk = STRUCTURED_REPLY.pack(NBD_STRUCTURED_REPLY_MAGIC, done, kind, cookie, length)
+        return (chunk + offset,) if reads else (chunk, simple)
+
+    def answered(self, cookie: int) -> None:
+        """One of :meth:`plain_replies` has come, a read's data in its buffer."""
+        del self._pending[cookie]
+
     def payload_received(self, count: int) -> None:
         """*count* bytes were received into ``payload_buffer``."""
         if self._state is not State.PAYLOAD or not 0 <= count <= self._missing:

@@ -18,12 +18,42 @@ from vdisk.errors import (
 from vdisk.nbd.uri import NbdUri, Transport, format_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 BACKLOG = 128
 """Connections that may wait to be accepted: with fewer, a burst of clients is refused."""
 
 SYSTEMD_FIRST_DESCRIPTOR = 3
+
+
+SOCKET_LABEL = "/proc/thread-self/attr/sockcreate"
+"""Where SELinux has the context of the sockets that a thread creates (setsockcreatecon)."""
+
+
+@contextlib.contextmanager
+def labelled_sockets(label: str | None, place: str = SOCKET_LABEL) -> Iterator[None]:
+    """Sockets that this thread creates inside have the SELinux context ``label``; None: as ever."""
+    if label is None:
+        yield
+        return
+    _set_label(place, label.encode(errors="surrogateescape") + b"\0", label)
+    try:
+        yield
+    finally:
+        _set_label(place, b"", label)
+
+
+def _set_label(place: str, content: bytes, label: str) -> None:
+    try:
+        descriptor = os.open(place, os.O_WRONLY)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UnsupportedFeatureError(
+            f"--selinux-label {label}: SELinux is off, or refuses it ({error.strerror})"
+        ) from error
 
 
 def tcp_sockets(host: str | None, port: int) -> list[socket.socket]:

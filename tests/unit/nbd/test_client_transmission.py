@@ -488,3 +488,45 @@ def test_the_connection_ends_with_requests_unanswered(received: bytes) -> None:
     client.receive_eof()
     with pytest.raises(RemoteProtocolError, match="1 requests unanswered"):
         client.next_event()
+
+
+@pytest.mark.parametrize("style", list(HeaderStyle))
+def test_the_usual_replies_are_known_beforehand(style: HeaderStyle) -> None:
+    client = machine(style)
+    assert client.at_boundary
+    buffer = bytearray(512)
+    read = client.read(OFFSET, 512, into=buffer).cookie
+    write = client.write(OFFSET, b"w" * 512).cookie
+    assert not client.at_boundary
+    if style is SIMPLE:
+        assert client.plain_replies(read) == (simple(read),)
+        assert client.plain_replies(write) == (simple(write),)
+    else:
+        header = chunk(style, read, DATA, data(OFFSET, b"r" * 512))[:-512]
+        assert client.plain_replies(read) == (header,)
+        assert client.plain_replies(write)[0] == chunk(style, write, NONE)
+    client.answered(write)
+    client.answered(read)
+    assert client.at_boundary
+
+
+@pytest.mark.parametrize("style", list(HeaderStyle))
+def test_the_usual_replies_are_what_the_machine_takes(style: HeaderStyle) -> None:
+    """Given to the machine all the same, they complete the request."""
+    for command in ("read", "write", "flush", "trim", "write_zeroes", "cache"):
+        client = machine(style)
+        arguments = {
+            "flush": (),
+            "write": (OFFSET, b"w" * 512),
+        }.get(command, (OFFSET, 512))
+        cookie = getattr(client, command)(*arguments).cookie
+        for reply in client.plain_replies(cookie):
+            again = machine(style)
+            getattr(again, command)(*arguments)
+            again.receive_data(reply + (b"r" * 512 if command == "read" else b""))
+            events = []
+            while (event := again.next_event()) is not None:
+                events.append(event)
+            assert isinstance(events[-1], ReplyDone), command
+            assert events[-1].error is None
+            assert again.at_boundary

@@ -46,6 +46,8 @@ def fails(*arguments: str | Path) -> str:
         ((), "name at least one image"),
         (("-L",), "vdisk-nbd list"),
         (("-c", "/dev/nbd0", "x"), "vdisk-nbd connect"),
+        (("-d", "/dev/nbd0"), "vdisk-nbd disconnect"),
+        (("-T", "nbd_*", "x"), "--metrics"),
         (("-t", "--one-shot", "x"), "give one of them"),
         (("-x", "name", "one", "two"), "there are several"),
         (("--detect-zeroes=unmap", "x"), "--discard=unmap"),
@@ -61,6 +63,13 @@ def fails(*arguments: str | Path) -> str:
 )
 def test_what_cannot_be_is_said(options: tuple[str, ...], said: str) -> None:
     assert said in fails(*options)
+
+
+def test_a_label_that_selinux_does_not_take(image: Path) -> None:
+    options = ["-k", image.parent / "s", "-f", "raw", image]
+    assert "--selinux-label a:b:c:d: SELinux is off" in fails(
+        "--selinux-label", "a:b:c:d", *options
+    )
 
 
 def test_the_bounds_are_listed() -> None:

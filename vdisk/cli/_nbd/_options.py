@@ -37,6 +37,9 @@ def add_listening(parser: Parser) -> None:
         metavar="PORT",
         help="an AF_VSOCK port, for virtual machines",
     )
+    group.add_argument(
+        "--selinux-label", metavar="LABEL", help="the SELinux context of the listening sockets"
+    )
 
 
 def add_images(parser: Parser) -> None:
@@ -213,7 +216,7 @@ def add_running(parser: Parser) -> None:
 
 
 def add_elsewhere(parser: Parser) -> None:
-    """Letters of qemu-nbd that other subcommands have."""
+    """Letters of qemu-nbd that are something else here, most of them a subcommand."""
     for flags, instead in (
         (("-L", "--list"), "vdisk-nbd list"),
         (("-c", "--connect"), "vdisk-nbd connect"),
@@ -222,6 +225,11 @@ def add_elsewhere(parser: Parser) -> None:
         parser.add_argument(
             *flags, action=_Elsewhere, nargs="?", const=instead, help=argparse.SUPPRESS
         )
+    # Trace points are QEMU's own; what a user wants of them is told in another way.
+    instead = "-v, --log-file and --metrics"
+    parser.add_argument(
+        "-T", "--trace", action=_Elsewhere, nargs="?", const=instead, help=argparse.SUPPRESS
+    )
 
 
 class _Elsewhere(argparse.Action):

@@ -1,7 +1,7 @@
 """Make an NBD export a block device of this system, /dev/nbdN (Linux, as root).
 
-Prints the device's name.  The kernel does the rest by itself; take the device away again with
-"vdisk-nbd disconnect".
+Prints the device's name.  The kernel does the rest by itself (one that is told by ioctl, not by
+netlink, keeps a process of ours); take the device away again with "vdisk-nbd disconnect".
 
 Examples:
   vdisk-nbd connect nbd://example.com/disk
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from vdisk.cli.options import Parser
+    from vdisk.stores._nbd.handshake import Server
+    from vdisk.stores._nbd.kernel import Device
 
 
 def configure(parser: Parser) -> None:
@@ -41,12 +43,18 @@ def configure(parser: Parser) -> None:
         metavar="N",
         help="connections, where the server allows several",
     )
+    parser.add_argument(
+        "--how",
+        choices=("auto", "netlink", "ioctl"),
+        default="auto",
+        help="how the kernel is told (default: by netlink where it has that)",
+    )
     parser.add_argument("uri", help="the export")
 
 
 def run(args: Namespace) -> int:
     from vdisk.cli._nbd._exports import plain_server
-    from vdisk.stores._nbd.kernel import Device, connect_device
+    from vdisk.stores._nbd.kernel import Device, connect_device, has_netlink
     from vdisk.stores._nbd.pool import MAX_CONNECTIONS
 
     if min(args.timeout, args.dead_timeout) < 0:
@@ -61,8 +69,23 @@ def run(args: Namespace) -> int:
         dead_timeout=args.dead_timeout,
         connections=args.connections,
     )
-    print(f"/dev/nbd{connect_device(server, device)}")
+    if args.how == "netlink" or (args.how == "auto" and has_netlink()):
+        print(f"/dev/nbd{connect_device(server, device)}")
+    else:
+        _run_by_ioctl(server, device)
     return 0
+
+
+def _run_by_ioctl(server: Server, device: Device) -> None:
+    """Print the device's name, and be its process in the background."""
+    from vdisk.cli._nbd._daemon import fork
+    from vdisk.stores._nbd.kernel_ioctl import attach
+
+    ready = fork()
+    with attach(server, device) as attached:
+        print(attached.path, flush=True)
+        ready()
+        attached.run()
 
 
 def device_index(name: str) -> int:

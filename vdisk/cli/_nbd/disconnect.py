@@ -20,7 +20,11 @@ def configure(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     from vdisk.cli._nbd.connect import device_index
-    from vdisk.stores._nbd.kernel import disconnect_device
+    from vdisk.stores._nbd import kernel, kernel_ioctl
 
-    disconnect_device(device_index(args.device))
+    number = device_index(args.device)
+    if kernel.has_netlink():
+        kernel.disconnect_device(number)
+    else:
+        kernel_ioctl.disconnect(number)
     return 0

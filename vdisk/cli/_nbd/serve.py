@@ -98,9 +98,12 @@ async def _serve(server: Server, args: argparse.Namespace, ready: Callable[[], N
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    from vdisk.nbd_serving.listeners import labelled_sockets
+
     async with server:
         with ExitStack() as stack:
-            await _listen(server, args)
+            with labelled_sockets(args.selinux_label):
+                await _listen(server, args)
             if args.metrics:
                 stack.callback(_serve_metrics(server, args.metrics))
             stack.enter_context(_daemon.pid_file(args.pid_file))

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import selectors
 import socket
 import ssl
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, cast
@@ -32,10 +34,6 @@ if TYPE_CHECKING:
     from vdisk.errors import VdiskError
     from vdisk.nbd.replies import Buffer
     from vdisk.stores._nbd.tls import TlsSettings
-
-FOREVER = 365 * 86400.0
-"""Seconds: the time-out of a socket that shall have none.  (None would be told apart from 0 by
-Python alone: the two objects that share our socket need it non-blocking.)"""
 
 _IOV_MAX = 1024
 _TLS_CHUNK = 1 << 18
@@ -77,25 +75,32 @@ def repeated(error: VdiskError, suffix: str = "") -> VdiskError:
 class Channel:
     """A connected socket, which it owns.  ``name``: of the server, for errors.
 
+    Receiving waits in ``recv`` itself (SO_RCVTIMEO is its time-out), and sending never does
+    (MSG_DONTWAIT), so that neither takes a system call more than it must.
     ``send`` and ``receive_into`` raise :class:`ConnectionLostError`.
     """
 
+    receives_apart = hasattr(socket.socket, "recvmsg_into")
+    """Whether one receive can fill several buffers."""
+
     def __init__(self, connected: socket.socket, name: str) -> None:
         self.name = name
-        self._receiver = connected
-        self._sender = connected.dup()
-        self._sender.setblocking(False)
+        self._socket = connected
+        connected.settimeout(None)
         self.set_timeout(None)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._sender, selectors.EVENT_WRITE)
+        self._selector.register(connected, selectors.EVENT_WRITE)
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long a receive waits."""
-        self._timeout = FOREVER if seconds is None else max(seconds, 0.001)
-        self._receiver.settimeout(self._timeout)
+        self._timeout = math.inf if seconds is None else max(seconds, 0.001)
+        whole, part = (0, 0) if seconds is None else divmod(round(self._timeout * 1e6), 10**6)
+        limit = struct.pack("ll", whole, part)  # struct timeval; zero: none
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     @property
     def timeout(self) -> float:
+        """How long a receive waits, seconds; may be infinite."""
         return self._timeout
 
     # -- sending -----------------------------------------------------------------------------
@@ -105,7 +110,7 @@ class Channel:
         rest = [memoryview(buffer) for buffer in buffers]
         while rest:
             try:
-                count = self._sender.sendmsg(rest[:_IOV_MAX])
+                count = self._socket.sendmsg(rest[:_IOV_MAX], (), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._wait_for_room(receive_meanwhile)
             except OSError as error:
@@ -119,7 +124,7 @@ class Channel:
         while True:
             receiving = receive_meanwhile()
             events = selectors.EVENT_WRITE | (selectors.EVENT_READ if receiving else 0)
-            self._selector.modify(self._sender, events)
+            self._selector.modify(self._socket, events)
             # Another thread may stop receiving without a word: look again before long.
             ready = self._selector.select(min(self._timeout, 1.0 if receiving else 0.01))
             if any(mask & selectors.EVENT_WRITE for _, mask in ready):
@@ -134,10 +139,10 @@ class Channel:
     def receive_into(self, target: memoryview, *, wait: bool = True) -> int | None:
         """Receive some bytes, at least one; None where there are none and ``wait`` is false."""
         try:
-            count = (self._receiver if wait else self._sender).recv_into(target)
-        except TimeoutError as error:
-            raise self._silent() from error
-        except BlockingIOError:
+            count = self._socket.recv_into(target, 0, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError as error:
+            if wait:
+                raise self._silent() from error
             return None
         except OSError as error:
             raise self._lost(error) from error
@@ -145,14 +150,13 @@ class Channel:
             raise self._ended()
         return count
 
-    def receive_payload(self, target: memoryview, spare: memoryview) -> int:
-        """Receive into ``target``, and what comes after it into ``spare``."""
-        receive = getattr(self._receiver, "recvmsg_into", None)
-        if receive is None:
-            return self.receive_into(target) or 0
+    def receive_apart(self, *targets: memoryview) -> int:
+        """Receive into one target after the other; some bytes, at least one."""
+        if not self.receives_apart:
+            return self.receive_into(targets[0]) or 0
         try:
-            count: int = receive([target, spare])[0]
-        except TimeoutError as error:
+            count = self._socket.recvmsg_into(targets)[0]
+        except BlockingIOError as error:
             raise self._silent() from error
         except OSError as error:
             raise self._lost(error) from error
@@ -185,23 +189,21 @@ class Channel:
     def shut_down(self) -> None:
         """End the stream: whoever waits in ``receive_into`` learns of it."""
         with contextlib.suppress(OSError):  # the server was first
-            self._receiver.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._selector.close()
-        self._sender.close()
-        self._receiver.close()
+        self._socket.close()
 
     def detach(self) -> socket.socket:
         """The socket, blocking, for somebody else to use; the channel is of no use any more."""
+        self.set_timeout(None)
         self._selector.close()
-        self._sender.close()
-        self._receiver.setblocking(True)
-        return self._receiver
+        return self._socket
 
     def secured(self, settings: TlsSettings) -> Channel:
         """The same stream inside TLS, after a handshake; raises :class:`AuthenticationError`."""
-        return TlsChannel(self._receiver, self.name, self._timeout, settings, self)
+        return TlsChannel(self._socket, self.name, settings, self)
 
 
 def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
@@ -216,19 +218,15 @@ def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
 class TlsChannel(Channel):
     """A channel inside TLS; made by :meth:`Channel.secured`."""
 
+    receives_apart = False
+
     def __init__(
-        self,
-        connected: socket.socket,
-        name: str,
-        timeout: float,
-        settings: TlsSettings,
-        plain: Channel,
+        self, connected: socket.socket, name: str, settings: TlsSettings, plain: Channel
     ) -> None:
         assert settings.context is not None
         plain._selector.close()
-        plain._sender.close()
         super().__init__(connected, name)
-        self.set_timeout(timeout)
+        self.set_timeout(None if plain.timeout == math.inf else plain.timeout)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._lock = threading.Lock()
         self._received = memoryview(bytearray(_TLS_CHUNK))
@@ -292,9 +290,6 @@ class TlsChannel(Channel):
         if not count:
             raise self._ended()
         return count
-
-    def receive_payload(self, target: memoryview, spare: memoryview) -> int:
-        return self.receive_into(target) or 0
 
     def detach(self) -> socket.socket:
         raise DeviceError("a connection inside TLS cannot be handed over", path=self.name)

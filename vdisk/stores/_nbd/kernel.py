@@ -8,7 +8,8 @@ program, which then tells it by generic netlink (linux/nbd-netlink.h)::
     attributes    length:16  type:16  payload, padded to 4 bytes; some contain attributes
 
 All integers are in the machine's own order.  The family's number is asked of the controller
-first; a kernel without the module ``nbd`` does not know it.
+first; a kernel without the module ``nbd`` does not know it.  The older way is in
+:mod:`vdisk.stores._nbd.kernel_ioctl`.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def connect_attributes(session: Session, device: Device, sockets: Sequence[int])
     found = [] if device.number is None else [attribute(NBD_ATTR_INDEX, U32.pack(device.number))]
     found += [
         attribute(NBD_ATTR_SIZE_BYTES, U64.pack(session.export.size)),
-        attribute(NBD_ATTR_BLOCK_SIZE_BYTES, U64.pack(_block_size(session, device))),
+        attribute(NBD_ATTR_BLOCK_SIZE_BYTES, U64.pack(block_size_for(session, device))),
         attribute(NBD_ATTR_SERVER_FLAGS, U64.pack(int(session.export.flags))),
         attribute(NBD_ATTR_TIMEOUT, U64.pack(device.timeout)),
         attribute(NBD_ATTR_DEAD_CONN_TIMEOUT, U64.pack(device.dead_timeout)),
@@ -152,7 +153,8 @@ def connect_attributes(session: Session, device: Device, sockets: Sequence[int])
     return found
 
 
-def _block_size(session: Session, device: Device) -> int:
+def block_size_for(session: Session, device: Device) -> int:
+    """The block size that the device gets; raises for one that the kernel or the server refuses."""
     least, most = KERNEL_BLOCK_SIZES
     minimum = session.block_sizes.minimum
     if minimum > most:
@@ -249,17 +251,39 @@ def connect_device(server: Server, device: Device) -> int:
 
     ``server.settings`` ask for simple replies, and nothing the kernel does not speak.
     """
-    if server.tls.mode is not TlsMode.OFF:
-        raise UnsupportedFeatureError("the kernel does not encrypt: use nbd:// without TLS")
     with contextlib.ExitStack() as stack:
         kernel = Kernel()
         stack.callback(kernel.close)
-        first = open_session(server)
-        opened = [first]
+        session, sockets = open_for_kernel(server, device)
+        for each in sockets:
+            stack.enter_context(each)
+        return kernel.connect(session, device, [each.fileno() for each in sockets])
+
+
+def open_for_kernel(server: Server, device: Device) -> tuple[Session, list[socket.socket]]:
+    """What was agreed on, and connections in the transmission phase that nobody else uses."""
+    if server.tls.mode is not TlsMode.OFF:
+        raise UnsupportedFeatureError("the kernel does not encrypt: use nbd:// without TLS")
+    first = open_session(server)
+    sockets = [first.channel.detach()]
+    try:
         if TransmissionFlag.NBD_FLAG_CAN_MULTI_CONN in first.session.export.flags:
-            opened += [open_session(server) for _ in range(device.connections - 1)]
-        sockets = [stack.enter_context(each.channel.detach()) for each in opened]
-        return kernel.connect(first.session, device, [each.fileno() for each in sockets])
+            for _ in range(device.connections - 1):
+                sockets.append(open_session(server).channel.detach())
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    return first.session, sockets
+
+
+def has_netlink() -> bool:
+    """Whether this kernel's nbd is told by netlink."""
+    try:
+        Kernel().close()
+    except (UnsupportedFeatureError, DeviceError, OSError):
+        return False
+    return True
 
 
 def disconnect_device(index: int) -> None:

@@ -1,0 +1,44 @@
+"""Assembly guests for what no single instruction shows: modes, paging, faults, gates, tasks.
+
+Each runs on every engine, and once in QEMU, which has to agree but where its source says that
+and how it differs from the manual.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tools.asm_programs import Board, programs, run_qemu
+from tests.tools.engines import ENGINES
+from tests.tools.peers import requires_peer
+from vdisk.vm.accel import kvm_probe
+
+PROGRAMS = programs()
+
+
+@requires_peer("nasm")
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_on_an_engine(engine, program, tmp_path):
+    engine.require()
+    if program.processors > 1:
+        pytest.skip("needs a machine with several processors")
+    if engine.name == "kvm":
+        reason = kvm_probe.problem()
+        if reason:
+            pytest.skip(reason)
+    board = Board(engine, program.assemble(tmp_path))
+    try:
+        assert board.run().splitlines() == list(program.lines)
+    finally:
+        board.close()
+
+
+@requires_peer("nasm", "qemu-system-x86_64")
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_qemu_agrees(program, tmp_path):
+    if program.not_in_qemu:
+        pytest.skip(program.not_in_qemu)
+    program.assemble(tmp_path)
+    said = run_qemu(tmp_path / f"{program.name}.bin", program.processors)
+    assert said.splitlines() == list(program.qemu_lines)

@@ -1,0 +1,367 @@
+"""Whole machines with small firmware of their own, on every accelerator that works here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools import guests
+from tests.tools.peers import requires_peer
+from vdisk.errors import InvalidRequestError
+from vdisk.vm import Machine, MachineError, MachineTimeoutError
+from vdisk.vm.monitor.control import MachineEvent, RunState
+
+pytestmark = requires_peer("nasm")
+MIB = 1 << 20
+PATIENCE = 20
+
+Make = Callable[..., Machine]
+
+
+@pytest.fixture(params=guests.accelerators())
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes machines from the source of their firmware, and ends them."""
+    machines: list[Machine] = []
+
+    def make(source: str, **options: Any) -> Machine:
+        bios = guests.assemble_bios(tmp_path, source)
+        options = {"memory": 4 * MIB, "accel": request.param, "bios": bios, **options}
+        machines.append(Machine(**options))
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.close()
+
+
+def test_a_guest_speaks_on_its_serial_line(make: Make) -> None:
+    machine = make("mov si, text\n call puts\n jmp hang\ntext: db 'hello, ', 'world', 13, 10, 0")
+    assert machine.state is RunState.PRELAUNCH
+    assert machine.run_until(serial="hello", timeout=PATIENCE) == b"hello"
+    assert machine.run_until(serial="world\r\n", timeout=PATIENCE) == b", world\r\n"
+    assert machine.state is RunState.RUNNING
+    with pytest.raises(MachineTimeoutError, match=r"b'hello' did not come within 0.1 seconds"):
+        machine.run_until(serial="hello", timeout=0.1)
+
+
+ECHO = """
+again:
+    mov dx, 0x3fd
+    in al, dx
+    test al, 1
+    jz again
+    mov dx, 0x3f8
+    in al, dx
+    xor al, 0x20
+    call putc
+    jmp again
+"""
+
+
+def test_a_guest_listens_to_its_serial_line(make: Make) -> None:
+    machine = make(ECHO)
+    machine.start()
+    text = "All Work And No Play " * 200
+    machine.serial[0].send(text)
+    machine.run_until(serial=text.swapcase().replace(" ", "\0"), timeout=PATIENCE)
+
+
+TICKS = """
+    mov word [0x20], tick       ; vector 8
+    mov word [0x22], cs
+    mov al, 0x11
+    out 0x20, al
+    mov al, 8
+    out 0x21, al
+    mov al, 4
+    out 0x21, al
+    mov al, 1
+    out 0x21, al
+    mov al, 0xfe
+    out 0x21, al
+    mov al, 0x34                ; counter 0, rate generator, 1193 -> 1 ms
+    out 0x43, al
+    mov al, 0xa9
+    out 0x40, al
+    mov al, 4
+    out 0x40, al
+    sti
+wait_more:
+    hlt
+    cmp bx, 100
+    jb wait_more
+    mov al, '!'
+    call putc
+    jmp hang
+tick:
+    inc bx
+    push ax
+    mov al, 0x20
+    out 0x20, al
+    pop ax
+    iret
+"""
+
+
+@pytest.mark.parametrize("apic", [True, False])
+def test_timer_interrupts_wake_a_halted_processor(make: Make, apic: bool) -> None:
+    machine = make(TICKS, apic=apic)
+    began = time.monotonic()
+    machine.run_until(serial="!", timeout=PATIENCE)
+    assert time.monotonic() - began > 0.09  # a hundred ticks of a millisecond
+
+
+SMP = """
+    ; a start-up routine at 0x8000: each processor counts itself, in its own time
+    mov si, trampoline
+    mov di, 0x8000
+    mov cx, trampoline.end - trampoline
+    cs rep movsb
+    mov word [0x7f00], 0
+    ; flat segments for the local APIC: unreal mode
+    mov dword [0x7f10], 0
+    mov dword [0x7f14], 0
+    mov dword [0x7f18], 0x0000ffff
+    mov dword [0x7f1c], 0x00cf9300
+    mov word [0x7f20], 15
+    mov dword [0x7f22], 0x7f10
+    lgdt [0x7f20]
+    mov eax, cr0
+    or al, 1
+    mov cr0, eax
+    mov bx, 8
+    mov ds, bx
+    and al, 0xfe
+    mov cr0, eax
+    xor bx, bx
+    mov esi, 0xfee00000
+    mov dword [esi + 0xf0], 0x1ff
+    mov dword [esi + 0x300], 0xc4500     ; INIT to all others
+    mov dword [esi + 0x300], 0xc4608     ; start-up at 8000h
+    mov dword [esi + 0x300], 0xc4608
+    mov ds, bx
+more:
+    cmp word [0x7f00], OTHERS
+    jb more
+    mov al, '*'
+    call putc
+    jmp hang
+trampoline:
+    xor ax, ax
+    mov ds, ax
+    lock inc word [0x7f00]
+    cli
+    hlt
+trampoline.end:
+"""
+
+
+def test_processors_start_by_startup_ipis(make: Make) -> None:
+    machine = make(SMP.replace("OTHERS", "3"), cpus=4)
+    machine.run_until(serial="*", timeout=PATIENCE)
+    assert machine.memory.read(0x7F00, 2) == b"\x03\x00"
+
+
+RESETS = """
+    mov al, 0x50                ; a byte of CMOS memory counts the boots
+    out 0x70, al
+    in al, 0x71
+    inc al
+    out 0x71, al
+    add al, '0'
+    call putc
+    cmp al, '4'
+    je hang
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "mov al, 1\n out 0x92, al\n jmp hang",
+        "mov al, 0xfe\n out 0x64, al\n jmp hang",
+        "mov dx, 0xcf9\n mov al, 6\n out dx, al\n jmp hang",
+    ],
+    ids=["port 92h", "keyboard controller", "CF9h"],
+)
+def test_a_guest_resets_itself(make: Make, how: str) -> None:
+    machine = make(RESETS + how)
+    events: list[MachineEvent] = []
+    machine.subscribe(events.append)
+    machine.run_until(serial="1234", timeout=PATIENCE)
+    assert events == [MachineEvent("RESET", {"guest": True, "reason": "guest-reset"})] * 3
+
+
+TRIPLE_FAULT = """
+    lidt [cs:nothing]
+    lgdt [cs:table]
+    mov eax, cr0
+    or al, 1
+    mov cr0, eax
+    jmp dword 8:0xf0000 + wide
+bits 32
+wide:
+    ud2
+bits 16
+nothing: dw 0, 0, 0
+align 8
+descriptors: dq 0, 0x00cf9b000000ffff
+table: dw 15
+    dd 0xf0000 + descriptors
+"""
+
+
+def test_a_triple_fault_resets(make: Make) -> None:
+    make(RESETS + TRIPLE_FAULT).run_until(serial="1234", timeout=PATIENCE)
+
+
+def test_without_reboot_a_reset_is_the_end(make: Make) -> None:
+    machine = make(RESETS + "mov al, 1\n out 0x92, al\n jmp hang", reboot=False)
+    machine.run_until(timeout=PATIENCE)
+    assert machine.state is RunState.SHUTDOWN
+    assert machine.serial[0].output() == b"1"
+    with pytest.raises(MachineError, match="the machine ended before b'2' came"):
+        machine.run_until(serial="2")
+
+
+def test_the_reset_button_and_pausing(make: Make) -> None:
+    machine = make(RESETS + "jmp hang")
+    machine.run_until(serial="1", timeout=PATIENCE)
+    machine.reset()
+    machine.run_until(serial="2", timeout=PATIENCE)
+    machine.pause()
+    assert machine.state is RunState.PAUSED
+    then = machine.clock.now()
+    machine.reset()
+    time.sleep(0.05)
+    assert machine.clock.now() == then and machine.serial[0].output() == b"12"
+    machine.run_until(serial="3", timeout=PATIENCE)
+
+
+POWER_OFF = """
+    mov dx, 0xcf8               ; function 1.3: PMBA := 600h, decode
+    mov eax, 0x80000b40
+    out dx, eax
+    mov dx, 0xcfc
+    mov eax, 0x601
+    out dx, eax
+    mov dx, 0xcf8
+    mov eax, 0x80000b80
+    out dx, eax
+    mov dx, 0xcfc
+    mov al, 1
+    out dx, al
+    mov al, '?'
+    call putc
+wait_for_button:
+    mov dx, 0x600
+    in ax, dx
+    test ah, 1                  ; PWRBTN_STS
+    jz wait_for_button
+    mov dx, 0x604
+    mov ax, 0x2000
+    out dx, ax
+    jmp hang
+"""
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_the_power_button_and_power_off(make: Make, stay: bool) -> None:
+    machine = make(POWER_OFF, stay=stay)
+    names: list[str] = []
+    machine.subscribe(lambda event: names.append(event.name))
+    machine.run_until(serial="?", timeout=PATIENCE)
+    machine.press_power_button()
+    assert machine.wait(0.5 if stay else PATIENCE) is not stay
+    assert machine.state is RunState.SHUTDOWN
+    assert names == ["POWERDOWN", "SHUTDOWN"]
+    if stay:
+        machine.reset()
+        machine.run_until(serial="?", timeout=PATIENCE)
+
+
+def test_the_debug_exit_port(make: Make) -> None:
+    machine = make("mov al, 21\n out 0xf4, al\n mov al, 'x'\n call putc\n jmp hang")
+    machine.run_until(timeout=PATIENCE)
+    assert machine.exit_status == 43
+    assert machine.serial[0].output() == b""  # nothing is executed after it
+
+
+KEYS = """
+again:
+    in al, 0x64
+    test al, 1
+    jz again
+    in al, 0x60
+    call putc
+    jmp again
+"""
+
+
+def test_typing_reaches_the_keyboard_controller(make: Make) -> None:
+    machine = make(KEYS)
+    machine.start()
+    machine.type_keys("hA\n")
+    # scan code set 2, untranslated: h; shift, a; enter
+    machine.run_until(serial=bytes.fromhex("33 f033 12 1c f01c f012 5a f05a"), timeout=PATIENCE)
+    with pytest.raises(InvalidRequestError, match="no key"):
+        machine.type_keys("ä")
+
+
+def test_pausing_and_resuming_a_busy_machine_loses_nothing(make: Make) -> None:
+    source = "mov bx, 2000\nagain:\n mov al, 'x'\n call putc\n dec bx\n jnz again\n"
+    machine = make(source + "mov al, '.'\n call putc\n jmp hang")
+    machine.start()
+    for _ in range(20):
+        machine.pause()
+        machine.resume()
+    assert machine.run_until(serial=".", timeout=PATIENCE) == b"x" * 2000 + b"."
+
+
+def test_closing_ends_all_threads(make: Make) -> None:
+    before = set(threading.enumerate())
+    machine = make(ECHO, cpus=2)
+    machine.start()
+    machine.close()
+    assert not {thread.name for thread in set(threading.enumerate()) - before}
+    assert machine.state is RunState.SHUTDOWN
+    machine.close()
+
+
+def test_machines_that_cannot_be(tmp_path: Path) -> None:
+    for options, message in (
+        ({"cpus": 0}, "0 processors"),
+        ({"cpus": 2, "apic": False}, "local APICs"),
+        ({"serial_ports": 5}, "5 serial ports"),
+        ({"boot": "x"}, "boot order"),
+        ({"accel": "fast"}, "accelerator 'fast'"),
+        ({"memory": 1000}, "1000 bytes"),
+        ({"disks": ["/nowhere"]}, "/nowhere"),
+        ({"disks": ["x,if=scsi"]}, "if=scsi"),
+    ):
+        with pytest.raises(Exception, match=message):
+            Machine(**{"memory": MIB, **options})
+
+
+@requires_peer(guests.SEABIOS)
+def test_seabios_boots_the_boot_sector_of_a_virtio_disk(tmp_path: Path) -> None:
+    accelerators = guests.accelerators()
+    if not isinstance(accelerators[-1], str):
+        pytest.skip("no accelerator")
+    sector = guests.assemble(
+        tmp_path,
+        "bits 16\norg 0x7c00\n mov dx, 0x3f8\n mov al, 'B'\n out dx, al\n cli\n hlt\n"
+        "times 510 - ($ - $$) db 0\n dw 0xaa55\n",
+    )
+    (tmp_path / "disk.raw").write_bytes(sector + bytes(MIB))
+    disk = f"{tmp_path}/disk.raw,if=virtio,format=raw,readonly=on"
+    with Machine(
+        memory=32 * MIB, accel=accelerators[-1], bios=guests.SEABIOS, disks=[disk]
+    ) as machine:
+        machine.run_until(serial="B", timeout=60)
+        assert machine.statistics()["drives"]["virtio0"]["read"]["operations"] >= 1

@@ -1,0 +1,44 @@
+"""Accelerators by name; what they need is imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from vdisk.vm.accel.base import Accelerator
+    from vdisk.vm.bus import Bus
+    from vdisk.vm.memory import GuestMemory
+
+NAMES = ("auto", "llvm", "kvm", "interp")
+
+
+def make(name: str, memory: GuestMemory, bus: Bus) -> Accelerator:
+    """The accelerator called ``name``; ``auto``: KVM where it really runs a guest, else llvm.
+
+    Raises :class:`UnsupportedFeatureError` where it cannot be had on this system.
+    """
+    if name not in NAMES:
+        raise InvalidRequestError(f"accelerator {name!r}: one of {', '.join(NAMES)}")
+    if name == "auto":
+        from vdisk.vm.accel.kvm_probe import available
+
+        name = "kvm" if available() else "llvm"
+    if name == "kvm":
+        from vdisk.vm.accel.kvm import KvmAccelerator
+
+        return KvmAccelerator(memory, bus)
+    for package in ("llvmlite", "iced_x86") if name == "llvm" else ("iced_x86",):
+        if importlib.util.find_spec(package) is None:
+            raise UnsupportedFeatureError(
+                f"accelerator {name} needs the package {package}: pip install 'vdisk[vm]'"
+            )
+    try:
+        module = importlib.import_module(f"vdisk.vm.accel.{name}")
+    except ModuleNotFoundError as error:
+        raise UnsupportedFeatureError(f"accelerator {name}: {error}") from error
+    made: Accelerator = module.accelerator(memory, bus)
+    return made

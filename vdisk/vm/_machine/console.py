@@ -1,0 +1,156 @@
+"""The far end of a serial line: what the guest wrote, kept for readers, and what it is sent.
+
+Both directions are bounded.  Of the guest's output the newest :data:`KEPT` bytes stay; input waits
+here until the UART has room.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from vdisk.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vdisk.vm.devices.serial import Uart
+
+KEPT = 1 << 20
+"""Bytes of output to look back at: a boot's messages are a tenth of this."""
+MOST_INPUT = 1 << 20
+FEED_PAUSE = 0.01
+"""Seconds until a UART whose guest does not read is looked at again."""
+
+
+class SerialConsole:
+    """A :class:`~vdisk.vm.devices.serial.Stream` that programs read and write.
+
+    Positions count all bytes since power-on, so a reader notices what it has missed.
+    """
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._start = 0  # position of the first byte kept
+        self._change = threading.Condition()
+        self._uart: Uart | None = None
+        self._lock: threading.RLock | None = None
+        self._taps: list[Callable[[bytes], None]] = []
+        self._input = bytearray()
+        self._feeder: threading.Thread | None = None
+        self._closed = False
+        self._read_position = 0
+
+    def connect(self, uart: Uart, lock: threading.RLock) -> None:
+        """Say where input goes; ``lock`` is the bus's."""
+        self._uart, self._lock = uart, lock
+        uart.plug(self)
+
+    # -- from the guest ----------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Called by the UART."""
+        with self._change:
+            self._kept += data
+            excess = len(self._kept) - KEPT
+            if excess > KEPT // 4:  # not for each byte
+                del self._kept[:excess]
+                self._start += excess
+            self._change.notify_all()
+        for tap in self._taps:
+            tap(data)
+
+    def tap(self, callback: Callable[[bytes], None]) -> None:
+        """Call ``callback(data)`` for all further output, with the bus lock held."""
+        self._taps.append(callback)
+
+    @property
+    def position(self) -> int:
+        """Bytes written by the guest since power-on."""
+        return self._start + len(self._kept)
+
+    def output(self, since: int = 0) -> bytes:
+        """What was written from position ``since`` on, as far as it is kept."""
+        with self._change:
+            return bytes(self._kept[max(since - self._start, 0) :])
+
+    def read(self, timeout: float | None = 0) -> bytes:
+        """All that came since the last read; waits for something up to ``timeout`` seconds."""
+        with self._change:
+            self._change.wait_for(lambda: self._read_position < self.position, timeout)
+            data = bytes(self._kept[max(self._read_position - self._start, 0) :])
+            self._read_position = self.position
+            return data
+
+    def wait_for(
+        self, wanted: bytes, since: int, timeout: float | None, stopped: Callable[[], bool]
+    ) -> int | None:
+        """Wait until ``wanted`` was written after ``since``: the position behind it.
+
+        None: it did not come within ``timeout`` seconds, or ``stopped()`` became true.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        searched = since
+        with self._change:
+            while True:
+                begin = max(searched - self._start, 0)
+                found = self._kept.find(wanted, begin)
+                if found >= 0:
+                    return self._start + found + len(wanted)
+                searched = max(since, self.position - len(wanted) + 1)
+                left = None if deadline is None else deadline - time.monotonic()
+                if stopped() or (left is not None and left <= 0):
+                    return None
+                self._change.wait(left)
+
+    def wake(self) -> None:
+        """Let waiters look whether the machine has stopped."""
+        with self._change:
+            self._change.notify_all()
+
+    # -- to the guest ------------------------------------------------------------------------------
+
+    def send(self, data: bytes | str) -> None:
+        """Type on the line; text is sent as UTF-8.
+
+        Raises :class:`InvalidRequestError` where a guest that does not read has too much waiting.
+        """
+        raw = data.encode() if isinstance(data, str) else bytes(data)
+        with self._change:
+            if len(self._input) + len(raw) > MOST_INPUT:
+                raise InvalidRequestError("the guest does not read its serial line")
+            self._input += raw
+        self._feed()
+
+    def _feed(self) -> None:
+        """Give the UART what it has room for; a thread goes on while something is left."""
+        if self._uart is None or self._lock is None:
+            raise InvalidRequestError("this serial line leads to no machine")
+        with self._lock, self._change:
+            room = self._uart.space()
+            part = bytes(self._input[:room])
+            del self._input[:room]
+            if part:
+                self._uart.feed(part)
+            if self._input and self._feeder is None and not self._closed:
+                self._feeder = threading.Thread(
+                    target=self._feed_on, name="vdisk-serial", daemon=True
+                )
+                self._feeder.start()
+
+    def _feed_on(self) -> None:
+        while True:
+            time.sleep(FEED_PAUSE)
+            with self._change:
+                if self._closed or not self._input:
+                    self._feeder = None
+                    return
+            self._feed()
+
+    def close(self) -> None:
+        """Forget input that waits, wake readers."""
+        with self._change:
+            self._closed = True
+            self._input.clear()
+            self._change.notify_all()

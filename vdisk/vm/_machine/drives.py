@@ -1,0 +1,301 @@
+"""The drives of a machine: images opened, put behind controllers, changed while it runs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from vdisk.emu_blockdev import EmuBlockDevice, Operation, Request
+from vdisk.errors import InvalidRequestError, NoSpaceError, NotFoundError, VdiskError
+from vdisk.opening import open_image
+from vdisk.vm.monitor.control import Drive, DriveStatistics, MachineEvent, Medium
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vdisk.block import BlockDevice
+    from vdisk.vm._machine.specs import DiskSpec
+
+IDE_PLACES = 4
+LARGEST_CHAIN = 200
+"""Backing files that are listed; a longer chain is shown up to here."""
+
+
+class MachineDrive:
+    """One drive: what was asked for, and the disk behind the controller.
+
+    ``place``: IDE: 0-3, primary master to secondary slave; virtio: its number.
+    """
+
+    def __init__(self, spec: DiskSpec, name: str, place: int, disk: EmuBlockDevice) -> None:
+        self.spec = spec
+        self.name = name
+        self.place = place
+        self.disk = disk
+        self.slot = 0  # on the PCI bus, of a virtio disk
+        self.failed: Literal["ok", "failed", "nospace"] = "ok"
+
+    def describe(self) -> Drive:
+        """As monitors show it."""
+        disk = self.disk
+        return Drive(
+            device=self.name,
+            id=self.spec.id,
+            removable=disk.removable,
+            locked=disk.tray_locked,
+            tray_open=disk.tray_open,
+            io_status=self.failed if disk.stopped else "ok",
+            medium=None if disk.device is None else _medium(disk, disk.device),
+            statistics=_statistics(disk),
+        )
+
+
+class Drives:
+    """All drives.  ``lock``: the bus's; ``threads``: None: as many as disks like, 0: none."""
+
+    def __init__(
+        self,
+        specs: Sequence[DiskSpec],
+        lock: threading.RLock,
+        *,
+        threads: int | None,
+        emit: Callable[[MachineEvent], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self.list: list[MachineDrive] = []
+        self._lock = lock
+        self._threads = threads
+        self._emit = emit
+        self._stop = stop
+        try:
+            for spec, name, place in _placed(specs):
+                self.list.append(MachineDrive(spec, name, place, self._open(spec, name)))
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[MachineDrive]:
+        return iter(self.list)
+
+    def find(self, name: str) -> MachineDrive:
+        """The drive of this name or id; raises :class:`NotFoundError`."""
+        for drive in self.list:
+            if name in {drive.name, drive.spec.id} - {""}:
+                return drive
+        known = ", ".join(drive.name for drive in self.list) or "none"
+        raise NotFoundError(f"there is no drive {name!r} (there are: {known})")
+
+    def _open(self, spec: DiskSpec, name: str) -> EmuBlockDevice:
+        cdrom = spec.media == "cdrom"
+        device = _open_file(spec)
+        options: dict[str, Any] = {} if self._threads is None else {"threads": self._threads}
+        disk = EmuBlockDevice(
+            device,
+            sector_size=spec.sector_size,
+            physical_sector_size=spec.physical_sector_size,
+            serial=spec.serial,
+            readonly=True if cdrom else spec.readonly,
+            removable=cdrom,
+            write_cache=spec.cache not in {"writethrough", "directsync"},
+            discard=spec.discard,
+            policy=spec.policy,
+            throttle=spec.throttle or None,
+            snapshot=spec.snapshot and not cdrom,
+            geometry=spec.geometry,
+            lock=self._lock,
+            **options,
+        )
+        disk.on_stop = lambda request, error: self._stopped(name, request, error)
+        return disk
+
+    def _stopped(self, name: str, request: Request, error: VdiskError) -> None:
+        """A request failed, and its policy is that the machine stands still."""
+        full = isinstance(error, NoSpaceError)
+        self.find(name).failed = "nospace" if full else "failed"
+        operation = "read" if request.operation is Operation.READ else "write"
+        data = {
+            "device": name, "operation": operation, "action": "stop", "nospace": full,
+            "reason": str(error),
+        }  # fmt: skip
+        self._emit(MachineEvent("BLOCK_IO_ERROR", data))
+        self._stop()
+
+    # -- changes while the machine runs ------------------------------------------------------------
+
+    def eject(self, name: str, *, force: bool = False) -> None:
+        """Take the medium out."""
+        drive = self.find(name)
+        was_open = drive.disk.tray_open
+        drive.disk.eject(force=force)
+        if not was_open:
+            self._tray_moved(drive, out=True)
+
+    def insert(self, name: str, filename: str, *, format: str | None, readonly: bool) -> None:
+        """Put another medium in, in place of what is there."""
+        drive = self.find(name)
+        if not drive.disk.removable:
+            raise InvalidRequestError(f"{name} is not a drive for removable media")
+        device = open_image(filename, readonly=True, format=format)
+        try:
+            if drive.disk.device is not None or not drive.disk.tray_open:
+                self.eject(name)
+            drive.disk.insert(device)
+        except BaseException:
+            device.close()
+            raise
+        drive.spec.file = filename
+        self._tray_moved(drive, out=False)
+
+    def move_tray(self, name: str, *, out: bool, force: bool = False) -> None:
+        """Open or close the tray; the medium stays in it."""
+        drive = self.find(name)
+        with self._lock:
+            if out and drive.disk.tray_locked and not force:
+                raise InvalidRequestError(f"the guest has locked the tray of {name}")
+            if drive.disk.tray_open == out:
+                return
+            drive.disk.move_tray(out=out)
+        self._tray_moved(drive, out=out)
+
+    def _tray_moved(self, drive: MachineDrive, *, out: bool) -> None:
+        data = {"device": drive.name, "id": drive.spec.id, "tray-open": out}
+        self._emit(MachineEvent("DEVICE_TRAY_MOVED", data))
+
+    def snapshot(self, name: str, filename: str, *, format: str, existing: bool) -> None:
+        """Go on in an overlay ``filename`` whose backing file is what the drive has now."""
+        from vdisk.formats.qcow2 import Qcow2Image, read_header
+        from vdisk.opening.creating import plan_creation
+        from vdisk.stores.file import FileStore
+
+        drive = self.find(name)
+        current = drive.disk.device
+        if current is None:
+            raise NotFoundError(f"there is no medium in {name}")
+        if format != "qcow2":
+            raise InvalidRequestError(f"an overlay is a qcow2 image, not {format}")
+        if not existing:
+            if os.path.lexists(filename):
+                raise InvalidRequestError("there is a file of this name already", path=filename)
+            options = {
+                "backing_file": os.path.abspath(current.name),
+                "backing_fmt": getattr(current, "format_name", "raw"),
+            }
+            plan_creation(
+                filename, current.size, format="qcow2", options=options, check_backing=False
+            ).run()
+        with self._lock:
+            drive.disk.drain()
+            current.flush()
+            file = FileStore(filename, readonly=False)
+            try:
+                header = read_header(file)
+                overlay = Qcow2Image(file, header, readonly=False, backing=current)
+            except BaseException:
+                file.close()
+                raise
+            drive.disk.exchange(overlay)
+        drive.spec.file = filename
+
+    def resume(self) -> None:
+        """Try again what failed and was kept."""
+        for drive in self.list:
+            drive.failed = "ok"
+            drive.disk.resume()
+
+    def drain(self) -> None:
+        """Return when no request is in work."""
+        for drive in self.list:
+            drive.disk.drain()
+
+    def flush(self) -> None:
+        """Bring all that guests have written to the disk."""
+        for drive in self.list:
+            device = drive.disk.device
+            if device is not None and not device.readonly:
+                device.flush()
+
+    def close(self) -> None:
+        """Close all images; the first error is raised when all are closed."""
+        errors: list[VdiskError] = []
+        for drive in self.list:
+            try:
+                drive.disk.close()
+            except VdiskError as error:
+                errors.append(error)
+        self.list = []
+        if errors:
+            raise errors[0]
+
+
+def _placed(specs: Sequence[DiskSpec]) -> Iterator[tuple[DiskSpec, str, int]]:
+    """Each drive with its name and place: given places first, then the lowest that is free."""
+    taken = {spec.index for spec in specs if spec.interface == "ide"} - {None}
+    free = iter(place for place in range(IDE_PLACES) if place not in taken)
+    used: set[int] = set()
+    virtio = 0
+    for spec in specs:
+        if spec.interface == "virtio":
+            yield spec, f"virtio{virtio}", virtio
+            virtio += 1
+            continue
+        place = spec.index if spec.index is not None else next(free, None)
+        if place is None or place in used:
+            raise InvalidRequestError("IDE has places for four drives, each for one")
+        used.add(place)
+        kind = "cd" if spec.media == "cdrom" else "hd"
+        yield spec, f"ide{place // 2}-{kind}{place % 2}", place
+
+
+def _open_file(spec: DiskSpec) -> BlockDevice | None:
+    if spec.file is None or not isinstance(spec.file, str):
+        return spec.file
+    return open_image(
+        spec.file,
+        readonly=spec.opens_readonly,
+        format=spec.format,
+        cache=spec.cache,
+        options=spec.options,
+    )
+
+
+def _medium(disk: EmuBlockDevice, device: BlockDevice) -> Medium:
+    """What is in a drive."""
+    backing: list[str] = []
+    below = getattr(device, "backing", None)
+    while below is not None and len(backing) < LARGEST_CHAIN:
+        backing.append(below.name)
+        below = getattr(below, "backing", None)
+    return Medium(
+        filename=device.name,
+        format=getattr(device, "format_name", "raw"),
+        size=disk.size,
+        read_only=disk.readonly,
+        backing=backing,
+        writeback=disk.write_cache,
+    )
+
+
+def _statistics(disk: EmuBlockDevice) -> DriveStatistics:
+    """QMP's counters from those of the disk."""
+    counted = disk.statistics
+    operations, times, failed = counted.operations, counted.nanoseconds, counted.failed
+    read, write, flush = Operation.READ, Operation.WRITE, Operation.FLUSH
+    unmap = Operation.DISCARD
+    return DriveStatistics(
+        rd_bytes=counted.bytes[read],
+        wr_bytes=counted.bytes[write] + counted.bytes[Operation.WRITE_ZEROES],
+        unmap_bytes=counted.bytes[unmap],
+        rd_operations=operations[read],
+        wr_operations=operations[write] + operations[Operation.WRITE_ZEROES],
+        flush_operations=operations[flush],
+        unmap_operations=operations[unmap],
+        failed_rd_operations=failed[read],
+        failed_wr_operations=failed[write] + failed[Operation.WRITE_ZEROES],
+        failed_flush_operations=failed[flush],
+        failed_unmap_operations=failed[unmap],
+        rd_total_time_ns=times[read],
+        wr_total_time_ns=times[write] + times[Operation.WRITE_ZEROES],
+        flush_total_time_ns=times[flush],
+        unmap_total_time_ns=times[unmap],
+    )

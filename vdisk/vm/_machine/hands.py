@@ -1,0 +1,90 @@
+"""A user's hands: keys and mouse of the machine, from names, characters and movements."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vdisk.errors import InvalidRequestError, NotFoundError
+from vdisk.vm.display.keys import BY_CHARACTER, NUMBERS, find_qcode
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable
+
+    from vdisk.vm.devices.ps2_keyboard import Keyboard
+    from vdisk.vm.devices.ps2_mouse import Mouse
+
+KEY_PAUSE = 0.01
+"""Seconds between two keys: firmware and boot loaders poll, and remember 15 keys."""
+PATIENCE = 10.0
+"""Seconds for a guest to take a key before typing on is given up."""
+NEEDED_ROOM = 8
+"""Bytes of the longest sequence of one key (Pause in scan code set 2)."""
+
+
+class Hands:
+    """An :class:`~vdisk.vm.display.base.InputSink`.  ``lock``: of the bus."""
+
+    def __init__(self, keyboard: Keyboard, mouse: Mouse, lock: threading.RLock) -> None:
+        self._keyboard = keyboard
+        self._mouse = mouse
+        self._lock = lock
+
+    def key(self, qcode: str, down: bool) -> None:
+        """Press or release a key; raises :class:`NotFoundError` for a name that is none."""
+        name = find_qcode(qcode)
+        if name is None:
+            raise NotFoundError(f"there is no key {qcode!r}")
+        with self._lock:
+            self._keyboard.key(NUMBERS[name], down)
+
+    def move_pointer(self, dx: int, dy: int, wheel: int = 0) -> None:
+        with self._lock:
+            self._mouse.move(dx, dy, wheel)
+
+    def set_buttons(self, buttons: int) -> None:
+        with self._lock:
+            self._mouse.buttons(buttons)
+
+    def leds(self) -> int:
+        with self._lock:
+            return self._keyboard.leds
+
+    # -- typing ------------------------------------------------------------------------------------
+
+    def type(self, text: str, stopped: Callable[[], bool]) -> None:
+        """Type characters on the US layout, as fast as the guest takes them.
+
+        Raises :class:`InvalidRequestError` for a character without a key, before any is typed,
+        and where the guest takes no keys.
+        """
+        strokes = []
+        for character in text:
+            if character not in BY_CHARACTER:
+                raise InvalidRequestError(f"no key of a US keyboard types {character!r}")
+            qcode, shift = BY_CHARACTER[character]
+            strokes.append(("shift", qcode) if shift else (qcode,))
+        for stroke in strokes:
+            self.press(stroke, stopped)
+
+    def press(self, qcodes: Iterable[str], stopped: Callable[[], bool]) -> None:
+        """Press keys together, ``("ctrl", "alt", "delete")``, and release them."""
+        names = tuple(qcodes)
+        for name in names:
+            self._wait_for_room(stopped)
+            self.key(name, True)
+        for name in reversed(names):
+            self._wait_for_room(stopped)
+            self.key(name, False)
+        time.sleep(KEY_PAUSE)
+
+    def _wait_for_room(self, stopped: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with self._lock:
+                if self._keyboard.room() > NEEDED_ROOM:
+                    return
+            if stopped() or time.monotonic() > deadline:
+                raise InvalidRequestError("the guest takes no keys")
+            time.sleep(KEY_PAUSE)

@@ -1,0 +1,165 @@
+"""One processor of the machine: a vCPU, and the states in which it does not run.
+
+::
+
+               RESET#, bootstrap                 HLT
+    +---------+                     +---------+ ------> +--------+
+    | wait    | ------------------> | running |         | halted |
+    | for SIPI|   start-up IPI      +---------+ <------ +--------+
+    +---------+ <----- INIT ------ (all states)  interrupt, NMI
+
+(SDM volume 3, section 9.4.)  What the local APIC reports (:class:`ApicCore`) is noted, with the bus
+lock held, and carried out by whoever runs the vCPU, between two calls of :meth:`Vcpu.run`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from vdisk.vm.accel.base import VcpuExit
+
+if TYPE_CHECKING:
+    from vdisk.vm.accel.base import LocalApic, Vcpu
+    from vdisk.vm.bus import Bus
+    from vdisk.vm.devices.base import State
+    from vdisk.vm.devices.lapic import Lapic
+    from vdisk.vm.irq import InterruptSource
+
+RFLAGS_IF = 1 << 9
+EFER = 0xC000_0080
+
+
+class Processor:
+    """Processor ``index``; 0 is the bootstrap processor.
+
+    ``lapic``: None in a machine without local APICs; then ``interrupts`` is the 8259 pair, and
+    only processor 0 gets interrupts.
+    """
+
+    def __init__(self, vcpu: Vcpu, bus: Bus) -> None:
+        self.index = vcpu.index
+        self.vcpu = vcpu
+        self.lapic: Lapic | None = None
+        self.wake = threading.Condition(bus.lock)
+        self.halted = False
+        self.waiting_for_startup = False
+        self._interruptible = False  # RFLAGS.IF, while halted
+        self._nmi = False
+        self._init = False
+        self._startup: int | None = None
+
+    def connect(self, interrupts: InterruptSource, apic: LocalApic | None) -> None:
+        """Say where interrupts come from, before the first run."""
+        self.vcpu.interrupts = interrupts
+        self.vcpu.apic = apic
+
+    def reset(self) -> None:
+        """RESET#: the bootstrap processor runs, the others wait for a start-up IPI."""
+        self.halted = self._nmi = self._init = False
+        self._startup = None
+        self.waiting_for_startup = self.index != 0
+        self.vcpu.reset()
+
+    # -- what the local APIC reports -------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        if self.halted or self.waiting_for_startup:
+            self.wake.notify()
+        else:
+            self.vcpu.kick()
+
+    def nmi(self) -> None:
+        if not self.waiting_for_startup:
+            self._nmi = True
+            self.vcpu.inject_nmi()
+            self.wake.notify()
+
+    def init(self) -> None:
+        self._init = True
+        self._startup = None
+        self.vcpu.request_exit()
+        self.wake.notify()
+
+    def startup(self, vector: int) -> None:
+        if self.waiting_for_startup or self._init:
+            self._startup = vector
+            self.wake.notify()
+
+    # -- running -----------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """True if there is something to execute; the bus lock is held."""
+        if self._init:
+            return True
+        if self.waiting_for_startup:
+            return self._startup is not None
+        if not self.halted or self._nmi:
+            return True
+        interrupts = self.vcpu.interrupts
+        return self._interruptible and interrupts is not None and interrupts.pending()
+
+    def prepare(self) -> bool:
+        """Carry out INIT and start-up; False if it waits then.  The bus lock is held."""
+        if self._init:
+            self._init = False
+            self._carry_out_init()
+        if self.waiting_for_startup:
+            if self._startup is None:
+                return False
+            self._begin_at(self._startup)
+        self.halted = self._nmi = False
+        return True
+
+    def _carry_out_init(self) -> None:
+        """What INIT leaves as it is: floating point and most MSRs (SDM 3, table 9-1)."""
+        vcpu = self.vcpu
+        fpu, msrs = vcpu.get_fpu(), vcpu.get_msrs()
+        if self.lapic is not None:
+            self.lapic.init()
+        vcpu.reset()
+        vcpu.set_fpu(fpu)
+        vcpu.set_msrs({index: value for index, value in msrs.items() if index != EFER})
+        self.halted = False
+        self.waiting_for_startup = self.index != 0
+
+    def _begin_at(self, vector: int) -> None:
+        """Real mode at vector * 4 KiB (SDM 3, 9.4.4.2)."""
+        system = self.vcpu.get_system_registers()
+        system.cs.selector, system.cs.base = vector << 8, vector << 12
+        self.vcpu.set_system_registers(system)
+        registers = self.vcpu.get_registers()
+        registers.rip = 0
+        self.vcpu.set_registers(registers)
+        self.waiting_for_startup, self._startup = False, None
+
+    def execute(self, budget: int | None = None) -> VcpuExit:
+        """Run the vCPU; the bus lock is not held."""
+        result = self.vcpu.run(budget)
+        if result is VcpuExit.HLT:
+            # Not yet visible to interrupt(): what arrives before is seen by ready() afterwards.
+            self._interruptible = bool(self.vcpu.get_registers().rflags & RFLAGS_IF)
+            self.halted = True
+        return result
+
+    # -- saving ------------------------------------------------------------------------------------
+
+    def save_state(self) -> State:
+        """The states above; the processor's registers are saved beside it."""
+        return {
+            "halted": self.halted,
+            "interruptible": self._interruptible,
+            "waiting_for_startup": self.waiting_for_startup,
+            "init": self._init,
+            "startup": -1 if self._startup is None else self._startup,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Become what was saved."""
+        self.halted = bool(state["halted"])
+        self._interruptible = bool(state["interruptible"])
+        self.waiting_for_startup = bool(state["waiting_for_startup"])
+        self._init = bool(state["init"])
+        vector = int(state["startup"])
+        self._startup = vector if 0 <= vector <= 0xFF else None
+        self._nmi = False

@@ -1,0 +1,169 @@
+"""Where translations live: the arena of records, and for each page of code what is in it.
+
+For each physical page and :class:`~vdisk.vm.cpu.decode.Mode` there is a *code array* with an
+element for each byte of the page: the number of the record where a translation of that address
+begins, or 0.  The TLB's code entries point to code arrays, so native code finds the target of any
+jump by itself.
+
+A store into bytes that were translated (``code_masks`` has a bit for each 64 bytes of a page)
+drops what was made from the page: its code arrays are emptied and all its records become
+``stale``, which looks its address up again; so whoever is executing them stops at an instruction.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vdisk.vm.cpu.records import RECORD_SIZE
+from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from vdisk.vm.cpu.decode import Mode
+    from vdisk.vm.memory import GuestMemory
+
+ARENA_RECORDS = 8 << 20
+"""256 MiB of address space: more than ten times what booting a distribution translates."""
+CODE_ARRAYS = 16384
+"""Pages times modes; each array is 16 KiB of address space."""
+ARRAY_SIZE = PAGE_SIZE * 4
+
+_RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+class Mapping:
+    """Zeroed memory that costs nothing until it is touched."""
+
+    def __init__(self, size: int) -> None:
+        self.mapping = mmap.mmap(-1, size, flags=_RESERVE)
+        self.view = memoryview(self.mapping)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
+
+
+@dataclass(slots=True)
+class Block:
+    """One translation: its records, and the entry that leads to it."""
+
+    first: int
+    count: int
+    codes: int
+    """Number of the code array that has its entry."""
+    offset: int
+
+
+@dataclass(slots=True)
+class CodePage:
+    """What was made from one physical page."""
+
+    arrays: dict[Mode, int] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    waiting: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """By (code array, offset): records whose link awaits a translation there."""
+
+
+class ArenaFullError(Exception):
+    """No room: everything has to be dropped (by whoever knows that nobody is executing it)."""
+
+
+class Arena:
+    """Records, code arrays and the tables that native code reads."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        pages = memory.top >> PAGE_SHIFT
+        self._records = Mapping(ARENA_RECORDS * RECORD_SIZE)
+        self._arrays = Mapping(CODE_ARRAYS * ARRAY_SIZE)
+        self._masks = Mapping(pages * 8)
+        self.address, self.masks_address = self._records.address, self._masks.address
+        self.bytes = self._records.view
+        self._words = self._records.view.cast("Q")
+        self._codes = self._arrays.view.cast("I")
+        self._mask_words = self._masks.view.cast("Q")
+        self._pages_size = pages * 8
+        self._tables: dict[Mode, Mapping] = {}
+        self.pages: dict[int, CodePage] = {}
+        self.next_record = 1  # 0 means "none" in a code array
+        self._next_array = 0
+
+    def table_address(self, mode: Mode) -> int:
+        """The table of code arrays for a mode: an address for each physical page, or 0."""
+        table = self._tables.get(mode)
+        if table is None:
+            table = self._tables[mode] = Mapping(self._pages_size)
+        return table.address
+
+    def codes(self, page_number: int, mode: Mode) -> int:
+        """The number of the page's code array for ``mode``; made if there is none."""
+        page = self.pages.setdefault(page_number, CodePage())
+        number = page.arrays.get(mode)
+        if number is None:
+            if self._next_array >= CODE_ARRAYS:
+                raise ArenaFullError
+            number = page.arrays[mode] = self._next_array
+            self._next_array += 1
+            self.table_address(mode)
+            where = self._arrays.address + number * ARRAY_SIZE
+            self._tables[mode].view[page_number * 8 : page_number * 8 + 8] = where.to_bytes(
+                8, "little"
+            )
+        return number
+
+    def codes_address(self, number: int) -> int:
+        """Where native code finds a code array."""
+        return self._arrays.address + number * ARRAY_SIZE
+
+    def entry(self, codes: int, offset: int) -> int:
+        """The record that a code array names for an offset, or 0."""
+        return self._codes[codes * PAGE_SIZE + offset]
+
+    def enter(self, block: Block) -> None:
+        """Let a block be found."""
+        self._codes[block.codes * PAGE_SIZE + block.offset] = block.first
+
+    def append(self, records: bytes) -> int:
+        """Put records at the end; the number of the first."""
+        first, count = self.next_record, len(records) // RECORD_SIZE
+        if first + count > ARENA_RECORDS:
+            raise ArenaFullError
+        self.bytes[first * RECORD_SIZE : (first + count) * RECORD_SIZE] = records
+        self.next_record = first + count
+        return first
+
+    def record_address(self, number: int) -> int:
+        """Where a record is."""
+        return self.address + number * RECORD_SIZE
+
+    def set_link(self, record: int, target: int) -> None:
+        """Let a jump's record lead to another record."""
+        self._words[record * 4 + 2] = self.record_address(target)
+
+    def mark_code(self, page_number: int, start: int, end: int) -> bool:
+        """Note that bytes [start, end) of a page are translated; True if the page had no code."""
+        before = self._mask_words[page_number]
+        first, last = start >> 6, min(end - 1, PAGE_SIZE - 1) >> 6
+        self._mask_words[page_number] = before | ((2 << last) - (1 << first))
+        return before == 0
+
+    def touches_code(self, gpa: int, length: int) -> list[int]:
+        """The pages of a range in which a write may have changed translated code."""
+        first, last = gpa >> PAGE_SHIFT, (gpa + length - 1) >> PAGE_SHIFT
+        if last - first > len(self.pages):
+            return [page for page in self.pages if first <= page <= last]
+        return [page for page in range(first, last + 1) if page in self.pages]
+
+    def drop(self, page_number: int, stale: int) -> None:
+        """Forget what was made from a page; ``stale`` is the handler of dead records."""
+        page = self.pages.get(page_number)
+        if page is None:
+            return
+        for block in page.blocks:
+            start = block.first * 4
+            self._words[start : start + block.count * 4 : 4] = memoryview(
+                array("Q", [stale]) * block.count
+            )
+            self._codes[block.codes * PAGE_SIZE + block.offset] = 0
+        page.blocks.clear()
+        page.waiting.clear()
+        self._mask_words[page_number] = 0

@@ -1,0 +1,449 @@
+"""A software vCPU: runs generated code, and does in Python what that code leaves to it.
+
+:meth:`Core.run` enters generated code, looks at why it came back, and goes on: it delivers
+exceptions and interrupts, carries out system instructions, and asks the engine for translations.
+How generated code is entered is the engine's matter (native or interpreted): a subclass says.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from vdisk.vm.accel.base import Vcpu, VcpuExit
+from vdisk.vm.cpu import faults, flags, registers, system, transfers
+from vdisk.vm.cpu.decode import Mode
+from vdisk.vm.cpu.exits import Exit
+from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.state import TLB_SUPERVISOR, TLB_USER, CpuState
+
+if TYPE_CHECKING:
+    from vdisk.vm.accel.base import FpuState, Registers, SystemRegisters
+    from vdisk.vm.bus import Bus
+
+EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+CR0_PE, CR0_PG = 1, 1 << 31
+KICK = (1 << 64) - 1
+FOREVER = 1 << 62
+"""A budget that no run uses up."""
+
+FLAT = 0xFFFF_FFFF
+
+
+class TripleFaultError(Exception):
+    """The guest's exceptions cannot be delivered any more."""
+
+
+class Core(Vcpu):
+    """State and behaviour that all software engines share."""
+
+    def __init__(self, index: int, bus: Bus) -> None:
+        self.index, self.bus = index, bus
+        self.count = 1  # processors of the machine; the accelerator knows
+        self.state = CpuState()
+        self.next_rip = 0
+        self.iret = False
+        self.halted = False
+        self.inhibit = False
+        self._exit_requested = False
+        self._nmi = False
+        self._device_error: BaseException | None = None
+        self.instructions = 0
+        self.reset()
+
+    # -- what an engine provides --------------------------------------------------------------
+
+    @abstractmethod
+    def _enter(self) -> None:
+        """Run generated code from ``rip`` until it leaves."""
+
+    @abstractmethod
+    def _translate(self) -> None:
+        """Make code for ``rip``; raises :class:`GuestFault` where it cannot be fetched."""
+
+    @abstractmethod
+    def _mode_changed(self, mode: Mode) -> None:
+        """Point the state at the tables of a mode."""
+
+    @abstractmethod
+    def walk(self, linear: int, access: int, *, user: bool) -> int:
+        """The physical address; raises :class:`GuestFault`."""
+
+    @abstractmethod
+    def _load(self, tlb_set: int, linear: int, size: int) -> int: ...
+
+    @abstractmethod
+    def _store(self, tlb_set: int, linear: int, size: int, value: int) -> None: ...
+
+    @abstractmethod
+    def check_write(self, linear: int, size: int) -> None:
+        """Raise :class:`GuestFault` if a store there would."""
+
+    @abstractmethod
+    def arithmetic_flags(self) -> int:
+        """The six arithmetic flags as in EFLAGS."""
+
+    @abstractmethod
+    def pointers(self) -> dict[str, int]:
+        """The fields of the state that lead to the engine's tables."""
+
+    @abstractmethod
+    def fetch_code(self, linear: int) -> bytes:
+        """Up to 15 bytes of code; raises :class:`GuestFault` if not even one can be fetched."""
+
+    @abstractmethod
+    def timestamp(self) -> int:
+        """The time-stamp counter."""
+
+    @abstractmethod
+    def set_timestamp(self, value: int) -> None: ...
+
+    # -- memory ------------------------------------------------------------------------------
+
+    def load(self, linear: int, size: int, *, supervisor: bool = False) -> int:
+        """Guest memory at a linear address; raises :class:`GuestFault`."""
+        tlb_set = TLB_SUPERVISOR if supervisor else self.state.tlb_current
+        value = self._load(tlb_set, linear, size)
+        self._raise_pending()
+        return value
+
+    def store(self, linear: int, size: int, value: int, *, supervisor: bool = False) -> None:
+        """The counterpart of :meth:`load`."""
+        tlb_set = TLB_SUPERVISOR if supervisor else self.state.tlb_current
+        self._store(tlb_set, linear, size, value & ((1 << 8 * size) - 1))
+        self._raise_pending()
+
+    def _raise_pending(self) -> None:
+        state = self.state
+        if state.pending:
+            state.pending = 0
+            raise GuestFault(state.fault_vector, state.fault_error, state.fault_address)
+
+    def wrap_linear(self, linear: int) -> int:
+        """An address as wide as linear addresses are."""
+        return linear & (0xFFFF_FFFF_FFFF_FFFF if self.long_mode else 0xFFFF_FFFF)
+
+    @staticmethod
+    def canonical(address: int) -> bool:
+        """True if bits 47-63 are all alike."""
+        return address >> 47 in (0, 0x1FFFF)
+
+    def segment_linear(self, name: str, offset: int, size: int, *, write: bool = False) -> int:
+        """The linear address of an access through a segment, its limit and rights checked."""
+        state = self.state
+        if state.mode == 64:
+            base = getattr(state, f"{name}_base") if name in ("fs", "gs") else 0
+            linear = (base + offset) & 0xFFFF_FFFF_FFFF_FFFF
+            if not self.canonical(linear):
+                raise GuestFault(faults.SS if name == "ss" else faults.GP)
+            return linear
+        attributes = getattr(state, f"{name}_attributes")
+        limit, last = getattr(state, f"{name}_limit"), offset + size - 1
+        code, writable = attributes & 8, attributes & 2
+        if attributes & 0xC == 4:
+            top = 0xFFFF_FFFF if attributes & 0x4000 else 0xFFFF
+            outside = offset <= limit or last > top
+        else:
+            outside = last > limit
+        refused = (code or not writable) if write else (code and not writable)
+        if outside or refused or not attributes & 0x80:
+            raise GuestFault(faults.SS if name == "ss" else faults.GP)
+        return int(getattr(state, f"{name}_base") + offset) & 0xFFFF_FFFF
+
+    def port_in(self, port: int, size: int) -> int:
+        """Read an I/O port."""
+        with self.bus.lock:
+            return self.bus.ports.read(port, size)
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """Write an I/O port."""
+        with self.bus.lock:
+            self.bus.ports.write(port, size, value)
+
+    def push(self, value: int, size: int) -> None:
+        """Push on the present stack."""
+        stack = transfers.current_stack(self)
+        stack.push(size, value)
+        stack.commit()
+
+    def pop(self, size: int) -> int:
+        """Pop from the present stack."""
+        stack = transfers.current_stack(self)
+        value = stack.pop(size)
+        stack.commit()
+        return value
+
+    # -- modes -------------------------------------------------------------------------------
+
+    @property
+    def long_mode(self) -> bool:
+        """True with EFER.LMA: 64-bit and compatibility mode."""
+        return bool(self.state.efer & EFER_LMA)
+
+    @property
+    def virtual_8086(self) -> bool:
+        return bool(self.state.eflags & flags.VM)
+
+    def set_cpl(self, level: int) -> None:
+        """The privilege level; it chooses the TLB set."""
+        self.state.cpl = level
+        self.state.tlb_current = TLB_USER if level == 3 else TLB_SUPERVISOR
+
+    def set_stack_pointer(self, value: int, mask: int) -> None:
+        """RSP, ESP or SP by the stack's width."""
+        state = self.state
+        if mask == 0xFFFF:
+            state.rsp = state.rsp & ~0xFFFF | value & 0xFFFF
+        else:
+            state.rsp = value & mask
+
+    def update_mode(self) -> None:
+        """Work out what code now means, after segments, control registers or TF changed."""
+        mode = self._present_mode()
+        state = self.state
+        state.mode = mode.code
+        self._mode_changed(mode)
+
+    def _present_mode(self) -> Mode:
+        state = self.state
+        step = bool(state.eflags & flags.TF) or bool(state.dr7 & 0xFF)
+        if self.long_mode and state.cs_attributes & 0x2000:
+            return Mode(64, 64, checked=False, step=step)
+        if not state.cr0 & CR0_PE or self.virtual_8086:
+            return Mode(16, 16, checked=True, step=step)
+        code = 32 if state.cs_attributes & 0x4000 else 16
+        stack = 32 if state.ss_attributes & 0x4000 else 16
+        return Mode(code, stack, checked=not self._flat(), step=step)
+
+    def _flat(self) -> bool:
+        """True if CS, SS, DS and ES have base 0, all of 4 GiB and every right."""
+        state = self.state
+        if state.cs_base or state.cs_limit != FLAT:
+            return False
+        for name in ("ss", "ds", "es"):
+            attributes = getattr(state, f"{name}_attributes")
+            if getattr(state, f"{name}_base") or getattr(state, f"{name}_limit") != FLAT:
+                return False
+            if attributes & 0x9E != 0x92:  # present, writable data that expands up
+                return False
+        return bool(state.cs_attributes & 2)
+
+    # -- flags -------------------------------------------------------------------------------
+
+    def flags_word(self) -> int:
+        """EFLAGS, whole."""
+        state = self.state
+        down = flags.DF if state.direction >> 63 else 0
+        return self.arithmetic_flags() | state.eflags | down | flags.ALWAYS
+
+    def set_flags(self, word: int, size: int = 8, *, kept: int = 0) -> None:
+        """Load EFLAGS from a word of ``size`` bytes; bits in ``kept`` stay as they are."""
+        state = self.state
+        if size == 2:
+            kept |= 0xFFFF_0000
+        word = (word & ~kept) | (self.flags_word() & kept)
+        state.cc_op, state.cc_src = 0, word & flags.ARITHMETIC
+        state.direction = -1 if word & flags.DF else 1
+        known = flags.TF | flags.IF | flags.IOPL | flags.NT | flags.RF | flags.VM | flags.AC
+        before = state.eflags
+        state.eflags = word & (known | flags.VIF | flags.VIP | flags.ID)
+        if (before ^ state.eflags) & (flags.TF | flags.VM):
+            self.update_mode()
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run(self, budget: int | None = None) -> VcpuExit:
+        state = self.state
+        allowance = FOREVER if budget is None else budget
+        start = state.budget = allowance
+        try:
+            while True:
+                if self._exit_requested:
+                    self._exit_requested = False
+                    return VcpuExit.INTERRUPTED
+                if self._take_interrupt():
+                    self.halted = False
+                if self.halted:
+                    self.halted = False  # whoever calls run() again has seen an interrupt
+                    return VcpuExit.HLT
+                if state.budget >> 63 or not state.budget:
+                    return VcpuExit.INTERRUPTED
+                self._step()
+        except TripleFaultError:
+            return VcpuExit.SHUTDOWN
+        finally:
+            left = state.budget - (1 << 64) if state.budget >> 63 else state.budget
+            self.instructions += start - left
+
+    def _step(self) -> None:
+        """Enter generated code once, and do what it asks for."""
+        state = self.state
+        tracing = state.eflags & flags.TF
+        self._enter()
+        self._handle_exit()
+        if tracing and state.exit_reason not in (Exit.TRANSLATE, Exit.FAULT):
+            self._single_step()
+
+    def _handle_exit(self) -> None:
+        """Do what generated code left for."""
+        state = self.state
+        if self._device_error is not None:
+            error, self._device_error = self._device_error, None
+            raise error
+        reason = state.exit_reason
+        if reason in (Exit.TRANSLATE, Exit.CROSSING):
+            try:
+                self._translate()
+            except GuestFault as fault:
+                self.raise_fault(fault)
+        elif reason == Exit.SYSTEM:
+            self._system_instruction()
+        elif reason == Exit.FAULT:
+            self.raise_fault(GuestFault(state.fault_vector, state.fault_error, state.fault_address))
+        else:
+            state.kick = 0
+
+    def device_failed(self, error: BaseException) -> None:
+        """An error met while generated code ran: raised when it has left."""
+        self._device_error = self._device_error or error
+        self.state.kick = KICK
+
+    def _single_step(self) -> None:
+        """#DB after an instruction that began with TF set."""
+        self.state.dr6 |= 0x4000
+        self.raise_fault(GuestFault(faults.DB))
+
+    def _system_instruction(self) -> None:
+        state = self.state
+        state.budget -= 1
+        try:
+            system.execute(self)
+            state.rip = self.next_rip
+        except GuestFault as fault:
+            self.raise_fault(fault)
+
+    # -- interrupts and exceptions -------------------------------------------------------------
+
+    def _take_interrupt(self) -> bool:
+        """Deliver an NMI or an external interrupt, if one may be taken now."""
+        state = self.state
+        if self.inhibit:
+            self.inhibit = False
+            state.kick = KICK if state.irq_pending else state.kick
+            return False
+        if self._nmi:
+            self._nmi = False
+            self._deliver(faults.NMI, external=True)
+            return True
+        source = self.interrupts
+        if source is None:
+            return False
+        with self.bus.lock:
+            pending = source.pending()
+            if not pending or not state.eflags & flags.IF:
+                state.irq_pending = int(pending)
+                return False
+            vector = source.acknowledge()
+            state.irq_pending = int(source.pending())
+        self._deliver(vector, external=True)
+        return True
+
+    def raise_fault(self, fault: GuestFault) -> None:
+        """Deliver an exception of the instruction at ``rip``."""
+        if fault.vector == faults.PF:
+            self.state.cr2 = fault.address
+        if fault.vector not in (faults.DB, faults.BP, faults.OF):
+            self.state.eflags |= flags.RF
+        error = fault.error if fault.vector in faults.WITH_ERROR_CODE else None
+        real = not self.state.cr0 & CR0_PE
+        self._deliver(fault.vector, error=None if real else error)
+
+    def _deliver(self, vector: int, *, error: int | None = None, external: bool = False) -> None:
+        """Deliver; a fault on the way becomes #DF, and another one ends the guest."""
+        self.halted = False
+        try:
+            self._through_table(vector, error=error, external=external)
+        except GuestFault as second:
+            self._second_fault(vector, second, external=external)
+
+    def _second_fault(self, first: int, second: GuestFault, *, external: bool) -> None:
+        if second.vector == faults.PF:
+            self.state.cr2 = second.address
+        if first == faults.DF:
+            raise TripleFaultError
+        if not external and faults.is_double(first, second.vector):
+            second = GuestFault(faults.DF)
+        self._deliver(
+            second.vector,
+            error=second.error if second.vector in faults.WITH_ERROR_CODE else None,
+        )
+
+    def _through_table(
+        self, vector: int, *, error: int | None = None, software: bool = False, external: bool
+    ) -> None:
+        """Deliver a vector; the state is as before if a fault is raised."""
+        state = self.state
+        self.next_rip = state.rip
+        saved = bytes(state.view[:_SAVED])
+        try:
+            transfers.deliver(self, vector, error=error, software=software, external=external)
+        except GuestFault:
+            state.view[:_SAVED] = saved
+            self.update_mode()
+            raise
+        state.rip = self.next_rip
+        self.update_mode()
+
+    def software_interrupt(self, vector: int, *, checked: bool = True) -> None:
+        """INT n, INT3, INTO (gates ``checked`` against CPL) and INT1: behind the instruction."""
+        state = self.state
+        before, state.rip = state.rip, self.next_rip
+        try:
+            self._through_table(vector, software=checked, external=False)
+        except GuestFault:
+            state.rip = before
+            raise
+
+    # -- Vcpu ----------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        self.state.irq_pending = 1
+        self.state.kick = KICK
+
+    def request_exit(self) -> None:
+        self._exit_requested = True
+        self.state.kick = KICK
+
+    def inject_nmi(self) -> None:
+        self._nmi = True
+        self.state.kick = KICK
+
+    def reset(self) -> None:
+        registers.reset(self)
+
+    def get_registers(self) -> Registers:
+        return registers.get_general(self)
+
+    def set_registers(self, registers_: Registers) -> None:
+        registers.set_general(self, registers_)
+
+    def get_system_registers(self) -> SystemRegisters:
+        return registers.get_system(self)
+
+    def set_system_registers(self, registers_: SystemRegisters) -> None:
+        registers.set_system(self, registers_)
+
+    def get_fpu(self) -> FpuState:
+        return registers.get_fpu(self)
+
+    def set_fpu(self, state: FpuState) -> None:
+        registers.set_fpu(self, state)
+
+    def get_msrs(self) -> dict[int, int]:
+        return registers.get_msrs(self)
+
+    def set_msrs(self, msrs: dict[int, int]) -> None:
+        registers.set_msrs(self, msrs)
+
+
+_SAVED = TLB_SUPERVISOR  # everything but the TLB: what a fault on the way restores

@@ -1,0 +1,20 @@
+"""Why generated code comes back to Python."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """``exit_reason`` of the state; ``rip`` is the instruction to go on with, or the one named."""
+
+    INTERRUPTED = 1
+    """The budget is used up, or ``kick`` is set."""
+    TRANSLATE = 2
+    """There is no code at ``rip`` yet."""
+    SYSTEM = 3
+    """The instruction at ``rip`` is carried out by Python."""
+    FAULT = 4
+    """``fault_vector``, ``fault_error`` happened to the instruction at ``rip``."""
+    CROSSING = 5
+    """The instruction at ``rip`` reaches into a page that is not the one it was translated with."""

@@ -1,0 +1,375 @@
+"""Paging and memory access: the page walker, the TLB, and what an access does that misses it.
+
+SDM volume 3, chapter 4; AMD APM volume 2, chapter 5.  An address goes through three steps::
+
+    segment:offset --(base, limit)--> linear --(TLB, page tables)--> physical --> RAM, ROM, bus
+
+A data entry of the TLB (32 bytes) is found by bits 12-19 of the linear address:
+
+    read tag | write tag | addend | unused       host address = linear + addend
+
+A tag is the page's linear address, or NO_TAG.  The write tag is only set for pages that are
+dirty already and hold no translated code, so that the first write of either kind comes here.
+Supervisor and user accesses have sets of their own, which makes the U/S check part of the tag.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdisk.vm.cpu.routines import page_of, raise_fault, routine
+from vdisk.vm.cpu.state import (
+    CODE_ENTRY,
+    CODE_TLB,
+    DATA_ENTRY,
+    NO_TAG,
+    TLB_ENTRIES,
+    TLB_SUPERVISOR,
+    TLB_USER,
+)
+from vdisk.vm.memory import PageKind
+
+if TYPE_CHECKING:
+    from vdisk.vm.cpu.builder import Builder, Value, Variable
+
+READ, WRITE, EXECUTE = 0, 1, 2
+NOWHERE = (1 << 64) - 1
+"""What ``walk`` gives instead of a physical address after it has described a fault."""
+
+PHYSICAL_BITS = 40
+"""What CPUID reports; higher address bits of an entry are reserved."""
+
+P, RW, US, A, D, PS, NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
+ADDRESS = ((1 << PHYSICAL_BITS) - 1) & ~0xFFF
+RESERVED = ((1 << 52) - 1) & ~((1 << PHYSICAL_BITS) - 1)
+CR0_WP, CR0_PG = 1 << 16, 1 << 31
+CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
+EFER_LMA, EFER_NXE = 1 << 10, 1 << 11
+
+PAGE_FAULT = 14
+GENERAL_PROTECTION = 13
+STACK_FAULT = 12
+
+
+def is_set(value: Value, bit: Value | int) -> Value:
+    """True if any of these bits of ``value`` is set."""
+    return (value & bit).ne(0)
+
+
+def _page_fault(b: Builder, linear: Value, access: Value, user: Value, present: int) -> None:
+    """Describe #PF and return; the error code is that of SDM volume 3, figure 4-12."""
+    error = b.variable("i32", present)
+    with b.if_(access.eq(WRITE)):
+        error.set(error.get() | 2)
+    with b.if_(user.ne(0)):
+        error.set(error.get() | 4)
+    no_execute = is_set(b.get("cr4"), CR4_PAE) & is_set(b.get("efer"), EFER_NXE)
+    with b.if_(access.eq(EXECUTE) & no_execute):
+        error.set(error.get() | 16)
+    b.set("fault_address", linear)
+    raise_fault(b, PAGE_FAULT, error.get())
+    b.return_(b.const("i64", NOWHERE))
+
+
+def _is_ram(b: Builder, physical: Value) -> Value:
+    """True if an aligned entry at ``physical`` is in RAM."""
+    inside = b.variable("i1", 0)
+    with b.if_(physical.ult(b.get("memory_top"))):
+        inside.set(b.load_table("kinds", physical >> 12, "i8").eq(PageKind.RAM))
+    return inside.get()
+
+
+@routine("i64", "i64", "i64")
+def load_entry(b: Builder, physical: Value, wide: Value) -> None:
+    """A page-table entry of 8 (``wide``) or 4 bytes; 0 where there is no RAM."""
+    with b.if_(_is_ram(b, physical)):
+        host = physical + b.get("memory")
+        with b.if_(wide.ne(0)):
+            b.return_(b.load_host(host, "i64"))
+        b.return_(b.load_host(host, "i32").zext("i64"))
+    b.return_(b.const("i64", 0))
+
+
+@routine("void", "i64", "i64", "i64")
+def mark_entry(b: Builder, physical: Value, entry: Value, marks: Value) -> None:
+    """Set A and D in an entry, as the processor does: atomically, and only if it is unchanged."""
+    wanted = entry | marks
+    with b.if_(wanted.ne(entry) & _is_ram(b, physical)):
+        host = physical + b.get("memory")
+        b.exchange_host(host, entry.trunc("i8"), wanted.trunc("i8"))
+    b.return_()
+
+
+@routine("i64", "i64")
+def apply_a20(b: Builder, physical: Value) -> None:
+    """The address that leaves the processor while A20M# may be asserted."""
+    b.return_(physical & b.get("a20_mask"))
+
+
+class _Walk:
+    """The loop of the walker: one entry a round, rights and'ed on the way down."""
+
+    def __init__(self, b: Builder, linear: Value, access: Value, user: Value) -> None:
+        self.b, self.linear, self.access, self.user = b, linear, access, user
+        self.table: Variable = b.variable("i64")  # physical address of the table
+        self.shift: Variable = b.variable("i64")  # bits of the linear address below the index
+        self.rights: Variable = b.variable("i64", RW | US)
+        self.no_execute: Variable = b.variable("i1", 0)
+        self.entry: Variable = b.variable("i64")
+        self.where: Variable = b.variable("i64")
+
+    def fault(self, present: int) -> None:
+        _page_fault(self.b, self.linear, self.access, self.user, present)
+
+    def check_rights(self) -> None:
+        """Refuse what the entries together do not allow (SDM volume 3, section 4.6)."""
+        b, rights = self.b, self.rights.get()
+        with b.if_(self.user.ne(0) & ~is_set(rights, US)):
+            self.fault(1)
+        protected = self.user.ne(0) | is_set(b.get("cr0"), CR0_WP)
+        with b.if_(self.access.eq(WRITE) & protected & ~is_set(rights, RW)):
+            self.fault(1)
+        with b.if_(self.access.eq(EXECUTE) & self.no_execute.get()):
+            self.fault(1)
+
+    def finish(self, page_bits: Value, address: Value) -> None:
+        """Mark the last entry and return the physical address."""
+        b = self.b
+        dirty = b.select(self.access.eq(WRITE), D, b.const("i64", 0))
+        b.call("mark_entry", self.where.get(), self.entry.get(), dirty | A)
+        inside = self.linear & ((b.const("i64", 1) << page_bits) - 1)
+        b.return_(b.call("apply_a20", address + inside))
+
+
+@routine("i64", "i64", "i64", "i64")
+def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
+    """4-level and PAE paging: 8-byte entries, 9 bits of the address a level."""
+    walk = _Walk(b, linear, access, user)
+    walk.table.set(b.get("cr3") & ADDRESS)
+    walk.shift.set(39)
+    pae = ~is_set(b.get("efer"), EFER_LMA)
+    with b.if_(pae):
+        walk.table.set(b.get("cr3") & 0xFFFF_FFE0)
+        walk.shift.set(30)
+    reserved = b.variable("i64", RESERVED | NX)
+    with b.if_(is_set(b.get("efer"), EFER_NXE)):
+        reserved.set(RESERVED)
+    with b.loop():
+        shift = walk.shift.get()
+        index = (linear >> shift) & 0x1FF
+        walk.where.set(walk.table.get() + index * 8)
+        walk.entry.set(b.call("load_entry", walk.where.get(), b.const("i64", 1)))
+        entry = walk.entry.get()
+        with b.if_(~is_set(entry, P), unlikely=True):
+            walk.fault(0)
+        top_of_pae = pae & shift.eq(30)
+        with b.if_(is_set(entry, reserved.get()) & ~top_of_pae, unlikely=True):
+            walk.fault(9)
+        with b.if_(~top_of_pae):
+            walk.rights.set(walk.rights.get() & entry)
+            walk.no_execute.set(walk.no_execute.get() | is_set(entry, NX))
+        large = is_set(entry, PS) & shift.ult(39) & ~top_of_pae
+        with b.if_(large | shift.eq(12)):
+            frame = b.variable("i64", entry & ADDRESS)
+            with b.if_(shift.ne(12)):
+                low = (b.const("i64", 1) << shift) - 1
+                with b.if_(is_set(entry, low & ~0x1FFF), unlikely=True):
+                    walk.fault(9)
+                frame.set(frame.get() & ~low)
+            walk.check_rights()
+            walk.finish(shift, frame.get())
+        with b.if_(~top_of_pae):
+            b.call("mark_entry", walk.where.get(), entry, b.const("i64", A))
+        walk.table.set(entry & ADDRESS)
+        walk.shift.set(shift - 9)
+
+
+@routine("i64", "i64", "i64", "i64")
+def walk_short(b: Builder, linear: Value, access: Value, user: Value) -> None:
+    """32-bit paging: 4-byte entries, two levels, 4 MiB pages with CR4.PSE (and PSE-36)."""
+    walk = _Walk(b, linear, access, user)
+    narrow = b.const("i64", 0)
+    walk.where.set((b.get("cr3") & 0xFFFF_F000) + ((linear >> 22) & 0x3FF) * 4)
+    walk.entry.set(b.call("load_entry", walk.where.get(), narrow))
+    entry = walk.entry.get()
+    with b.if_(~is_set(entry, P), unlikely=True):
+        walk.fault(0)
+    walk.rights.set(walk.rights.get() & entry)
+    with b.if_(is_set(entry, PS) & is_set(b.get("cr4"), CR4_PSE)):
+        with b.if_(is_set(entry, 1 << 21), unlikely=True):
+            walk.fault(9)
+        walk.check_rights()
+        high = (entry & 0x1F_E000) << 19
+        walk.finish(b.const("i64", 22), (entry & 0xFFC0_0000) | high)
+    b.call("mark_entry", walk.where.get(), entry, b.const("i64", A))
+    walk.where.set((entry & 0xFFFF_F000) + ((linear >> 12) & 0x3FF) * 4)
+    walk.entry.set(b.call("load_entry", walk.where.get(), narrow))
+    last = walk.entry.get()
+    with b.if_(~is_set(last, P), unlikely=True):
+        walk.fault(0)
+    walk.rights.set(walk.rights.get() & last)
+    walk.check_rights()
+    walk.finish(b.const("i64", 12), last & 0xFFFF_F000)
+
+
+@routine("i64", "i64", "i64", "i64")
+def walk(b: Builder, linear: Value, access: Value, user: Value) -> None:
+    """The physical address of ``linear``, or NOWHERE after describing the fault."""
+    with b.if_(~is_set(b.get("cr0"), CR0_PG)):
+        b.return_(b.call("apply_a20", linear & 0xFFFF_FFFF))
+    with b.if_(~is_set(b.get("cr4"), CR4_PAE)):
+        b.return_(b.call("walk_short", linear, access, user))
+    with b.if_(is_set(b.get("efer"), EFER_LMA)):
+        upper = linear.ashr(47)
+        with b.if_(upper.ne(0) & upper.ne(-1), unlikely=True):  # not canonical
+            raise_fault(b, GENERAL_PROTECTION)
+            b.return_(b.const("i64", NOWHERE))
+    b.return_(b.call("walk_long", linear, access, user))
+
+
+def entry_offset(linear: Value) -> Value:
+    """Where the data entry of an address stands in its set."""
+    return (linear >> (12 - 5)) & ((TLB_ENTRIES - 1) * DATA_ENTRY)
+
+
+def code_entry_offset(linear: Value) -> Value:
+    """Where the code entry of an address stands in its set."""
+    return ((linear >> (12 - 4)) & ((TLB_ENTRIES - 1) * CODE_ENTRY)) + CODE_TLB
+
+
+@routine("i64", "i64", "i64", "i64")
+def fill(b: Builder, set_: Value, linear: Value, access: Value) -> None:
+    """Walk for a data access and remember RAM and ROM pages; the physical address or NOWHERE."""
+    user = set_.eq(TLB_USER).zext("i64")
+    physical = b.call("walk", linear, access, user)
+    with b.if_(physical.eq(NOWHERE) | physical.uge(b.get("memory_top")), unlikely=True):
+        b.return_(physical)
+    kind = b.load_table("kinds", physical >> 12, "i8")
+    with b.if_(kind.eq(PageKind.MMIO)):
+        b.return_(physical)
+    place, page = set_ + entry_offset(linear), page_of(linear)
+    with b.if_(b.load_state(place, "i64").ne(page)):
+        b.store_state(place + 8, b.const("i64", NO_TAG))
+    b.store_state(place, page)
+    b.store_state(place + 16, page_of(physical) - page + b.get("memory"))
+    no_code = b.load_table("code_masks", physical >> 12, "i64").eq(0)
+    with b.if_(access.eq(WRITE) & kind.eq(PageKind.RAM) & no_code):
+        b.store_state(place + 8, page)
+    b.return_(physical)
+
+
+def _wrapped(b: Builder, linear: Value) -> Value:
+    """An address that was counted up: 32 bits wide outside long mode."""
+    long_mode = is_set(b.get("efer"), EFER_LMA)
+    return b.select(long_mode, linear, linear & 0xFFFF_FFFF)
+
+
+def _crosses(linear: Value, size: Value) -> Value:
+    return ((linear & 0xFFF) + size).ugt(0x1000)
+
+
+@routine("i64", "i64", "i64")
+def physical_load(b: Builder, physical: Value, size: Value) -> None:
+    """1, 2, 4 or 8 bytes within one page, from RAM, ROM or the bus."""
+    with b.if_(physical.ult(b.get("memory_top"))):
+        kind = b.load_table("kinds", physical >> 12, "i8")
+        with b.if_(kind.ne(PageKind.MMIO)):
+            host = physical + b.get("memory")
+            for width in (1, 2, 4):
+                with b.if_(size.eq(width)):
+                    b.return_(b.load_host(host, f"i{8 * width}").zext("i64"))
+            b.return_(b.load_host(host, "i64"))
+    b.return_(b.callback("mmio_read", "i64", b.get("vcpu"), physical, size))
+
+
+@routine("void", "i64", "i64", "i64")
+def physical_store(b: Builder, physical: Value, size: Value, value: Value) -> None:
+    """The counterpart of ``physical_load``; tells of writes to translated code."""
+    with b.if_(physical.uge(b.get("memory_top"))):
+        b.callback("mmio_write", "void", b.get("vcpu"), physical, size, value)
+        b.return_()
+    kind = b.load_table("kinds", physical >> 12, "i8")
+    with b.if_(kind.eq(PageKind.MMIO)):
+        b.callback("mmio_write", "void", b.get("vcpu"), physical, size, value)
+        b.return_()
+    with b.if_(kind.eq(PageKind.ROM)):
+        b.return_()
+    host = physical + b.get("memory")
+    for width in (1, 2, 4):
+        with b.if_(size.eq(width)):
+            b.store_host(host, value.trunc(f"i{8 * width}"))
+    with b.if_(size.eq(8)):
+        b.store_host(host, value)
+    touched = b.const("i64", 1) << ((physical & 0xFFF) >> 6)
+    last = b.const("i64", 1) << (((physical + size - 1) & 0xFFF) >> 6)
+    masks = b.load_table("code_masks", physical >> 12, "i64")
+    with b.if_((masks & (touched | last)).ne(0)):
+        b.callback("code_written", "void", b.get("vcpu"), physical, size)
+    b.return_()
+
+
+@routine("i64", "i64", "i64", "i64")
+def slow_load(b: Builder, set_: Value, linear: Value, size: Value) -> None:
+    """A load that missed the TLB: fills it, reads the bus, or joins two pages."""
+    with b.if_(_crosses(linear, size)):
+        total, done = b.variable("i64"), b.variable("i64")
+        with b.loop():
+            at = _wrapped(b, linear + done.get())
+            byte = b.call("slow_load", set_, at, b.const("i64", 1))
+            with b.if_(b.get("pending").ne(0)):
+                b.return_(b.const("i64", 0))
+            total.set(total.get() | (byte << (done.get() * 8)))
+            done.set(done.get() + 1)
+            b.break_if(done.get().eq(size))
+        b.return_(total.get())
+    physical = b.call("fill", set_, linear, b.const("i64", READ))
+    with b.if_(physical.eq(NOWHERE)):
+        b.return_(b.const("i64", 0))
+    b.return_(b.call("physical_load", physical, size))
+
+
+@routine("void", "i64", "i64", "i64", "i64")
+def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value) -> None:
+    """A store that missed the TLB; where it crosses pages, both are checked before either byte."""
+    with b.if_(_crosses(linear, size)):
+        last = page_of(_wrapped(b, linear + size - 1))
+        for at in (linear, last):
+            physical = b.call("fill", set_, at, b.const("i64", WRITE))
+            with b.if_(physical.eq(NOWHERE)):
+                b.return_()
+        done = b.variable("i64")
+        with b.loop():
+            at = _wrapped(b, linear + done.get())
+            byte = (value >> (done.get() * 8)) & 0xFF
+            b.call("slow_store", set_, at, b.const("i64", 1), byte)
+            done.set(done.get() + 1)
+            b.break_if(done.get().eq(size))
+        b.return_()
+    physical = b.call("fill", set_, linear, b.const("i64", WRITE))
+    with b.if_(physical.ne(NOWHERE)):
+        b.call("physical_store", physical, size, value)
+    b.return_()
+
+
+@routine("void", "i64")
+def drop_write_entries(b: Builder, host: Value) -> None:
+    """The page at a host address holds translated code now: writes to it must come here."""
+    place = b.variable("i64", TLB_SUPERVISOR)
+    with b.loop():
+        at = place.get()
+        tag = b.load_state(at + 8, "i64")
+        with b.if_((tag + b.load_state(at + 16, "i64")).eq(host)):
+            b.store_state(at + 8, b.const("i64", NO_TAG))
+        last = at.eq(TLB_SUPERVISOR + CODE_TLB - DATA_ENTRY)
+        place.set(b.select(last, TLB_USER, at + DATA_ENTRY))
+        b.break_if(at.eq(TLB_USER + CODE_TLB - DATA_ENTRY))
+    b.return_()
+
+
+@routine("void", "i64", "i64", "i64")
+def check_write(b: Builder, set_: Value, linear: Value, size: Value) -> None:
+    """Fault now if a store of ``size`` bytes would."""
+    physical = b.call("fill", set_, linear, b.const("i64", WRITE))
+    with b.if_(physical.ne(NOWHERE) & _crosses(linear, size)):
+        b.call("fill", set_, page_of(_wrapped(b, linear + size - 1)), b.const("i64", WRITE))
+    b.return_()

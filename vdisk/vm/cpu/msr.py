@@ -1,0 +1,77 @@
+"""Model-specific registers (SDM volume 4; AMD APM volume 2, appendix A)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdisk.vm.cpu import faults
+from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.registers import MSRS
+
+if TYPE_CHECKING:
+    from vdisk.vm.cpu.core import Core
+
+TSC, APIC_BASE, TSC_ADJUST, MISC_ENABLE = 0x10, 0x1B, 0x3B, 0x1A0
+MTRR_CAP, BIOS_SIGN_ID, EFER = 0xFE, 0x8B, 0xC000_0080
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
+CANONICAL = {0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102}
+
+IGNORED = {BIOS_SIGN_ID, MISC_ENABLE, 0x17}
+"""Read as zero and accept writes: systems touch them without asking CPUID."""
+
+
+def read(core: Core, index: int) -> int:
+    """RDMSR; #GP(0) for one that is not there."""
+    if index in MSRS:
+        return int(getattr(core.state, MSRS[index]))
+    if index == TSC:
+        return core.timestamp()
+    if core.apic is not None:
+        with core.bus.lock:
+            value = core.apic.read_msr(index)
+        if value is not None:
+            return value
+    if index == APIC_BASE:
+        return core.state.apic_base
+    if index in IGNORED:
+        return 0
+    raise GuestFault(faults.GP)
+
+
+def write(core: Core, index: int, value: int) -> None:
+    """WRMSR; #GP(0) for one that is not there, or a value that it refuses."""
+    if index == EFER:
+        _write_efer(core, value)
+    elif index in MSRS:
+        if index in CANONICAL and not core.canonical(value):
+            raise GuestFault(faults.GP)
+        setattr(core.state, MSRS[index], value)
+    elif index == TSC:
+        core.set_timestamp(value)
+    elif index in IGNORED:
+        return
+    else:
+        _write_apic(core, index, value)
+
+
+def _write_apic(core: Core, index: int, value: int) -> None:
+    if core.apic is None:
+        raise GuestFault(faults.GP)
+    with core.bus.lock:
+        accepted = core.apic.write_msr(index, value)
+    if not accepted:
+        raise GuestFault(faults.GP)
+    if index == APIC_BASE:
+        core.state.apic_base = value
+        core.state.flush_tlb()
+
+
+def _write_efer(core: Core, value: int) -> None:
+    state = core.state
+    if value & ~(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE):
+        raise GuestFault(faults.GP)
+    if (value ^ state.efer) & EFER_LME and state.cr0 >> 31:
+        raise GuestFault(faults.GP)
+    state.efer = value & ~EFER_LMA | state.efer & EFER_LMA
+    state.flush_tlb()
+    core.update_mode()

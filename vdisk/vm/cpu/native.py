@@ -1,0 +1,187 @@
+"""The frame around native handlers: entering and leaving generated code, finding code.
+
+These few functions are tail-called like handlers but belong to no instruction:
+
+``enter``        C calls it; goes to ``rip``
+``goto``         finds the code of a linear address by the TLB's code entries
+``fault``        the present record's instruction raised what the state describes
+``leave``        back to Python at the present instruction (``leave_after``: behind it)
+``interrupted``  back to Python at a record that was about to be executed
+"""
+
+from __future__ import annotations
+
+from vdisk.vm.cpu import mmu, segments
+from vdisk.vm.cpu.builder import Value
+from vdisk.vm.cpu.exits import Exit
+from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
+from vdisk.vm.cpu.records import RECORD_SIZE
+from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine, page_of
+from vdisk.vm.cpu.state import FIELDS, TLB_USER
+
+KNOWN = {
+    **ROUTINES,
+    "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
+}
+assert segments  # registers its routine
+GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
+
+
+def _argument(b: LlvmBuilder, name: str) -> Value:
+    return Value(b, "i64", f"%{name}")
+
+
+def _set_rip(b: LlvmBuilder, linear: Value) -> None:
+    """Store the instruction pointer that a linear address means."""
+    rip = linear - b.get("cs_base")
+    b.set("rip", b.select(b.get("mode").eq(64), rip, rip & 0xFFFF_FFFF))
+
+
+def _exit(b: LlvmBuilder, linear: Value, budget: Value, reason: int) -> None:
+    _set_rip(b, linear)
+    b.set("budget", budget)
+    b.set("exit_reason", reason)
+    b.return_()
+
+
+def _record_linear(b: LlvmBuilder) -> Value:
+    return b.get("code_page") + b.param("off")
+
+
+def _goto(b: LlvmBuilder) -> None:
+    linear, budget, tlb = _argument(b, "linear"), _argument(b, "bud"), b.tlb()
+    with b.if_((budget | b.poll("kick")).slt(0), unlikely=True):
+        _exit(b, linear, budget, Exit.INTERRUPTED)
+    place = tlb + mmu.code_entry_offset(linear)
+    codes = b.variable("i64")
+    with b.if_(b.load_state(place, "i64").eq(page_of(linear))):
+        codes.set(b.load_state(place + 8, "i64"))
+    with b.else_():
+        found = b.call("find_code_page", tlb, linear)
+        with b.if_(b.get("pending").ne(0), unlikely=True):
+            b.set("pending", 0)
+            _exit(b, linear, budget, Exit.FAULT)
+        with b.if_(found.eq(0), unlikely=True):
+            _exit(b, linear, budget, Exit.TRANSLATE)
+        codes.set(found)
+    index = b.load_host(codes.get() + (linear & 0xFFF) * 4, "i32").zext("i64")
+    with b.if_(index.eq(0), unlikely=True):
+        _exit(b, linear, budget, Exit.TRANSLATE)
+    b.set("code_page", page_of(linear))
+    record = b.get("arena") + index * RECORD_SIZE
+    pointer = b.assign("ptr", f"inttoptr i64 {record.text} to ptr").text
+    handler = b.assign("ptr", f"load volatile ptr, ptr {pointer}").text
+    b.end(
+        f"musttail call tailcc void {handler}(ptr %st, ptr {pointer}, i64 %bud, i64 %tlb)",
+        "ret void",
+    )
+
+
+def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
+    """The code array of a page, remembered in its code entry; 0 if it has none yet."""
+    user = tlb.eq(TLB_USER).zext("i64")
+    physical = b.call("walk", linear, b.const("i64", mmu.EXECUTE), user)
+    with b.if_(physical.eq(mmu.NOWHERE) | physical.uge(b.get("memory_top"))):
+        b.return_(b.const("i64", 0))
+    codes = b.load_table("code_table", physical >> 12, "i64")
+    with b.if_(codes.ne(0)):
+        place = tlb + mmu.code_entry_offset(linear)
+        b.store_state(place, page_of(linear))
+        b.store_state(place + 8, codes)
+    b.return_(codes)
+
+
+def _fault(b: LlvmBuilder) -> None:
+    b.set("pending", 0)
+    budget = _argument(b, "bud") - (b.param("count") - 1)
+    _exit(b, _record_linear(b), budget, Exit.FAULT)
+
+
+def _leave(b: LlvmBuilder, *, after: bool) -> None:
+    budget = _argument(b, "bud") - (b.param("count") - (0 if after else 1))
+    linear = _record_linear(b)
+    _set_rip(b, linear + b.param("len") if after else linear)
+    b.set("budget", budget)
+    b.return_()
+
+
+def _interrupted(b: LlvmBuilder) -> None:
+    _exit(b, _record_linear(b), _argument(b, "bud"), Exit.INTERRUPTED)
+
+
+def _entry(b: LlvmBuilder) -> None:
+    linear = b.get("rip") + b.get("cs_base")
+    wide = b.select(b.get("mode").eq(64), linear, linear & 0xFFFF_FFFF)
+    budget, tlb = b.get("budget"), b.get("tlb_current")
+    b.emit(f"call tailcc void @goto(ptr %st, i64 {wide.text}, i64 {budget.text}, i64 {tlb.text})")
+    b.return_()
+
+
+_ENTER_AT = f"""
+  %bp = getelementptr i8, ptr %st, i64 {FIELDS["budget"].offset}
+  %bud = load i64, ptr %bp
+  %tp = getelementptr i8, ptr %st, i64 {FIELDS["tlb_current"].offset}
+  %tlb = load i64, ptr %tp
+  %h = load ptr, ptr %ins
+  call tailcc void %h(ptr %st, ptr %ins, i64 %bud, i64 %tlb)
+  ret void
+"""
+
+
+def _c_wrapper(name: str) -> str:
+    """A routine that ctypes can call."""
+    called = KNOWN[name]
+    arguments = [f"{kind} %a{number}" for number, kind in enumerate(called.arguments)]
+    given = ", ".join(["ptr %st", *arguments])
+    text = f"call {called.convention} {called.result} @{name}({given})"
+    body = (
+        f"  {text}\n  ret void"
+        if called.result == "void"
+        else f"  %r = {text}\n  ret {called.result} %r"
+    )
+    return function("", called.result, f"c_{name}", given, body)
+
+
+TAILS = ("goto", "fault", "leave", "leave_after", "interrupted")
+"""What handlers end in, beside each other."""
+
+C_ROUTINES = (
+    *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
+    *("drop_write_entries", "find_code_page"),
+)
+
+
+def runtime_module() -> str:
+    """The LLVM module of all routines and of the functions above."""
+    parts: list[str] = []
+    for called in ROUTINES.values():
+        b = LlvmBuilder(ROUTINES)
+        arguments = [Value(b, kind, f"%a{n}") for n, kind in enumerate(called.arguments)]
+        called.write(b, *arguments)
+        given = ", ".join(["ptr noalias %st", *(f"{item.type} {item.text}" for item in arguments)])
+        convention = called.convention
+        parts.append(function(convention, called.result, called.name, given, b.body()))
+        parts += [line for line in sorted(b.used) if "@llvm." in line]
+    b = LlvmBuilder(ROUTINES)
+    _find_code_page(b, b.tlb(), _argument(b, "linear"))
+    parameters = "ptr noalias %st, i64 %tlb, i64 %linear"
+    parts.append(function(PRESERVE, "i64", "find_code_page", parameters, b.body()))
+    for name, parameters, write in (
+        ("goto", GOTO_PARAMETERS, _goto),
+        ("fault", HANDLER_PARAMETERS, _fault),
+        ("leave", HANDLER_PARAMETERS, lambda b: _leave(b, after=False)),
+        ("leave_after", HANDLER_PARAMETERS, lambda b: _leave(b, after=True)),
+        ("interrupted", HANDLER_PARAMETERS, _interrupted),
+    ):
+        b = LlvmBuilder(KNOWN)
+        write(b)
+        parts.append(function("tailcc", "void", name, parameters, b.body()))
+        parts += [line for line in sorted(b.used) if "@llvm." in line]
+    b = LlvmBuilder(KNOWN)
+    _entry(b)
+    parts.append(function("", "void", "enter", "ptr noalias %st", b.body()))
+    parts.append(function("", "void", "enter_at", "ptr noalias %st, ptr %ins", _ENTER_AT))
+    parts += [_c_wrapper(name) for name in C_ROUTINES]
+    definitions = [part for part in parts if not part.startswith("declare")]
+    declarations = sorted({part for part in parts if part.startswith("declare")})
+    return "\n".join([*declarations, *definitions, METADATA])

@@ -1,0 +1,9 @@
+"""What each instruction does, written once for all engines; a file a group of the manual."""
+
+
+def load_all() -> None:
+    """Register every semantic function and every lowering."""
+    from vdisk.vm.cpu import lowering
+    from vdisk.vm.cpu.semantics import bits, control, integer, machine, shifts, strings
+
+    del lowering, bits, control, integer, machine, shifts, strings

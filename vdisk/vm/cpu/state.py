@@ -1,0 +1,132 @@
+"""What a vCPU is while it runs: one block of memory that native code and Python share.
+
+Fields are named here once; generated code, the system instructions in Python and the debugger
+use the same offsets.  Registers come first, so that a record names one by a 16-bit offset::
+
+    0      rax … r15 (8 bytes each, encoding order)
+    128    zero            always 0: the base or index that an address does not have
+    136    code_page       linear address of the page being executed (rip-relative addresses)
+    144    t0 … t3         results of one micro-op for the next
+    …      flags, segments, control registers, MSRs, x87, SSE
+    …      tlb             two sets (supervisor, user) of data and code entries
+
+Arithmetic flags are lazy: ``cc_op`` says which operation made them and how wide it was, ``cc_dst``
+and ``cc_src`` what from (:mod:`vdisk.vm.cpu.flags`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+GPRS = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
+SYSTEM_SEGMENTS = ("ldtr", "tr")
+
+TLB_ENTRIES = 256
+"""A set's entries, data and code alike; a flush stays cheap and misses are walked natively."""
+DATA_ENTRY = 32  # read tag, write tag, addend, unused
+CODE_ENTRY = 16  # tag, address of the page's code array
+CODE_TLB = TLB_ENTRIES * DATA_ENTRY  # where the code entries begin in a set
+TLB_SET = CODE_TLB + TLB_ENTRIES * CODE_ENTRY
+NO_TAG = (1 << 64) - 1
+"""The tag of an empty entry: not page-aligned, so no address has it."""
+
+
+class Field(NamedTuple):
+    """Where a field stands: ``offset`` in bytes, ``type`` i8 … i128."""
+
+    offset: int
+    type: str
+
+
+def _layout() -> tuple[dict[str, Field], int]:
+    fields: dict[str, Field] = {}
+    offset = 0
+
+    def add(kind: str, *names: str) -> None:
+        nonlocal offset
+        width = int(kind[1:]) // 8
+        for name in names:
+            offset = -(-offset // width) * width
+            fields[name] = Field(offset, kind)
+            offset += width
+
+    add("i64", *GPRS, "zero", "code_page", "t0", "t1", "t2", "t3")
+    add("i64", "cc_dst", "cc_src", "cc_src2", "cf_dst", "cf_src", "cf_src2", "rip", "budget")
+    add("i64", "kick", "irq_pending")  # kick: negative when run() has to look at something
+    add("i32", "cc_op", "cf_op", "eflags", "cpl")
+    add("i64", "direction")  # 1 or -1: what DF says
+    add("i64", "exit_argument", "fault_address", "fault_record", "tlb_current")
+    add("i32", "exit_reason", "fault_vector", "fault_error", "pending")
+    for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
+        add("i64", f"{name}_base")
+        add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")
+    add("i64", "gdt_base", "idt_base")
+    add("i32", "gdt_limit", "idt_limit", "mode", "inhibit")
+    add("i64", "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "a20_mask")
+    add("i64", *(f"dr{number}" for number in range(8)))
+    add("i64", "star", "lstar", "cstar", "sfmask", "kernel_gs_base", "tsc_aux", "pat", "apic_base")
+    add("i64", "sysenter_cs", "sysenter_esp", "sysenter_eip", "tsc_offset", "tsc_scale")
+    add("i64", "memory", "memory_top", "kinds", "code_masks", "code_table", "arena", "vcpu")
+    add("i64", "mmio_read", "mmio_write", "code_written", "port_read", "port_write")
+    add("i32", "mxcsr", "fpu_control", "fpu_status", "fpu_tag", "fpu_opcode", "fpu_top")
+    add("i64", "fpu_ip", "fpu_dp", "host_mxcsr")
+    add("i128", "scratch0", "scratch1", *(f"st{number}" for number in range(8)))
+    add("i128", *(f"xmm{number}" for number in range(16)))
+    offset = -(-offset // 64) * 64
+    fields["tlb"] = Field(offset, "i64")
+    return fields, offset + 2 * TLB_SET
+
+
+FIELDS, STATE_SIZE = _layout()
+TLB_SUPERVISOR = FIELDS["tlb"].offset
+TLB_USER = TLB_SUPERVISOR + TLB_SET
+
+MASKS = {f"i{bits}": (1 << bits) - 1 for bits in (1, 8, 16, 32, 64, 128)}
+
+
+class CpuState:
+    """The block itself, with its fields as attributes (integers, unsigned)."""
+
+    __slots__ = ("_owner", "address", "view")
+
+    def __init__(self) -> None:
+        owner = (ctypes.c_uint8 * (STATE_SIZE + 64))()
+        skip = -ctypes.addressof(owner) % 64
+        object.__setattr__(self, "_owner", owner)
+        object.__setattr__(self, "address", ctypes.addressof(owner) + skip)
+        object.__setattr__(self, "view", memoryview(owner).cast("B")[skip : skip + STATE_SIZE])
+
+    address: int
+    view: memoryview
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            offset, kind = FIELDS[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        return int.from_bytes(self.view[offset : offset + int(kind[1:]) // 8], "little")
+
+    def __setattr__(self, name: str, value: int) -> None:
+        offset, kind = FIELDS[name]
+        width = int(kind[1:]) // 8
+        self.view[offset : offset + width] = (value & MASKS[kind]).to_bytes(width, "little")
+
+    def gpr(self, number: int) -> int:
+        """General register ``number`` in encoding order, 64 bits."""
+        return int.from_bytes(self.view[8 * number : 8 * number + 8], "little")
+
+    def set_gpr(self, number: int, value: int) -> None:
+        """Set all 64 bits of a general register."""
+        self.view[8 * number : 8 * number + 8] = (value & MASKS["i64"]).to_bytes(8, "little")
+
+    def flush_tlb(self) -> None:
+        """Forget every translation, data and code, of both sets."""
+        self.view[TLB_SUPERVISOR:STATE_SIZE] = _EMPTY_TLB
+
+
+_EMPTY_TLB = b"\xff" * (2 * TLB_SET)
