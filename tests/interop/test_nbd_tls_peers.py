@@ -1,6 +1,7 @@
 """Our server over TLS, and every client that speaks it: each demands our certificate, we theirs.
 
-qemu-img and qemu-io 7.2, libnbd 1.14 (nbdinfo, nbdcopy, the Python binding), fio 3.33.
+qemu-img and qemu-io 7.2, libnbd 1.14 (nbdinfo, nbdcopy, the Python binding), fio 3.33,
+nbd-client 3.24.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -50,13 +52,13 @@ def make_image(folder: Path, kind: str) -> tuple[Path, str]:
     return top, "qcow2"
 
 
-def place(socket: Path, credentials: Path, who: str = "client") -> str:
-    return f"nbds+unix:///?socket={socket}&tls-certificates={credentials / who}"
+def place(path: Path, credentials: Path, who: str = "client") -> str:
+    return f"nbds+unix:///?socket={path}&tls-certificates={credentials / who}"
 
 
-def qemu_words(socket: Path, credentials: Path, who: str = "client") -> tuple[list[str], str]:
+def qemu_words(path: Path, credentials: Path, who: str = "client") -> tuple[list[str], str]:
     object = f"tls-creds-x509,id=t,endpoint=client,dir={credentials / who}"
-    node = f"driver=nbd,server.type=unix,server.path={socket},tls-creds=t,tls-hostname=localhost"
+    node = f"driver=nbd,server.type=unix,server.path={path},tls-creds=t,tls-hostname=localhost"
     return ["--object", object, "--image-opts"], node
 
 
@@ -65,8 +67,8 @@ def test_qemu_img_and_qemu_io(tmp_path: Path, credentials: Path, kind: str) -> N
     image, format = make_image(tmp_path, kind)
     expected = qemu.content(image, format)
     options = ["--tls-certificates", credentials / "server", "-f", format, image]
-    with nbd_server.process(*options) as (socket, _server):
-        words, node = qemu_words(socket, credentials)
+    with nbd_server.process(*options) as (path, _server):
+        words, node = qemu_words(path, credentials)
         qemu.img("convert", *words, "-O", "raw", node, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == expected
         said = json.loads(qemu.img("map", "--output=json", *words, node).stdout)
@@ -76,7 +78,7 @@ def test_qemu_img_and_qemu_io(tmp_path: Path, credentials: Path, kind: str) -> N
         flags = [part for command in commands for part in ("-c", command)]
         done = peers.run("qemu-io", *flags, *words, node)
         assert b"verification failed" not in done.stdout
-        words, node = qemu_words(socket, credentials, "stranger")
+        words, node = qemu_words(path, credentials, "stranger")
         assert qemu.img("info", *words, node, check=False).returncode != 0
     if format == "qcow2":
         qemu.check(image)
@@ -88,14 +90,14 @@ def test_nbdinfo_and_nbdcopy(tmp_path: Path, credentials: Path, kind: str) -> No
     image, format = make_image(tmp_path, kind)
     expected = qemu.content(image, format)
     options = ["--tls-certificates", credentials / "server", "-r", "-f", format, image]
-    with nbd_server.process(*options) as (socket, _server):
-        where = place(socket, credentials)
+    with nbd_server.process(*options) as (path, _server):
+        where = place(path, credentials)
         info = json.loads(peers.run("nbdinfo", "--json", where).stdout)
         assert info["TLS"] is True
         peers.run("nbdcopy", where, tmp_path / "copy")
-        stranger = place(socket, credentials, "stranger")
+        stranger = place(path, credentials, "stranger")
         assert peers.run("nbdinfo", stranger, check=False).returncode != 0
-        plain = f"nbd+unix:///?socket={socket}"
+        plain = f"nbd+unix:///?socket={path}"
         assert peers.run("nbdinfo", plain, check=False).returncode != 0
     assert (tmp_path / "copy").read_bytes() == expected
 
@@ -123,12 +125,12 @@ h.shutdown()
 def test_the_python_binding_of_libnbd(tmp_path: Path, credentials: Path, kind: str) -> None:
     image, format = make_image(tmp_path, kind)
     options = ["--tls-certificates", credentials / "server", "-f", format, image]
-    with nbd_server.process(*options) as (socket, _server):
-        path = os.pathsep.join(["/usr/bin", os.environ.get("PATH", "")])  # the system's python3
+    with nbd_server.process(*options) as (path, _server):
+        search = os.pathsep.join(["/usr/bin", os.environ.get("PATH", "")])  # the system's python3
         done = subprocess.run(
             [*peers.command("nbdsh"), "-c", "-"],
             input=BINDING.encode(),
-            env={**os.environ, "PATH": path, "URI": place(socket, credentials)},
+            env={**os.environ, "PATH": search, "URI": place(path, credentials)},
             capture_output=True,
             timeout=peers.TIMEOUT,
             check=False,
@@ -144,14 +146,29 @@ def test_the_python_binding_of_libnbd(tmp_path: Path, credentials: Path, kind: s
 def test_fio_verifies_what_it_wrote(tmp_path: Path, credentials: Path, kind: str) -> None:
     image, format = make_image(tmp_path, kind)
     options = ["--tls-no-verify", "--tls-certificates", credentials / "server"]
-    with nbd_server.process(*options, "-f", format, image) as (socket, _server):
+    with nbd_server.process(*options, "-f", format, image) as (path, _server):
         job = ["--rw=randrw", "--bsrange=1k-70k", "--iodepth=16", "--size=6M", "--randseed=1"]
         # fio lets no URI name files, so neither side shows or checks a certificate's authority.
-        uri = f"--uri=nbds+unix:///?socket={socket}&tls-verify-peer=false"
+        uri = f"--uri=nbds+unix:///?socket={path}&tls-verify-peer=false"
         checks = ["--verify=crc32c", "--fsync=64"]
         peers.run("fio", "--name=job", "--ioengine=nbd", uri, *job, *checks, cwd=tmp_path)
     if format == "qcow2":
         qemu.check(image)
+
+
+@requires_peer("nbd-client")
+def test_nbd_client_lists_the_exports(tmp_path: Path, credentials: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(bytes(4096))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--tls-certificates", credentials / "server", "-p", str(port), "-x", "hello"]
+    with nbd_server.process(*options, "-f", "raw", tmp_path / "disk.raw"):
+        folder = credentials / "client"
+        words = ["-enable-tls", "-tlshostname", "localhost", "-cacertfile", folder / "ca-cert.pem"]
+        words += ["-certfile", folder / "client-cert.pem", "-keyfile", folder / "client-key.pem"]
+        listed = peers.run("nbd-client", "-l", "localhost", str(port), *words).stdout.decode()
+    assert listed.split()[-1] == "hello"
 
 
 @requires_peer("nbdkit", "nbdinfo")
@@ -166,7 +183,7 @@ def test_tls_on_both_sides_of_a_server_in_the_middle(tmp_path: Path, credentials
         creds = f"tls-creds-x509,id=t,endpoint=client,dir={credentials / 'client'}"
         node = f"driver=qcow2,file.driver=nbd,file.path={inner.path},file.tls-creds=t"
         options = ["--object", creds, "--tls-certificates", credentials / "server"]
-        with nbd_server.process(*options, "--image-opts", node) as (socket, _server):
-            where = place(socket, credentials)
+        with nbd_server.process(*options, "--image-opts", node) as (path, _server):
+            where = place(path, credentials)
             peers.run("nbdcopy", where, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == expected
