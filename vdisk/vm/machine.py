@@ -34,6 +34,7 @@ from vdisk.vm._machine.hands import Hands
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
+from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
@@ -53,6 +54,8 @@ __all__ = ["DiskSpec", "Machine", "MachineError", "MachineTimeoutError", "parse_
 
 LARGEST_CPUS = 64
 """Processors: more have no place in an 8-bit logical APIC destination's clusters."""
+FIXED_EPOCH = 946_684_800
+"""2000-01-01: when deterministic runs begin, unless told otherwise."""
 TAIL = 400
 """Bytes of serial output that an error shows."""
 
@@ -80,6 +83,9 @@ class Machine:
     guest ends the machine.  ``stay`` True: it stays, stopped, when the guest turns it off.
     ``boot``: order: c hard disk, d CD-ROM, n network.
     ``epoch``: the time of day at power-on, seconds since 1970; None: the host's.
+    ``deterministic``: virtual time (see :mod:`~vdisk.vm._machine.turns`), in which the same run
+    happens each time; :meth:`save_journal` keeps what came from outside.  ``replay``: repeat
+    the run of such a journal.
     Raises :class:`VdiskError` of the kind that fits; then nothing stays open.
     """
 
@@ -98,6 +104,8 @@ class Machine:
         stay: bool = False,
         boot: str = "cd",
         epoch: int | None = None,
+        deterministic: bool = False,
+        replay: str | None = None,
         name: str = "vdisk",
     ) -> None:
         _check(cpus, apic, serial_ports)
@@ -115,7 +123,7 @@ class Machine:
         self._boot = configuration.check_boot(boot)
         self.memory = GuestMemory(memory)
         self.bus = Bus()
-        self.clock = RealClock(self.bus.lock)
+        self.clock = self._make_clock(deterministic, replay)
         self.serial = [SerialConsole() for _ in range(serial_ports)]
         self.debug_console = SerialConsole()
         self._found = [0] * serial_ports  # how far run_until has searched
@@ -138,9 +146,10 @@ class Machine:
         apic: bool,
         epoch: int | None,
     ) -> None:
+        threads = None if isinstance(self.clock, RealClock) else 0
         specs = [disk_spec(disk) for disk in disks] + [_cdrom(cdrom) for cdrom in cdroms]
         self.drives = Drives(
-            specs, self.bus.lock, threads=None, emit=self._emit, stop=self._request_io_stop
+            specs, self.bus.lock, threads=threads, emit=self._emit, stop=self._request_io_stop
         )
         self._closers.append(self.drives.close)
         self.accelerator = accelerators.make(accel, self.memory, self.bus)
@@ -152,20 +161,53 @@ class Machine:
             self.clock,
             self.accelerator,
             Requests(self._request_reset, self._request_power_off, self._request_debug_exit),
-            epoch=int(time.time()) if epoch is None else epoch,
+            epoch=self._epoch(epoch),
             consoles=consoles,
             debug_console=self.debug_console,
         )
         self._make_processors(cpus, apic)
-        self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock)
+        self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
         for drive in self.drives:
             if drive.spec.interface == "virtio":
                 self.board.plug_disk(drive)
         configuration.describe(self.board, self.memory, cpus, self.drives, self._boot)
         self._install_firmware(bios)
-        self.running: Running = Threads(self.processors, self.bus, self.clock, self._stuck)
+        self.running = self._make_running()
         with self.bus.lock:
             self._power_on()
+
+    def _make_clock(self, deterministic: bool, replay: str | None) -> RealClock | TurnClock:
+        self.journal = Journal() if replay is None else load_journal(replay)
+        return TurnClock() if deterministic or replay else RealClock(self.bus.lock)
+
+    def _make_running(self) -> Running:
+        handlers: dict[str, Callable[..., None]] = {
+            **self.input.handlers,
+            "serial": lambda port, data: self.serial[port].arrive(bytes.fromhex(data)),
+            "power": self.board.power.press_power_button,
+            "eject": lambda drive, force: self.drives.eject(drive, force=force),
+            "insert": lambda drive, name, form: self.drives.insert(
+                drive, name, format=form, readonly=True
+            ),
+            "reset": lambda: self._order(lambda: self._reset(guest=False)),
+        }
+        for port, console in enumerate(self.serial):
+            console.deliver_by(lambda data, port=port: self._stimulate("serial", port, data.hex()))
+        if isinstance(self.clock, RealClock):
+            return Threads(self.processors, self.bus, self.clock, self._stuck, handlers)
+        if not self.accelerator.counts_instructions:
+            raise InvalidRequestError(
+                f"accelerator {self.accelerator.name} counts no instructions, "
+                "which deterministic runs need"
+            )
+        for processor in self.processors:
+            processor.vcpu.timestamp_source = self.clock.now
+        return Turns(
+            self.processors, self.bus, self.clock, self._stuck, handlers, self.journal, self._failed
+        )
+
+    def _stimulate(self, kind: str, *arguments: Any) -> None:
+        self.running.stimulate(kind, *arguments)
 
     def _make_processors(self, cpus: int, apic: bool) -> None:
         self.processors: list[Processor] = []
@@ -188,6 +230,11 @@ class Machine:
         self.board.reset()
         for processor in self.processors:
             processor.reset()
+
+    def _epoch(self, given: int | None) -> int:
+        if given is not None:
+            return given
+        return int(time.time()) if isinstance(self.clock, RealClock) else FIXED_EPOCH
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -228,8 +275,7 @@ class Machine:
 
     def press_power_button(self) -> None:
         """The guest may shut itself down."""
-        with self.bus.lock:
-            self.board.power.press_power_button()
+        self._stimulate("power")
         self._emit(MachineEvent("POWERDOWN"))
 
     def stop(self) -> None:
@@ -298,6 +344,8 @@ class Machine:
             with self.bus.lock:
                 self._power_on()
             reason = "guest-reset" if guest else "host-qmp-system-reset"
+            if not guest:
+                self.running.note("reset")
             self._emit(MachineEvent("RESET", {"guest": guest, "reason": reason}))
             if was_running:
                 self.running.resume()
@@ -352,7 +400,10 @@ class Machine:
         if why is VcpuExit.SHUTDOWN:
             self._request_reset()
             return
-        self.error = f"processor {processor.index}: {processor.vcpu.error}"
+        self._failed(f"processor {processor.index}: {processor.vcpu.error}")
+
+    def _failed(self, why: str) -> None:
+        self.error = why
         self._order(self._give_up)
 
     def _give_up(self) -> None:
@@ -416,11 +467,15 @@ class Machine:
 
     def eject(self, drive: str, *, force: bool = False) -> None:
         """Open a CD-ROM drive and take the medium out."""
-        self.drives.eject(drive, force=force)
+        self._stimulate("eject", drive, force)
 
     def insert(self, drive: str, filename: str, *, format: str | None = None) -> None:
         """Put another medium into a CD-ROM drive."""
-        self.drives.insert(drive, filename, format=format, readonly=True)
+        self._stimulate("insert", drive, filename, format)
+
+    def save_journal(self, path: str) -> None:
+        """Write what came from outside in a deterministic run, for ``replay``."""
+        self.journal.save(path)
 
     def statistics(self) -> dict[str, Any]:
         """How long it has run (ns), instructions of each processor (0: not counted), drives."""

@@ -170,7 +170,7 @@ class Board:
                 continue
             port, irq = COM_PORTS[number], COM_IRQS[number]
             uart = Uart(self.bus, self.clock, self.irqs.line(irq), port, console, f"serial{number}")
-            console.connect(uart, self.bus.lock)
+            console.connect(uart, self.clock)
             self.add(uart)
         self.fw_cfg = FwCfg(self.bus, self.memory)
         self.add(self.fw_cfg)

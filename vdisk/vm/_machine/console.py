@@ -15,13 +15,14 @@ from vdisk.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vdisk.vm.clock import Clock
     from vdisk.vm.devices.serial import Uart
 
 KEPT = 1 << 20
 """Bytes of output to look back at: a boot's messages are a tenth of this."""
 MOST_INPUT = 1 << 20
-FEED_PAUSE = 0.01
-"""Seconds until a UART whose guest does not read is looked at again."""
+FEED_PAUSE = 5_000_000
+"""ns of guest time until a UART whose guest does not read is looked at again."""
 
 
 class SerialConsole:
@@ -35,17 +36,20 @@ class SerialConsole:
         self._start = 0  # position of the first byte kept
         self._change = threading.Condition()
         self._uart: Uart | None = None
-        self._lock: threading.RLock | None = None
+        self._deliver: Callable[[bytes], None] | None = None
         self._taps: list[Callable[[bytes], None]] = []
         self._input = bytearray()
-        self._feeder: threading.Thread | None = None
-        self._closed = False
         self._read_position = 0
 
-    def connect(self, uart: Uart, lock: threading.RLock) -> None:
-        """Say where input goes; ``lock`` is the bus's."""
-        self._uart, self._lock = uart, lock
+    def connect(self, uart: Uart, clock: Clock) -> None:
+        """Say where input goes, and which clock tells when to look for room again."""
+        self._uart, self._clock = uart, clock
+        self._again = clock.timer(self._feed)
         uart.plug(self)
+
+    def deliver_by(self, deliver: Callable[[bytes], None]) -> None:
+        """Let :meth:`send` hand its bytes to ``deliver``, which calls :meth:`arrive` in time."""
+        self._deliver = deliver
 
     # -- from the guest ----------------------------------------------------------------------------
 
@@ -116,41 +120,28 @@ class SerialConsole:
 
         Raises :class:`InvalidRequestError` where a guest that does not read has too much waiting.
         """
-        raw = data.encode() if isinstance(data, str) else bytes(data)
-        with self._change:
-            if len(self._input) + len(raw) > MOST_INPUT:
-                raise InvalidRequestError("the guest does not read its serial line")
-            self._input += raw
+        if self._deliver is None:
+            raise InvalidRequestError("this serial line leads to no machine")
+        self._deliver(data.encode() if isinstance(data, str) else bytes(data))
+
+    def arrive(self, data: bytes) -> None:
+        """Take bytes for the guest; the bus lock is held."""
+        if len(self._input) + len(data) > MOST_INPUT:
+            raise InvalidRequestError("the guest does not read its serial line")
+        self._input += data
         self._feed()
 
     def _feed(self) -> None:
-        """Give the UART what it has room for; a thread goes on while something is left."""
-        if self._uart is None or self._lock is None:
-            raise InvalidRequestError("this serial line leads to no machine")
-        with self._lock, self._change:
-            room = self._uart.space()
-            part = bytes(self._input[:room])
-            del self._input[:room]
-            if part:
-                self._uart.feed(part)
-            if self._input and self._feeder is None and not self._closed:
-                self._feeder = threading.Thread(
-                    target=self._feed_on, name="vdisk-serial", daemon=True
-                )
-                self._feeder.start()
-
-    def _feed_on(self) -> None:
-        while True:
-            time.sleep(FEED_PAUSE)
-            with self._change:
-                if self._closed or not self._input:
-                    self._feeder = None
-                    return
-            self._feed()
+        """Give the UART what it has room for; look again while something is left."""
+        assert self._uart is not None
+        room = self._uart.space()
+        part = bytes(self._input[:room])
+        del self._input[:room]
+        if part:
+            self._uart.feed(part)
+        if self._input:
+            self._again.arm(self._clock.now() + FEED_PAUSE)
 
     def close(self) -> None:
-        """Forget input that waits, wake readers."""
-        with self._change:
-            self._closed = True
-            self._input.clear()
-            self._change.notify_all()
+        """Wake readers."""
+        self.wake()

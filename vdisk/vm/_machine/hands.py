@@ -24,28 +24,39 @@ NEEDED_ROOM = 8
 
 
 class Hands:
-    """An :class:`~vdisk.vm.display.base.InputSink`.  ``lock``: of the bus."""
+    """An :class:`~vdisk.vm.display.base.InputSink`.  ``lock``: of the bus.
 
-    def __init__(self, keyboard: Keyboard, mouse: Mouse, lock: threading.RLock) -> None:
+    ``stimulate(kind, …)``: lets one of :attr:`handlers` happen when the machine is ready for it.
+    """
+
+    def __init__(
+        self,
+        keyboard: Keyboard,
+        mouse: Mouse,
+        lock: threading.RLock,
+        stimulate: Callable[..., None],
+    ) -> None:
         self._keyboard = keyboard
-        self._mouse = mouse
         self._lock = lock
+        self._stimulate = stimulate
+        self.handlers: dict[str, Callable[..., None]] = {
+            "key": lambda number, down: keyboard.key(int(number), bool(down)),
+            "move": lambda dx, dy, wheel: mouse.move(int(dx), int(dy), int(wheel)),
+            "buttons": lambda buttons: mouse.buttons(int(buttons)),
+        }
 
     def key(self, qcode: str, down: bool) -> None:
         """Press or release a key; raises :class:`NotFoundError` for a name that is none."""
         name = find_qcode(qcode)
         if name is None:
             raise NotFoundError(f"there is no key {qcode!r}")
-        with self._lock:
-            self._keyboard.key(NUMBERS[name], down)
+        self._stimulate("key", NUMBERS[name], down)
 
     def move_pointer(self, dx: int, dy: int, wheel: int = 0) -> None:
-        with self._lock:
-            self._mouse.move(dx, dy, wheel)
+        self._stimulate("move", dx, dy, wheel)
 
     def set_buttons(self, buttons: int) -> None:
-        with self._lock:
-            self._mouse.buttons(buttons)
+        self._stimulate("buttons", buttons)
 
     def leds(self) -> int:
         with self._lock:

@@ -7,7 +7,7 @@ two calls of the bus, and no timer fires.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vdisk.vm.accel.base import VcpuExit
 
@@ -33,6 +33,12 @@ class Running(Protocol):
     def freeze(self) -> None:
         """Let no processor go on, without waiting; the bus lock is held.  :meth:`pause` follows."""
 
+    def stimulate(self, kind: str, *arguments: Any) -> None:
+        """Let something from outside (a key, a serial byte) happen; by the name of its handler."""
+
+    def note(self, kind: str) -> None:
+        """Remember, for a later repetition, what was done to a machine that stands still."""
+
     def close(self) -> None:
         """Pause, and end the threads."""
 
@@ -45,12 +51,18 @@ class Threads:
     """
 
     def __init__(
-        self, processors: Sequence[Processor], bus: Bus, clock: RealClock, report: Report
+        self,
+        processors: Sequence[Processor],
+        bus: Bus,
+        clock: RealClock,
+        report: Report,
+        handlers: dict[str, Callable[..., None]],
     ) -> None:
         self._processors = processors
         self._lock = bus.lock
         self._clock = clock
         self._report = report
+        self._handlers = handlers
         self._still = threading.Condition(bus.lock)
         self._running = self._closing = False
         self._waiting = set(processors)
@@ -75,6 +87,13 @@ class Threads:
             thread = threading.Thread(target=self._loop, args=(processor,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def stimulate(self, kind: str, *arguments: Any) -> None:
+        with self._lock:
+            self._handlers[kind](*arguments)
+
+    def note(self, kind: str) -> None:
+        """Runs on the host's clock are not repeated."""
 
     def freeze(self) -> None:
         self._running = False

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Protocol
 from vdisk.vm.irq import InterruptSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vdisk.vm.bus import Bus
     from vdisk.vm.memory import GuestMemory
 
@@ -143,6 +145,8 @@ class Vcpu(ABC):
     ``interrupts``: set by the machine before the first run.  ``apic``: None where the machine has
     none (then CPUID does not show one either).  ``error``: text, after ``VcpuExit.ERROR``.
     ``instructions``: how many were executed so far (0 where the accelerator cannot tell).
+    ``timestamp_source``: what the time-stamp counter counts (ns), where the machine has a time of
+    its own; None: the host's.
     """
 
     index: int
@@ -150,6 +154,7 @@ class Vcpu(ABC):
     apic: LocalApic | None = None
     error: str = ""
     instructions: int = 0
+    timestamp_source: Callable[[], int] | None = None
 
     @abstractmethod
     def run(self, budget: int | None = None) -> VcpuExit:
