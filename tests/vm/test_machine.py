@@ -309,7 +309,7 @@ def test_typing_reaches_the_keyboard_controller(make: Make) -> None:
     machine.type_keys("hA\n")
     # scan code set 2, untranslated: h; shift, a; enter
     machine.run_until(serial=bytes.fromhex("33 f033 12 1c f01c f012 5a f05a"), timeout=PATIENCE)
-    with pytest.raises(InvalidRequestError, match="no key"):
+    with pytest.raises(InvalidRequestError, match="cannot type"):
         machine.type_keys("ä")
 
 
@@ -349,7 +349,8 @@ def test_machines_that_cannot_be(tmp_path: Path) -> None:
 
 
 @requires_peer(guests.SEABIOS)
-def test_seabios_boots_the_boot_sector_of_a_virtio_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interface", ["virtio", "ide"])
+def test_seabios_boots_a_boot_sector(tmp_path: Path, interface: str) -> None:
     accelerators = guests.accelerators()
     if not isinstance(accelerators[-1], str):
         pytest.skip("no accelerator")
@@ -359,9 +360,10 @@ def test_seabios_boots_the_boot_sector_of_a_virtio_disk(tmp_path: Path) -> None:
         "times 510 - ($ - $$) db 0\n dw 0xaa55\n",
     )
     (tmp_path / "disk.raw").write_bytes(sector + bytes(MIB))
-    disk = f"{tmp_path}/disk.raw,if=virtio,format=raw,readonly=on"
+    disk = f"{tmp_path}/disk.raw,if={interface},format=raw"
     with Machine(
         memory=32 * MIB, accel=accelerators[-1], bios=guests.SEABIOS, disks=[disk]
     ) as machine:
         machine.run_until(serial="B", timeout=60)
-        assert machine.statistics()["drives"]["virtio0"]["read"]["operations"] >= 1
+        (drive,) = machine.statistics()["drives"].values()
+        assert drive["read"]["operations"] >= 1

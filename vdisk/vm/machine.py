@@ -7,22 +7,15 @@
         machine.serial[0].send("root\\n")
         machine.screenshot("screen.png")
 
-It begins when :meth:`Machine.start` or :meth:`Machine.run_until` is called::
-
-    PRELAUNCH --start--> RUNNING <--pause/resume--> PAUSED
-                            |
-                            +-- the guest turns itself off, stop() --> SHUTDOWN
-
-Each processor is a thread; chips work under one lock, that of the bus; what a chip asks of the
-whole machine (a reset, say) is carried out by a thread of its own, because no processor can wait
-for itself to stand still.
+Each processor is a thread (or all take turns, where a run has to repeat); chips work under one
+lock, that of the bus.  How the parts fit together is drawn in ``_machine/board.py``, how a machine
+lives in ``_machine/life.py``.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError, VdiskError
@@ -31,22 +24,20 @@ from vdisk.vm._machine.board import Board, Requests
 from vdisk.vm._machine.console import SerialConsole
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.hands import Hands
+from vdisk.vm._machine.life import Life
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
 from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
-from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
 from vdisk.vm.devices.serial import COM_PORTS
 from vdisk.vm.memory import GuestMemory
-from vdisk.vm.monitor.control import MachineEvent, RunState
+from vdisk.vm.monitor.control import RunState
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-    from types import TracebackType
-    from typing import Self
 
     from vdisk.block import BlockDevice
 
@@ -72,7 +63,7 @@ class MachineTimeoutError(MachineError):
     kind = "timeout"
 
 
-class Machine:
+class Machine(Life):
     """One virtual machine; a context manager that ends it.
 
     ``memory``: bytes.  ``disks``: text as the command line has it (see
@@ -110,16 +101,7 @@ class Machine:
     ) -> None:
         _check(cpus, apic, serial_ports)
         self.name = name
-        self.error = ""
-        self.exit_status: int | None = None
-        """What the guest wrote to the debug exit port, if it did."""
-        self._state = RunState.PRELAUNCH
-        self._control = threading.RLock()  # one command at a time
-        self._ended = threading.Event()
-        self._subscribers: list[Callable[[MachineEvent], None]] = []
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._supervisor: threading.Thread | None = None
-        self._reboot, self._stay = reboot, stay
+        super().__init__(reboot=reboot, stay=stay)
         self._boot = configuration.check_boot(boot)
         self.memory = GuestMemory(memory)
         self.bus = Bus()
@@ -127,14 +109,13 @@ class Machine:
         self.serial = [SerialConsole() for _ in range(serial_ports)]
         self.debug_console = SerialConsole()
         self._found = [0] * serial_ports  # how far run_until has searched
-        self._closers: list[Callable[[], None]] = []
         try:
             self._assemble(disks, cdroms, accel, bios, cpus, apic, epoch)
         except BaseException:
             self._close_parts()
             raise
 
-    # -- making ------------------------------------------------------------------------------------
+    # -- making ----------------------------------------------------------------------------------
 
     def _assemble(
         self,
@@ -168,8 +149,7 @@ class Machine:
         self._make_processors(cpus, apic)
         self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
         for drive in self.drives:
-            if drive.spec.interface == "virtio":
-                self.board.plug_disk(drive)
+            self.board.plug_disk(drive)
         configuration.describe(self.board, self.memory, cpus, self.drives, self._boot)
         self._install_firmware(bios)
         self.running = self._make_running()
@@ -181,18 +161,19 @@ class Machine:
         return TurnClock() if deterministic or replay else RealClock(self.bus.lock)
 
     def _make_running(self) -> Running:
-        handlers: dict[str, Callable[..., None]] = {
+        chips: dict[str, Callable[..., object]] = {
             **self.input.handlers,
             "serial": lambda port, data: self.serial[port].arrive(bytes.fromhex(data)),
             "power": self.board.power.press_power_button,
+        }
+        handlers: dict[str, Callable[..., object]] = {
+            **{kind: self._locked(handler) for kind, handler in chips.items()},
             "eject": lambda drive, force: self.drives.eject(drive, force=force),
-            "insert": lambda drive, name, form: self.drives.insert(
-                drive, name, format=form, readonly=True
-            ),
+            "insert": lambda drive, name, form: self.drives.insert(drive, name, format=form),
             "reset": lambda: self._order(lambda: self._reset(guest=False)),
         }
         for port, console in enumerate(self.serial):
-            console.deliver_by(lambda data, port=port: self._stimulate("serial", port, data.hex()))
+            console.deliver_by(partial(self._deliver, port))
         if isinstance(self.clock, RealClock):
             return Threads(self.processors, self.bus, self.clock, self._stuck, handlers)
         if not self.accelerator.counts_instructions:
@@ -208,6 +189,18 @@ class Machine:
 
     def _stimulate(self, kind: str, *arguments: Any) -> None:
         self.running.stimulate(kind, *arguments)
+
+    def _locked(self, handler: Callable[..., object]) -> Callable[..., object]:
+        """A handler for chips, which want the bus lock held."""
+
+        def call(*arguments: Any) -> None:
+            with self.bus.lock:
+                handler(*arguments)
+
+        return call
+
+    def _deliver(self, port: int, data: bytes) -> None:
+        self._stimulate("serial", port, data.hex())
 
     def _make_processors(self, cpus: int, apic: bool) -> None:
         self.processors: list[Processor] = []
@@ -226,7 +219,6 @@ class Machine:
         FirmwareFile(bios).install(self.memory, self.board.host_bridge)
 
     def _power_on(self) -> None:
-        """RESET# to all; the bus lock is held, the processors stand still."""
         self.board.reset()
         for processor in self.processors:
             processor.reset()
@@ -236,193 +228,7 @@ class Machine:
             return given
         return int(time.time()) if isinstance(self.clock, RealClock) else FIXED_EPOCH
 
-    # -- life --------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> RunState:
-        """What the machine is doing."""
-        return self._state
-
-    def start(self) -> None:
-        """Power on; does nothing to a machine that runs."""
-        with self._control:
-            if self._state is RunState.PRELAUNCH:
-                self._supervisor = threading.Thread(
-                    target=self._supervise, name="vdisk-machine", daemon=True
-                )
-                self._supervisor.start()
-                self._go()
-
-    def pause(self) -> None:
-        """Return when processors and the guest's time stand still."""
-        with self._control:
-            if self._state is RunState.RUNNING:
-                self._halt(RunState.PAUSED)
-
-    def resume(self) -> None:
-        """Go on; failed requests that were kept are tried again."""
-        with self._control:
-            if self._state is RunState.PRELAUNCH:
-                self.start()
-            elif self._state in {RunState.PAUSED, RunState.IO_ERROR}:
-                self._go()
-            elif self._state is not RunState.RUNNING:
-                raise InvalidRequestError(f"the machine cannot go on: it is {self._state.value}")
-
-    def reset(self) -> None:
-        """The reset button."""
-        self._reset(guest=False)
-
-    def press_power_button(self) -> None:
-        """The guest may shut itself down."""
-        self._stimulate("power")
-        self._emit(MachineEvent("POWERDOWN"))
-
-    def stop(self) -> None:
-        """Turn it off without asking the guest."""
-        with self._control:
-            if self._state is not RunState.SHUTDOWN:
-                self._turn_off(guest=False, reason="host-qmp-quit")
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the machine is off (or cannot go on); False after ``timeout`` seconds."""
-        return self._ended.wait(timeout)
-
-    def is_over(self) -> bool:
-        """True if the guest does nothing more unless somebody resets it."""
-        return self._state in {RunState.SHUTDOWN, RunState.INTERNAL_ERROR}
-
-    def close(self) -> None:
-        """Turn it off and release everything; raises what closing the images raises."""
-        with self._control:
-            if self._state is not RunState.SHUTDOWN:
-                self.stop()
-            self._orders.put(None)
-            self._close_parts()
-        if self._supervisor is not None and self._supervisor is not threading.current_thread():
-            self._supervisor.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _close_parts(self) -> None:
-        running = getattr(self, "running", None)
-        if running is not None:
-            running.close()
-        for console in (*self.serial, self.debug_console):
-            console.close()
-        while self._closers:
-            self._closers.pop()()
-
-    def _go(self) -> None:
-        resumed = self._state is not RunState.PRELAUNCH
-        self._state = RunState.RUNNING
-        self.drives.resume()
-        self.running.resume()
-        if resumed:
-            self._emit(MachineEvent("RESUME"))
-
-    def _halt(self, state: RunState) -> None:
-        self.running.pause()
-        self.drives.drain()
-        self._state = state
-        self._emit(MachineEvent("STOP"))
-
-    def _reset(self, *, guest: bool) -> None:
-        with self._control:
-            was_running = self._state is RunState.RUNNING
-            self._ended.clear()
-            self.running.pause()
-            with self.bus.lock:
-                self._power_on()
-            reason = "guest-reset" if guest else "host-qmp-system-reset"
-            if not guest:
-                self.running.note("reset")
-            self._emit(MachineEvent("RESET", {"guest": guest, "reason": reason}))
-            if was_running:
-                self.running.resume()
-            elif self._state in {RunState.INTERNAL_ERROR, RunState.SHUTDOWN}:
-                self._state = RunState.PAUSED
-
-    def _turn_off(self, *, guest: bool, reason: str) -> None:
-        self.running.pause()
-        self.drives.drain()
-        self._state = RunState.SHUTDOWN
-        self._emit(MachineEvent("SHUTDOWN", {"guest": guest, "reason": reason}))
-        if not (guest and self._stay):
-            self._ended.set()
-        self._wake_readers()
-
-    def _wake_readers(self) -> None:
-        for console in self.serial:
-            console.wake()
-
-    # -- what chips and processors ask for ---------------------------------------------------------
-
-    def _supervise(self) -> None:
-        """Carry out orders that no processor's thread could."""
-        while (order := self._orders.get()) is not None:
-            with self._control:
-                if not self._ended.is_set():
-                    order()
-
-    def _order(self, order: Callable[[], None]) -> None:
-        """Let processors stop at once, and the order be carried out."""
-        self.running.freeze()
-        self._orders.put(order)
-
-    def _request_reset(self) -> None:
-        if self._reboot:
-            self._order(lambda: self._reset(guest=True))
-        else:
-            self._order(lambda: self._turn_off(guest=True, reason="guest-reset"))
-
-    def _request_power_off(self) -> None:
-        self._order(lambda: self._turn_off(guest=True, reason="guest-shutdown"))
-
-    def _request_debug_exit(self, status: int) -> None:
-        self.exit_status = status
-        self._order(lambda: self._turn_off(guest=True, reason="guest-shutdown"))
-
-    def _request_io_stop(self) -> None:
-        self._order(lambda: self._halt(RunState.IO_ERROR))
-
-    def _stuck(self, processor: Processor, why: VcpuExit) -> None:
-        """A processor cannot go on; called in its thread with the bus lock held."""
-        if why is VcpuExit.SHUTDOWN:
-            self._request_reset()
-            return
-        self._failed(f"processor {processor.index}: {processor.vcpu.error}")
-
-    def _failed(self, why: str) -> None:
-        self.error = why
-        self._order(self._give_up)
-
-    def _give_up(self) -> None:
-        self._halt(RunState.INTERNAL_ERROR)
-        self._ended.set()
-        self._wake_readers()
-
-    # -- events ------------------------------------------------------------------------------------
-
-    def subscribe(self, callback: Callable[[MachineEvent], None]) -> Callable[[], None]:
-        """Call ``callback`` for every event, in any thread; gives what ends that."""
-        self._subscribers.append(callback)
-        return lambda: self._subscribers.remove(callback)
-
-    def _emit(self, event: MachineEvent) -> None:
-        for callback in list(self._subscribers):
-            callback(event)
-
-    # -- using it ----------------------------------------------------------------------------------
+    # -- using it --------------------------------------------------------------------------------
 
     def run_until(
         self, *, serial: str | bytes | None = None, timeout: float | None = None, port: int = 0

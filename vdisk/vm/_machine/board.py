@@ -24,6 +24,7 @@ from vdisk.vm.devices.apic_bus import ApicBus
 from vdisk.vm.devices.debugexit import CONSOLE_PORT, DebugConsole, DebugExit
 from vdisk.vm.devices.fw_cfg import FwCfg
 from vdisk.vm.devices.i440fx import I440fx
+from vdisk.vm.devices.ide import Piix3Ide
 from vdisk.vm.devices.ioapic import IoApic
 from vdisk.vm.devices.isa_irqs import IsaIrqs
 from vdisk.vm.devices.lapic import Lapic
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from vdisk.vm.irq import IrqLine
     from vdisk.vm.memory import GuestMemory
 
-ISA_BRIDGE, PIIX3_PM = (1, 0), (1, 3)
+ISA_BRIDGE, PIIX3_IDE, PIIX3_PM = (1, 0), (1, 1), (1, 3)
+IDE_IRQS = (14, 15)
 FIRST_FREE_SLOT = 4
 
 
@@ -115,7 +117,11 @@ class Board:
         return self.irqs.line(irq)
 
     def plug_disk(self, drive: MachineDrive) -> None:
-        """Put a virtio disk on the PCI bus."""
+        """Put a drive where it belongs: behind the IDE function, or on the PCI bus."""
+        if drive.spec.interface == "ide":
+            cdrom = drive.spec.media == "cdrom"
+            self.ide.plug(drive.disk, drive.place >> 1, drive.place & 1, cdrom=cdrom)
+            return
         queues = drive.spec.queues or 1
         device = VirtioBlk(drive.disk, self.memory, self.clock, name=drive.name, queues=queues)
         drive.slot = self.plug(VirtioPci(self.bus, device))
@@ -139,6 +145,9 @@ class Board:
         self.plug(self.host_bridge, 0)
         self.piix3 = Piix3(self.bus, self.pci, self.irqs, self.requests.reset)
         self.plug(self.piix3, *ISA_BRIDGE)
+        ide_irqs = [self.irqs.line(number) for number in IDE_IRQS]
+        self.ide = Piix3Ide(self.bus, self.memory, self.clock, ide_irqs)
+        self.plug(self.ide, *PIIX3_IDE)
         sci = self.irqs.line(SCI_IRQ)
         self.power = AcpiPm(self.bus, self.clock, sci, self.requests.power_off)
         self.plug(self.power, *PIIX3_PM)

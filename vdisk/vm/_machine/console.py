@@ -141,7 +141,3 @@ class SerialConsole:
             self._uart.feed(part)
         if self._input:
             self._again.arm(self._clock.now() + FEED_PAUSE)
-
-    def close(self) -> None:
-        """Wake readers."""
-        self.wake()

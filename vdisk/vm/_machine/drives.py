@@ -131,7 +131,7 @@ class Drives:
         if not was_open:
             self._tray_moved(drive, out=True)
 
-    def insert(self, name: str, filename: str, *, format: str | None, readonly: bool) -> None:
+    def insert(self, name: str, filename: str, *, format: str | None) -> None:
         """Put another medium in, in place of what is there."""
         drive = self.find(name)
         if not drive.disk.removable:

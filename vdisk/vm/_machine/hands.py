@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from vdisk.errors import InvalidRequestError, NotFoundError
-from vdisk.vm.display.keys import BY_CHARACTER, NUMBERS, find_qcode
+from vdisk.vm.devices.keycodes import KEYS, keys_for
+from vdisk.vm.display.keys import find_qcode
 
 if TYPE_CHECKING:
     import threading
@@ -39,7 +40,7 @@ class Hands:
         self._keyboard = keyboard
         self._lock = lock
         self._stimulate = stimulate
-        self.handlers: dict[str, Callable[..., None]] = {
+        self.handlers: dict[str, Callable[..., object]] = {
             "key": lambda number, down: keyboard.key(int(number), bool(down)),
             "move": lambda dx, dy, wheel: mouse.move(int(dx), int(dy), int(wheel)),
             "buttons": lambda buttons: mouse.buttons(int(buttons)),
@@ -50,7 +51,7 @@ class Hands:
         name = find_qcode(qcode)
         if name is None:
             raise NotFoundError(f"there is no key {qcode!r}")
-        self._stimulate("key", NUMBERS[name], down)
+        self._stimulate("key", KEYS[name], down)
 
     def move_pointer(self, dx: int, dy: int, wheel: int = 0) -> None:
         self._stimulate("move", dx, dy, wheel)
@@ -70,12 +71,10 @@ class Hands:
         Raises :class:`InvalidRequestError` for a character without a key, before any is typed,
         and where the guest takes no keys.
         """
-        strokes = []
-        for character in text:
-            if character not in BY_CHARACTER:
-                raise InvalidRequestError(f"no key of a US keyboard types {character!r}")
-            qcode, shift = BY_CHARACTER[character]
-            strokes.append(("shift", qcode) if shift else (qcode,))
+        try:
+            strokes = [keys_for(character) for character in text]
+        except KeyError as error:
+            raise InvalidRequestError(f"a US keyboard cannot type {error}") from error
         for stroke in strokes:
             self.press(stroke, stopped)
 

@@ -56,7 +56,7 @@ class Threads:
         bus: Bus,
         clock: RealClock,
         report: Report,
-        handlers: dict[str, Callable[..., None]],
+        handlers: dict[str, Callable[..., object]],
     ) -> None:
         self._processors = processors
         self._lock = bus.lock
@@ -89,8 +89,7 @@ class Threads:
             thread.start()
 
     def stimulate(self, kind: str, *arguments: Any) -> None:
-        with self._lock:
-            self._handlers[kind](*arguments)
+        self._handlers[kind](*arguments)
 
     def note(self, kind: str) -> None:
         """Runs on the host's clock are not repeated."""

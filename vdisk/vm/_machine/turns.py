@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vdisk.vm.accel.base import Vcpu
     from vdisk.vm.bus import Bus
 
-    Handler = Callable[..., None]
+    Handler = Callable[..., object]
 
 NS_PER_INSTRUCTION = 1
 SLICE = 50_000
