@@ -313,7 +313,7 @@ class EmuBlockDevice:
             return False
         return self._start(request)
 
-    def _refusal(self, request: Request) -> VdiskError | None:  # noqa: PLR0911
+    def _refusal(self, request: Request) -> VdiskError | None:
         """Why a request can never be carried out; the one gate of all of them."""
         if self.device is None or self.tray_open:
             return NotFoundError("there is no medium")

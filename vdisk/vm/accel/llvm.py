@@ -45,7 +45,9 @@ class LlvmVcpu(Core):
 
     def pointers(self) -> dict[str, int]:
         engine = self.engine
+        table = {} if self.mode is None else {"code_table": engine.arena.table_address(self.mode)}
         return {
+            **table,
             "memory": engine.memory.host_address,
             "memory_top": engine.memory.top,
             "kinds": engine.memory.kinds_address,
