@@ -138,6 +138,15 @@ class GuestMemory:
             raise OutOfRangeError(f"guest memory {gpa:#x}+{length:#x} is not all RAM")
         return self._bytes[gpa : gpa + length]
 
+    def raw(self, gpa: int, length: int) -> memoryview:
+        """The bytes behind these pages, whatever they are: for the device that owns them.
+
+        A video card keeps its memory there, shown to the guest or not.
+        """
+        if gpa < 0 or length < 0 or gpa + length > self.top:
+            raise OutOfRangeError(f"{gpa:#x}+{length:#x} is not of this memory")
+        return self._bytes[gpa : gpa + length]
+
     def dirtied(self, gpa: int, length: int) -> None:
         """Say that a device has written this range (translations of it are dropped)."""
         for callback in self._on_dirtied:
