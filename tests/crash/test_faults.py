@@ -18,273 +18,47 @@ Of all these runs a sample by seed is made; ``VDISK_TEST_FAULTS=all`` makes (nea
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.tools import images, qemu
+from tests.tools import images
 from tests.tools.peers import requires_peer
+from tests.tools.scenes import (
+    CASES,
+    DATA_FILE,
+    IMAGE,
+    SCENES,
+    SECTOR,
+    Operation,
+    Scene,
+    open_files,
+    pattern,
+    scene_called,
+    state_of,
+    stores,
+    write_at_the_end,
+    write_in_place,
+    write_new,
+)
 from vdisk.errors import CorruptImageError, DeviceError, VdiskError
 from vdisk.filters.faults import Effect, Faults, InjectError, IoType, Where
-from vdisk.formats import OpenContext
-from vdisk.formats.qcow2 import DRIVER, Qcow2Image
 from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SECTOR = 512
+    from tests.tools.scenes import State
+
 ALL = os.environ.get("VDISK_TEST_FAULTS") == "all"
 SAMPLE = 4
 """Runs of each operation on each kind of image and with each kind of fault, unless all."""
 
 CHANGING = frozenset({IoType.WRITE, IoType.WRITE_ZEROES, IoType.DISCARD, IoType.TRUNCATE})
 ANY = CHANGING | {IoType.READ, IoType.FLUSH}
-
-CACHES = {"l2-cache-size": 1024, "refcount-cache-size": 1024}
-"""So small that tables are read, and saved to make room, in the middle of everything."""
-
-
-class State(NamedTuple):
-    """All that an image holds.  ``bitmaps``: what each says is dirty, None if inconsistent."""
-
-    content: bytes
-    snapshots: dict[str, bytes]
-    bitmaps: dict[str, frozenset[tuple[int, int]] | None]
-
-
-def state_of(image: Qcow2Image) -> State:
-    snapshots = {}
-    for snapshot in image.snapshots():
-        with image.open_snapshot(snapshot.id) as view:
-            snapshots[snapshot.id] = view.read(0, view.size)
-    bitmaps = {
-        one.name: None if "in-use" in one.flags else frozenset(image.dirty_ranges(one.name))
-        for one in image.bitmaps()
-    }
-    return State(image.read(0, image.size), snapshots, bitmaps)
-
-
-def open_to_write(disk: MemoryStore | Faults) -> Qcow2Image:
-    return DRIVER.open(disk, OpenContext(readonly=False, options=CACHES))
-
-
-def open_to_read(content: bytes) -> Qcow2Image:
-    return DRIVER.open(MemoryStore(content), OpenContext())
-
-
-# -- the image, and what is done to it -------------------------------------------------------------
-
-
-def pattern(seed: int, length: int) -> bytes:
-    return random.Random(seed).randbytes(length)
-
-
-def compressible(seed: int, length: int) -> bytes:
-    return pattern(seed, 16) * (length // 16)
-
-
-class Scene:
-    """An image with something of everything in it, as the bytes of its file."""
-
-    def __init__(self, *, filled: int = 0, **options: Any) -> None:
-        store = MemoryStore()
-        self.options = options
-        self.unit = options.get("cluster_size", 512)
-        images.create(store, 40 * self.unit, **options)
-        self.version = 2 if options.get("compat") == "0.10" else 3
-        self.snapshots = options.get("refcount_bits", 16) > 1
-        with images.open_image(store) as image:
-            image.resize((40 + filled) * self.unit)  # with the refcount table of a small one
-            self._fill(image)
-        self.initial = store.content()
-        with open_to_read(self.initial) as image:
-            self.before = state_of(image)
-
-    def _fill(self, image: Qcow2Image) -> None:
-        unit = self.unit
-        image.write(0, pattern(1, 9 * unit))
-        for number in (10, 11):
-            packed = image.compress_cluster(compressible(number, unit))
-            assert packed is not None
-            image.write_compressed(number * unit, packed)
-        if self.snapshots:
-            image.create_snapshot("first")
-        image.write(2 * unit, pattern(2, 3 * unit))
-        image.write_zeroes(6 * unit, unit)
-        if self.version > 2:
-            image.add_bitmap("recording", 512)
-            image.add_bitmap("resting", 512, enabled=False)
-            image.merge_bitmap("resting", [(0, 4 * unit)])
-        image.write(14 * unit, pattern(3, unit))
-        image.write(40 * unit, pattern(4, max(image.size - 240 * unit, 0)))
-        image.discard(4 * unit, unit)
-
-
-SCENES = {
-    "512-byte clusters": {"cluster_size": 512},
-    "64-bit refcounts": {"cluster_size": 512, "refcount_bits": 64},
-    "lazy refcounts": {"cluster_size": 1024, "lazy_refcounts": True},
-    "subclusters": {"cluster_size": 16384, "extended_l2": True},
-    "v2": {"cluster_size": 512, "compat": "0.10"},
-    "full refcount table": {"cluster_size": 512, "refcount_bits": 64, "filled": 4040},
-}
-
-
-def write_new(image: Qcow2Image) -> None:
-    image.write(20 * image.cluster_size + 100, pattern(10, 5 * image.cluster_size))
-
-
-def write_in_place(image: Qcow2Image) -> None:
-    image.write(2 * image.cluster_size, pattern(11, image.cluster_size))
-
-
-def write_shared(image: Qcow2Image) -> None:
-    image.write(7 * image.cluster_size + 200, pattern(12, image.cluster_size))
-
-
-def write_over_compressed(image: Qcow2Image) -> None:
-    image.write(10 * image.cluster_size + 200, pattern(13, image.cluster_size))
-
-
-def write_compressed(image: Qcow2Image) -> None:
-    for number in (2, 24, 25):
-        packed = image.compress_cluster(compressible(number, image.cluster_size))
-        assert packed is not None
-        image.write_compressed(number * image.cluster_size, packed)
-
-
-def write_a_lot(image: Qcow2Image) -> None:
-    """Clusters are taken, given back and taken again."""
-    unit = image.cluster_size
-    for number in range(3):
-        image.write((16 + 8 * number) * unit, pattern(14, 8 * unit))
-        image.flush()
-        image.discard(4 * number * unit, 4 * unit)
-        image.flush()
-
-
-def write_at_the_end(image: Qcow2Image) -> None:
-    image.write(image.size - 190 * image.cluster_size, pattern(15, 190 * image.cluster_size))
-
-
-def zero(image: Qcow2Image) -> None:
-    image.write_zeroes(image.cluster_size // 2, 4 * image.cluster_size, unmap=True)
-
-
-def zero_and_keep(image: Qcow2Image) -> None:
-    image.write_zeroes(512, 9 * image.cluster_size, unmap=False)
-
-
-def discard(image: Qcow2Image) -> None:
-    image.discard(0, 16 * image.cluster_size)
-
-
-def create_snapshot(image: Qcow2Image) -> None:
-    image.create_snapshot("second", vm_state=b"registers")
-
-
-def apply_snapshot(image: Qcow2Image) -> None:
-    image.apply_snapshot("first")
-
-
-def delete_snapshot(image: Qcow2Image) -> None:
-    image.delete_snapshot("first")
-
-
-def grow(image: Qcow2Image) -> None:
-    image.resize(image.size + 3 * 64 * image.cluster_size)
-
-
-def grow_preallocated(image: Qcow2Image) -> None:
-    image.resize(image.size + 8 * image.cluster_size, "full")
-
-
-def shrink(image: Qcow2Image) -> None:
-    image.resize(5 * image.cluster_size)
-
-
-def amend_refcounts(image: Qcow2Image) -> None:
-    image.amend({"refcount_bits": 8 if image.header.refcount_bits == 16 else 32})
-
-
-def amend_lazy(image: Qcow2Image) -> None:
-    image.amend({"lazy_refcounts": not image.header.lazy_refcounts})
-
-
-def amend_version(image: Qcow2Image) -> None:
-    if image.header.version == 2:
-        image.amend({"compat": "1.1"})
-    else:
-        for bitmap in image.bitmaps():
-            image.remove_bitmap(bitmap.name)
-        image.delete_snapshot("first")
-        image.amend({"refcount_bits": 16, "lazy_refcounts": False})
-        image.amend({"compat": "0.10"})
-
-
-def change_backing(image: Qcow2Image) -> None:
-    image.change_backing("null-co://", "raw")
-    image.change_backing(None, None)
-
-
-def add_bitmap(image: Qcow2Image) -> None:
-    image.add_bitmap("new", 512)
-
-
-def remove_bitmap(image: Qcow2Image) -> None:
-    image.remove_bitmap("resting")
-
-
-def clear_bitmap(image: Qcow2Image) -> None:
-    image.clear_bitmap("recording")
-
-
-def merge_bitmap(image: Qcow2Image) -> None:
-    image.merge_bitmap("recording", image.dirty_ranges("resting"))
-
-
-def save_bitmaps(image: Qcow2Image) -> None:
-    image.write(5 * image.cluster_size, b"new" * 100)
-    image.save_bitmaps()
-
-
-GUEST = [
-    write_new,
-    write_in_place,
-    write_shared,
-    write_over_compressed,
-    write_compressed,
-    write_a_lot,
-    write_at_the_end,
-    zero,
-    zero_and_keep,
-    discard,
-]
-SNAPSHOTS = [create_snapshot, apply_snapshot, delete_snapshot]
-STRUCTURE = [
-    grow,
-    grow_preallocated,
-    shrink,
-    amend_refcounts,
-    amend_lazy,
-    amend_version,
-    change_backing,
-]
-BITMAPS = [add_bitmap, remove_bitmap, clear_bitmap, merge_bitmap, save_bitmaps]
-
-
-def is_possible(operation: Callable[[Qcow2Image], None], options: dict[str, Any]) -> bool:
-    if "filled" in options or operation is write_at_the_end:
-        return "filled" in options and operation in [write_at_the_end, create_snapshot]
-    if "compat" in options:  # version 2, with a snapshot
-        return operation in [*GUEST, *SNAPSHOTS, amend_version, change_backing]
-    return not (operation is amend_version and "extended_l2" in options)
-
 
 # -- the faults ------------------------------------------------------------------------------------
 
@@ -315,15 +89,15 @@ FAULTS = {
 
 
 class Trial:
-    """One operation with one request failing."""
+    """One operation with one request failing, of the file that has the ``role``."""
 
-    def __init__(self, scene: Scene, operation: Callable[[Qcow2Image], None]) -> None:
+    def __init__(self, scene: Scene, operation: Operation, role: str = IMAGE) -> None:
         self.scene = scene
         self.operation = operation
-        self.store = MemoryStore(scene.initial)
-        self.faults = Faults(self.store)
-        self.probed = False
-        self.image = open_to_write(self.faults)
+        self.files = stores(scene.initial)
+        self.faults = Faults(self.files[role])
+        self.head = 0
+        self.image = open_files({**self.files, role: self.faults})
 
     def perform(self) -> bool:
         """Whether all of it succeeded."""
@@ -338,16 +112,16 @@ class Trial:
         self.image.close()
         return requests, after
 
-    def run(self, fault: InjectError, after: State, path: Path | None) -> None:
+    def run(self, fault: InjectError, after: State, folder: Path | None) -> None:
         """Hold the image against the law at every step."""
         self.faults.set_rules(fault)
         done = self.perform()
-        self._inspect(after, path)
+        self._inspect(after, folder)
         if fault.where.once:
             self.faults.set_rules()
         assert not done or self.scene.before == after or not self._failed_for_good()
         self._go_on(after, done)
-        self._inspect(after, path)
+        self._inspect(after, folder)
 
     def _failed_for_good(self) -> bool:
         return self.image._core.failure is not None
@@ -356,77 +130,29 @@ class Trial:
         gone = bool(self.faults._armed)
         before_probe = None if gone else state_of(self.image)
         if before_probe is not None:
-            self._allow(before_probe, after)
+            self.scene.allow(self.operation, before_probe, after)
             assert not done or before_probe.content == after.content
         probe = pattern(99, SECTOR)
-        self.probed = True
+        self.head = SECTOR
         alive = succeeds(lambda: self.image.write(0, probe)) and succeeds(self.image.flush)
         if alive:
-            with open_to_write(MemoryStore(self.store.content())) as stored:
+            with open_files(stores(self._contents())) as stored:
                 assert stored.read(0, stored.size) == self.image.read(0, self.image.size)
                 assert stored.read(0, SECTOR) == probe
         expected = None if gone else self.image.read(0, self.image.size)
         closed = succeeds(self.image.close)
-        assert self.store.closed
+        assert all(file.closed for file in self.files.values())
         if closed and expected is not None:
-            with open_to_read(self.store.content()) as stored:
+            with open_files(stores(self._contents()), readonly=True) as stored:
                 assert stored.read(0, stored.size) == expected
                 assert not stored.dirty
 
-    def _inspect(self, after: State, path: Path | None) -> None:
-        """The file as it is now, as whoever opens it next will find it."""
-        content = self.store.content()
-        with open_to_read(content) as image:
-            marked = image.dirty
-            found = image.check()
-        if path is not None and not marked:
-            path.write_bytes(content)
-            code = qemu.img("check", "-f", "qcow2", path, check=False).returncode
-            assert code in (0, 3) or found.corruptions
-        mending = self.scene.version == 2 and self.operation in [*SNAPSHOTS, amend_version]
-        assert marked or mending or not found.corruptions, found.findings
-        assert not found.check_errors
-        context = OpenContext(readonly=False, options=CACHES, repairing=mending)
-        with DRIVER.open(MemoryStore(content), context) as image:
-            if mending:  # no mark says that flags and counts are being changed
-                assert not image.check(repair={"leaks", "errors"}).remaining
-            assert not image.check().corruptions
-            self._allow(state_of(image), after)
+    def _inspect(self, after: State, folder: Path | None) -> None:
+        self.scene.inspect(self.operation, self._contents(), after, head=self.head, folder=folder)
 
-    def _allow(self, found: State, after: State) -> None:
-        before = self.scene.before
-        sizes = {len(before.content), len(after.content)}
-        assert len(found.content) in sizes
-        if self.operation in SNAPSHOTS:
-            head = SECTOR if self.probed else 0
-            assert found.content[head:] in (before.content[head:], after.content[head:])
-        else:
-            self._allow_sectors(found.content, before.content, after.content)
-        assert found.snapshots in (before.snapshots, after.snapshots)
-        self._allow_bitmaps(found, before, after)
-
-    def _allow_sectors(self, found: bytes, before: bytes, after: bytes) -> None:
-        size = len(found)
-        old, new = before[:size].ljust(size, b"\0"), after[:size].ljust(size, b"\0")
-        for start in range(SECTOR if self.probed else 0, size, SECTOR):
-            sector = found[start : start + SECTOR]
-            assert sector in (old[start : start + SECTOR], new[start : start + SECTOR]), start
-
-    def _allow_bitmaps(self, found: State, before: State, after: State) -> None:
-        assert found.bitmaps.keys() <= before.bitmaps.keys() | after.bitmaps.keys()
-        assert found.bitmaps.keys() >= before.bitmaps.keys() & after.bitmaps.keys()
-        dirty = found.bitmaps.get("resting")
-        assert dirty is None or dirty == self._resting(len(found.content))
-        recorded = found.bitmaps.get("recording")
-        if recorded is None or self.operation is clear_bitmap:
-            return
-        size = min(len(found.content), len(before.content))
-        for start in range(0, size, SECTOR):
-            if found.content[start : start + SECTOR] != before.content[start : start + SECTOR]:
-                assert any(first <= start < first + count for first, count in recorded), start
-
-    def _resting(self, size: int) -> frozenset[tuple[int, int]]:
-        return frozenset({(0, min(4 * self.scene.unit, size))})
+    def _contents(self) -> dict[str, bytes]:
+        """What the files hold at this moment."""
+        return {role: file.content() for role, file in self.files.items()}
 
 
 def succeeds(call: Callable[[], object]) -> bool:
@@ -438,11 +164,6 @@ def succeeds(call: Callable[[], object]) -> bool:
     return True
 
 
-@functools.cache
-def scene_called(name: str) -> Scene:
-    return Scene(**SCENES[name])
-
-
 def chosen(count: int, seed: str, most: int) -> list[int]:
     """The requests to fail: ``most`` of them, the last among them."""
     numbers = list(range(count))
@@ -451,34 +172,25 @@ def chosen(count: int, seed: str, most: int) -> list[int]:
     return sorted({count - 1, *random.Random(seed).sample(numbers, most - 1)})
 
 
-CASES = [
-    pytest.param(name, operation, id=f"{operation.__name__}-{name}")
-    for name, options in SCENES.items()
-    for operation in [*GUEST, *SNAPSHOTS, *STRUCTURE, *BITMAPS]
-    if is_possible(operation, options)
-]
-
-
 @requires_peer("qemu-img")
 @pytest.mark.parametrize(("name", "operation"), CASES)
-def test_any_request_may_fail(
-    tmp_path: Path, name: str, operation: Callable[[Qcow2Image], None]
-) -> None:
+def test_any_request_may_fail(tmp_path: Path, name: str, operation: Operation) -> None:
     scene = scene_called(name)
     tried, most = 0, SAMPLE
     if ALL:
         most = 20 if "filled" in SCENES[name] else 1000  # a large image takes its time
-    for title, fault in FAULTS.items():
-        count, after = Trial(scene, operation).count(fault.iotypes)
-        assert count
-        for number in chosen(count, f"{name} {operation.__name__} {title}", most):
-            path = tmp_path / "faulty.qcow2" if tried % 40 == 0 else None
-            tried += 1
-            try:
-                Trial(scene, operation).run(fault.at(number), after, path)
-            except BaseException as error:
-                error.add_note(f"request {number} of {count}, {title}")
-                raise
+    for role in scene.changing:
+        for title, fault in FAULTS.items():
+            count, after = Trial(scene, operation, role).count(fault.iotypes)
+            assert count or role == DATA_FILE
+            for number in chosen(count, f"{name} {operation.__name__} {title}", most):
+                folder = tmp_path if tried % 40 == 0 else None
+                tried += 1
+                try:
+                    Trial(scene, operation, role).run(fault.at(number), after, folder)
+                except BaseException as error:
+                    error.add_note(f"request {number} of {count} to the {role}, {title}")
+                    raise
 
 
 def test_the_table_that_is_full_grows() -> None:
@@ -521,13 +233,13 @@ def test_a_flush_that_failed_is_the_last() -> None:
     with pytest.raises(DeviceError, match="open the image anew"):
         image.close()
     assert not faults.requests[IoType.WRITE]
-    assert trial.store.closed
+    assert trial.files[IMAGE].closed
 
 
 def test_a_corrupt_image_does_not_acknowledge_what_is_only_in_memory() -> None:
     store = MemoryStore()
     images.create(store, 1 << 20, cluster_size=512)
-    image = open_to_write(store)
+    image = open_files({IMAGE: store})
     image.write(0, b"saved")
     image.flush()
     image.write(100 * 512, b"only in memory")
@@ -542,7 +254,7 @@ def test_a_corrupt_image_does_not_acknowledge_what_is_only_in_memory() -> None:
 def test_a_corrupt_image_of_which_all_is_saved_closes() -> None:
     store = MemoryStore()
     images.create(store, 1 << 20, cluster_size=512)
-    image = open_to_write(store)
+    image = open_files({IMAGE: store})
     image.write(0, b"saved")
     image.flush()
     image.write(0, b"again, in place")
@@ -550,5 +262,5 @@ def test_a_corrupt_image_of_which_all_is_saved_closes() -> None:
     with pytest.raises(CorruptImageError):
         image.read(20 * 64 * 512, 1)
     image.close()
-    with open_to_read(store.content()) as stored:
+    with open_files({IMAGE: MemoryStore(store.content())}, readonly=True) as stored:
         assert stored.read(0, 15) == b"again, in place"

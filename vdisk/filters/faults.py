@@ -79,13 +79,13 @@ class Effect(enum.Enum):
 
     NONE = "none"
     HALF = "half"
-    """Its first half, in whole sectors; nothing of a flush."""
+    """About its first half, to the end of a sector of the device; nothing of a flush."""
     DONE = "done"
 
-    def part(self, length: int) -> int:
+    def part(self, offset: int, length: int) -> int:
         """How many of the request's bytes."""
         if self is Effect.HALF:
-            return round_down(length // 2, SECTOR)
+            return max(round_down(offset + length // 2, SECTOR) - offset, 0)
         return length if self is Effect.DONE else 0
 
 
@@ -249,7 +249,7 @@ class Faults(Passing):
         for rule in acting:
             if isinstance(rule, InjectError):
                 error, effect = self._error(rule.errno, iotype, offset), rule.effect
-                return _Verdict(effect.part(length), effect is Effect.DONE, error, inverted)
+                return _Verdict(effect.part(offset, length), effect is Effect.DONE, error, inverted)
         return _Verdict(length, True, None, inverted)
 
     def _acting(self, iotype: IoType, offset: int, length: int) -> list[Acting]:

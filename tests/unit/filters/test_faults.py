@@ -109,6 +109,14 @@ def test_how_much_of_a_failed_request_takes_place(effect: Effect, written: int) 
     assert bytes(buffer) == store.content()[:written] + b"?" * (2048 - written)
 
 
+@pytest.mark.parametrize(("offset", "length", "end"), [(200, 2048, 1024), (200, 300, 200)])
+def test_half_of_a_write_ends_with_a_sector(offset: int, length: int, end: int) -> None:
+    store = MemoryStore(CONTENT)
+    with pytest.raises(DeviceError):
+        Faults(store, [InjectError(effect=Effect.HALF)]).write(offset, bytes(length))
+    assert store.content() == CONTENT[:offset] + bytes(end - offset) + CONTENT[end:]
+
+
 @pytest.mark.parametrize("effect", Effect)
 def test_a_flush_is_done_or_not(effect: Effect) -> None:
     log = WriteLog(MemoryStore())
