@@ -124,7 +124,7 @@ def test_images_made_here(tmp_path: Path, name: str) -> None:
         with open_cut(store) as image:
             for bit in range(40, 40 + CROSSING_NAMES):
                 image.header.feature_names[0, bit] = "time travel"
-            image._core.save_header()
+            image._core.header_file.save()
         store = MemoryStore(store.content())
     life = Life(store)
     life.live()

@@ -110,8 +110,7 @@ def _some(cuts: Mapping[str, Cuts], rng: random.Random, most: int) -> list[dict[
         rng.shuffle(disks)
         each[name] = [disk.content() for disk in disks]
     return [
-        {name: disks[number % len(disks)] for name, disks in each.items()}
-        for number in range(most)
+        {name: disks[number % len(disks)] for name, disks in each.items()} for number in range(most)
     ]
 
 

@@ -503,7 +503,7 @@ class Qcow2Image(BlockDevice):
             )
         with self._core.gate.alone:
             self._core.settle()
-            with self._core.changing_header() as header:
+            with self._core.header_file.changing() as header:
                 header.backing_file, header.backing_format = name, format
 
     def expand_zero_clusters(self, progress: Callable[[int, int], None]) -> None:

@@ -76,7 +76,7 @@ def set_directory(image: Qcow2Image, *entries: Entry, count: int | None = None) 
     data = bitmap_directory.build(entries)
     image.file.write(header.bitmaps[2], data)
     header.bitmaps = (len(entries) if count is None else count, len(data), header.bitmaps[2])
-    image._core.save_header()
+    image._core.header_file.save()
     return copy_of(image)
 
 
@@ -118,7 +118,7 @@ def test_a_broken_extension_is_named(bitmaps: tuple[int, int, int]) -> None:
     count, size, _cluster = bitmaps
     assert image.header.bitmaps is not None
     image.header.bitmaps = (count, size, image.header.bitmaps[2])
-    image._core.save_header()
+    image._core.header_file.save()
     with (
         images.open_image(copy_of(image), readonly=True) as broken,
         pytest.raises(errors.CorruptImageError),

@@ -84,7 +84,7 @@ def test_images_that_cannot_hold_bitmaps_say_so() -> None:
 def test_a_header_without_room_is_left_as_it_was() -> None:
     image = new_image(cluster_size=512)
     image.header.extensions.append((0x12345678, bytes(360)))
-    image._core.save_header()
+    image._core.header_file.save()
     with pytest.raises(errors.InvalidRequestError, match="first cluster"):
         image.add_bitmap("b")
     assert image.bitmaps() == []

@@ -67,7 +67,7 @@ def test_bitmaps_of_a_program_that_knows_none_are_taken_for_absent() -> None:
     image = new_image()
     image.add_bitmap("b")
     image.header.autoclear_features &= ~layout.BITMAPS
-    image._core.save_header()
+    image._core.header_file.save()
     foreign = images.open_image(copy_of(image))
     assert foreign.bitmaps() == []
     foreign.add_bitmap("b", 512)

@@ -123,7 +123,7 @@ def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:
         autoclear &= ~layout.RAW_EXTERNAL_DATA
     if (compatible, autoclear) != (header.compatible_features, header.autoclear_features):
         image._core.settle()
-        with image._core.changing_header():
+        with image._core.header_file.changing():
             header.compatible_features, header.autoclear_features = compatible, autoclear
 
 
@@ -133,7 +133,7 @@ def _upgrade(image: Qcow2Image) -> None:
     with core.gate.alone:
         core.settle()
         snapshots = image.snapshots()
-        with core.changing_header() as header:
+        with core.header_file.changing() as header:
             header.version = 3
             header.feature_names = known_feature_names()
         if snapshots:
@@ -157,7 +157,7 @@ def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
     core = image._core
     with core.gate.alone:
         core.settle()
-        with core.changing_header() as header:
+        with core.header_file.changing() as header:
             header.version = 2
             header.compatible_features = header.autoclear_features = 0
 

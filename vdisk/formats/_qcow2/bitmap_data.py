@@ -18,7 +18,6 @@ from vdisk.errors import CorruptImageError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.bitmap_bits import combine, is_zero, trim
 from vdisk.formats._qcow2.tables import words_from_bytes, words_to_bytes
-from vdisk.formats._qcow2.text import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,50 +201,11 @@ class Change:
             self.release(offset, size)
         extension = self._write_directory(entries) if entries else None
         core.save()  # the clusters and their counts are stable before the header names them
-        with core.restoring_header():
-            for header.bitmaps, header.autoclear_features in self._header_states(extension):
-                core.save_header()
-                core.barrier()
-
-    def _header_states(self, extension: Extension) -> Iterator[tuple[Extension, int]]:
-        """What the header says of bitmaps, write by write, until it names the new directory.
-
-        One write, if it changes one sector, which a cut cannot tear.  Else the feature bit, which
-        says that the extension counts, is unset while the extension changes.
-        """
-        header = self._core.header
-        old, features = header.bitmaps, header.autoclear_features
-        without = features & ~layout.BITMAPS
-        new = extension, without | (layout.BITMAPS if extension is not None else 0)
-        before = header.to_bytes()
-        header.bitmaps, header.autoclear_features = new
-        after = header.to_bytes()  # raises if it does not fit in the first cluster
-        if old is None:
-            self._move_backing_name()
-        if _sectors_changed(before, after) > 1:
-            if old is not None:
-                yield old, without
-            yield extension, without
-        yield new
-
-    def _move_backing_name(self) -> None:
-        """See that the backing file name does not stand where the extension is to be.
-
-        It is stored a second time, then referred to there.  Only names that other programs put
-        in the header are in the way.
-        """
-        core, header = self._core, self._core.header
-        name = encoded(header.backing_file or "")
-        place = int.from_bytes(header.to_bytes()[8:16], "big")
-        if not name or place == header.name_offset or not header.name_offset:
-            return
-        place = max(place, header.name_offset + len(name))
-        if place + len(name) <= core.cluster_size:
-            core.write(place, name)
-            core.barrier()
-            core.write(8, place.to_bytes(8, "big"))  # backing_file_offset
-            core.barrier()
-            header.name_offset = place
+        with core.header_file.changing():
+            header.bitmaps = extension
+            header.autoclear_features &= ~layout.BITMAPS
+            if extension is not None:
+                header.autoclear_features |= layout.BITMAPS
 
     def _write_directory(self, entries: Entries) -> tuple[int, int, int]:
         from vdisk.formats._qcow2 import bitmap_directory
@@ -257,9 +217,3 @@ class Change:
         """Free what only the former state needed."""
         for first, count in self._old:
             self._core.release(first, count)
-
-
-def _sectors_changed(before: bytes, after: bytes) -> int:
-    """In how many sectors two versions of a header differ."""
-    size = layout.SECTOR
-    return sum(before[at : at + size] != after[at : at + size] for at in range(0, len(after), size))

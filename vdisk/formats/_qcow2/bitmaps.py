@@ -284,7 +284,7 @@ class Bitmaps:
         """Drop all bitmaps, readable or not, without freeing what they occupy."""
         core = self._core
         with core.gate.alone, core.flush_lock, self._lock, core.lock:
-            with core.changing_header() as header:
+            with core.header_file.changing() as header:
                 header.bitmaps = None
                 header.autoclear_features &= ~layout.BITMAPS
             self._known = {}

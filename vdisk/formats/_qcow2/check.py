@@ -67,7 +67,7 @@ def check(
         Repair(image, comparison, repair).run()
         after = examine(image, progress).result()
         if not after.corruptions and not after.check_errors:
-            with core.changing_header() as header:
+            with core.header_file.changing() as header:
                 header.incompatible_features &= ~_MARKS
             core.stale_counts = False
         return after._replace(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from vdisk.errors import CorruptImageError, DeviceError, VdiskError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.gate import AtWork, Gate, Work
+from vdisk.formats._qcow2.header_file import HeaderFile
 from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts, write_structures
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
 
@@ -79,6 +80,7 @@ class Core:
         self.data = file
         self.encryption: Encryption | None = None
         self.header = header
+        self.header_file = HeaderFile(self)
         self.readonly = readonly
         self.lock = threading.RLock()
         self.flush_lock = threading.RLock()
@@ -118,7 +120,7 @@ class Core:
         if not self.readonly and self.failure is None and self.header.version >= 3:
             self.header.incompatible_features |= layout.CORRUPT
             try:
-                self.save_header()
+                self.header_file.save()
             finally:
                 self.fail(error)
         return error
@@ -310,44 +312,6 @@ class Core:
 
     # -- saving --------------------------------------------------------------------------------
 
-    def save_header(self) -> None:
-        """Rewrite cluster 0."""
-        self.write(0, self.header.to_bytes())
-
-    @contextmanager
-    def changing_header(self) -> Iterator[Header]:
-        """Change the header's fields inside: at the end they are on the disk, behind a barrier."""
-        with self.restoring_header() as header:
-            yield header
-            self.save_header()
-            self.barrier()
-
-    @contextmanager
-    def restoring_header(self) -> Iterator[Header]:
-        """Change and save the header inside; left by an error, all of it is as before.
-
-        A write that failed may have arrived all the same, so the former header is written over
-        it, before anything that only the new one names is given back; where even that fails, so
-        does the handle.
-        """
-        with self.lock:
-            self.check_usable()
-            before = dict(vars(self.header))
-            try:
-                yield self.header
-            except BaseException:
-                vars(self.header).update(before)
-                self._write_header_back()
-                raise
-
-    def _write_header_back(self) -> None:
-        if self.failure is None:
-            try:
-                self.save_header()
-                self.barrier()
-            except VdiskError as error:
-                self.fail(error)
-
     def _make_room(self) -> None:
         """A cache is full of unsaved tables. Called with ``lock`` held, so never waits."""
         if self.readonly or self.failure or self.refcounts.growing:
@@ -375,7 +339,7 @@ class Core:
                 self._save(counts=True)
             dirty = self.header.incompatible_features & layout.DIRTY and not self.stale_counts
             if dirty and not self.readonly:
-                with self.changing_header() as header:
+                with self.header_file.changing() as header:
                     header.incompatible_features &= ~layout.DIRTY
 
     def save(self) -> None:
@@ -416,7 +380,7 @@ class Core:
     def mark_dirty(self) -> None:
         """Set the dirty bit on the disk: whoever opens the image for writing repairs it first."""
         if self.header.version >= 3:
-            with self.changing_header() as header:
+            with self.header_file.changing() as header:
                 header.incompatible_features |= layout.DIRTY
 
     def switch_l1(self, words: array[int], disk_size: int) -> tuple[int, int]:
@@ -434,7 +398,7 @@ class Core:
             self.save()
             self.file.note("l1_grow_activate_table")
             with self.lock:
-                with self.changing_header() as header:
+                with self.header_file.changing() as header:
                     header.l1_table_offset, header.l1_size = offset, len(words)
                     header.size = disk_size
                 self.l1.words, self.l1.offset = words[:], offset
@@ -460,7 +424,7 @@ class Core:
             self.refcounts.beyond_is_written()
             raise
         with self.lock:
-            with self.changing_header() as header:
+            with self.header_file.changing() as header:
                 header.refcount_table_offset = offset
                 header.refcount_table_clusters = clusters
                 header.refcount_order = order
@@ -473,6 +437,7 @@ class Core:
     def reload(self) -> None:
         """Forget what is cached and read the tables anew: the file was changed underneath."""
         with self.lock:
+            self.header_file.forget()
             l1, refcounts = self._load_l1(), self._load_refcounts()
             self.l1.offset, self.l1.words = l1.offset, l1.words
             self.l1.take_dirty()
@@ -579,7 +544,7 @@ class Core:
             return
         self.file.note("refblock_alloc_switch_table")
         with self.lock:
-            with self.changing_header() as header:
+            with self.header_file.changing() as header:
                 header.refcount_table_offset = write.table.offset
                 header.refcount_table_clusters = len(write.table.words) * 8 // self.cluster_size
             self.refcounts.table_moved_from = None

@@ -129,9 +129,10 @@ class Header:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, *, names: bool = True) -> bytes:
         """The header as it stands in the first cluster (zero-padded to a full cluster).
 
+        ``names``: with the feature names, which are left out where they do not fit, too.
         Raises :class:`InvalidRequestError` when names and extensions do not fit.
         """
         name = encoded(self.backing_file or "")
@@ -141,7 +142,8 @@ class Header:
                 f"qcow2 allows {layout.MAX_BACKING_NAME}"
             )
         body = self._v3_bytes() if self.version >= 3 else b""
-        extensions = self._extensions_bytes(names=self.version >= 3 and bool(self.feature_names))
+        names = names and self.version >= 3 and bool(self.feature_names)
+        extensions = self._extensions_bytes(names=names)
         if layout.V2_HEADER_LENGTH + len(body + extensions + name) > self.cluster_size:
             extensions = self._extensions_bytes(names=False)  # the one that is optional
         name_offset = self._place_for_name(layout.V2_HEADER_LENGTH + len(body + extensions), name)

@@ -106,7 +106,7 @@ def prepare_for_writing(image: Qcow2Image, context: OpenContext) -> None:
     """What each feature bit demands of a program that is about to write."""
     header = image.header
     if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
-        with image._core.changing_header():
+        with image._core.header_file.changing():
             header.autoclear_features &= layout.KNOWN_AUTOCLEAR
     if image.dirty and not context.repairing:
         _repair_dirty(image)

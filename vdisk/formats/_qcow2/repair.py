@@ -160,7 +160,7 @@ class Repair:
             self._core.write(new << bits, self._mended_l2(old << bits))
         old_end = self._survey.clusters if self._file.growable else self._survey.census.end()
         active = self._shared_l1()
-        with core.restoring_header() as header:
+        with core.header_file.restoring() as header:
             if active is not None:
                 first = self._take(-(-active.entries * 8 // core.cluster_size))
                 self._write_l1(active, first << bits)

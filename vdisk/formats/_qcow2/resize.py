@@ -69,7 +69,7 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
         first = min(round_up(old, core.cluster_size), size)  # what is before is the old disk's
         preallocate(core, mapping, writer, first, size, preallocation)
     core.flush()
-    with core.changing_header() as header:
+    with core.header_file.changing() as header:
         header.size = size
     core.settle()
 
@@ -89,7 +89,7 @@ def _hide_leftovers(core: Core, mapping: Mapping, writer: Writer, old: int, size
 
 
 def _shrink(core: Core, mapping: Mapping, old: int, size: int) -> None:
-    with core.changing_header() as header:
+    with core.header_file.changing() as header:
         header.size = size
     core.at_work.wait()
     first = round_up(size, core.cluster_size)

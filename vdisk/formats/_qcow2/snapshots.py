@@ -192,7 +192,7 @@ def write_table(core: Core, new: list[SnapshotInfo]) -> tuple[int, int]:
         if new:
             core.write(first << core.cluster_bits, content)
         core.save()
-        with core.changing_header():
+        with core.header_file.changing():
             header.snapshots_offset, header.nb_snapshots = first << core.cluster_bits, len(new)
     except BaseException:
         core.free_unused(first, clusters)
