@@ -137,7 +137,7 @@ class OperationStory:
     ) -> None:
         self.scene = scene
         self.operation = operation
-        self.initial = {name: scene.initial[name] for name in scene.changing}
+        self.initial: Mapping[str, bytes] = {name: scene.initial[name] for name in scene.changing}
         self.log: list[Entry] = []
         self.after = _after(scene, operation)
         self.done = self.probed = self.stable = 1 << 62
@@ -146,14 +146,14 @@ class OperationStory:
 
     def _tell(self, fault: InjectError | None, role: str) -> None:
         files = stores(self.scene.initial)
-        faults = Faults(
-            WriteLog(files[role], entries=self.log, device=role), [fault] if fault else ()
-        )
+        faults = Faults(WriteLog(files[role], entries=self.log, device=role))
         logged = {
             name: faults if name == role else WriteLog(files[name], entries=self.log, device=name)
             for name in self.scene.changing
         }
         image = open_files({**files, **logged})
+        if fault is not None:
+            faults.set_rules(fault)
         returned = _succeeds(lambda: self.operation(image))
         if returned and self.operation in DURABLE:
             self.done = len(self.log)

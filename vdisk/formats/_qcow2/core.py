@@ -272,10 +272,7 @@ class Core:
             self.mark_dirty()
         self.check_usable()
         self.file.note("cluster_alloc")
-        first, fresh = self.refcounts.allocate(count)
-        if not fresh:  # a "free" cluster that holds metadata: the counts are wrong
-            self.check_overlap(first << self.cluster_bits, count << self.cluster_bits)
-        return first, fresh
+        return self.refcounts.allocate(count)
 
     def free_later(self, cluster: int, count: int) -> None:
         """A reference to each cluster was removed in memory; see the module about when."""
@@ -292,23 +289,30 @@ class Core:
 
     def check_overlap(self, offset: int, length: int) -> None:
         """Refuse to write guest data over metadata: such an image is corrupt or hostile."""
-        size, l1, counts = self.cluster_size, self.l1, self.refcounts
+        self.check_free(offset, length)
         end = offset + length
+        if end > self.file.size and not self.refcounts.count((end - 1) >> self.cluster_bits):
+            raise self.corrupt("a guest cluster lies past everything that is allocated", offset)
+
+    def check_free(self, offset: int, length: int) -> None:
+        """Refuse to use clusters for anything new that hold metadata: their counts are wrong."""
+        header, size, l1, counts = self.header, self.cluster_size, self.l1, self.refcounts
+        end, table, stored = offset + length, counts.table, header.refcount_table_offset
         hit = (
             offset < size
-            or (l1.offset < end and offset < l1.offset + self.header.l1_size * 8)
+            or (l1.offset < end and offset < l1.offset + header.l1_size * 8)
+            or (stored < end and offset < stored + header.refcount_table_clusters * size)
             or (
-                counts.table.offset < end
-                and offset < counts.table.offset + len(counts.table.words) * 8
+                not counts.growing
+                and table.offset < end
+                and offset < table.offset + len(table.words) * 8
             )
         )
         start = offset & -size
         for cluster in range(start, min(end, start + 64 * size), size):
             hit = hit or cluster in counts.blocks or cluster in self.l2
         if hit:
-            raise self.corrupt("a guest cluster overlaps the image's own metadata", offset)
-        if end > self.file.size and not self.refcounts.count((end - 1) >> self.cluster_bits):
-            raise self.corrupt("a guest cluster lies past everything that is allocated", offset)
+            raise self.corrupt("a cluster to be written holds the image's own metadata", offset)
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -432,7 +436,9 @@ class Core:
             self.refcounts = refcounts
 
     def _load_refcounts(self) -> Refcounts:
-        return Refcounts(self.file, self.header, self._refcount_cache, self._make_room)
+        counts = Refcounts(self.file, self.header, self._refcount_cache, self._make_room)
+        counts.check_free = self.check_free
+        return counts
 
     def reload(self) -> None:
         """Forget what is cached and read the tables anew: the file was changed underneath."""

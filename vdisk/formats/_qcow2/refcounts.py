@@ -83,6 +83,9 @@ class Refcounts:
         """The table in memory is between two places: nothing may be saved just now."""
         self.packed_tail = 0
         """Host offset behind the last compressed cluster written, where the next may go; or 0."""
+        self.check_free: Callable[[int, int], None] = lambda _offset, _length: None
+        """Called for a range about to be used that was used before: raises if its counts are
+        wrong, because it is the image's own."""
         self._hint = 0
         self._fresh = -(-file.size // self._cluster_size)
 
@@ -253,13 +256,20 @@ class Refcounts:
                     break
                 continue  # a new block took a cluster of the run: look again
             start = self._next_free(blocked)
-        self._check_limits(start + count)
+        fresh = self._check_place(start, count)
         self._set_ones(start, count)
         if start == self._hint:
             self._hint = start + count
-        fresh = self._file.growable and start >= self._fresh
         self._fresh = max(self._fresh, start + count)
         return start, fresh
+
+    def _check_place(self, start: int, count: int) -> bool:
+        """See that clusters can be used; whether no byte of them was ever written."""
+        self._check_limits(start + count)
+        fresh = self._file.growable and start >= self._fresh
+        if not fresh:
+            self.check_free(start << self._cluster_bits, count << self._cluster_bits)
+        return fresh
 
     def beyond_is_written(self) -> None:
         """Something was written behind the last cluster in use: what is there is not fresh."""
@@ -332,7 +342,7 @@ class Refcounts:
 
     def _new_block(self, index: int, cluster: int) -> None:
         self._file.note("refblock_alloc")
-        self._check_limits(cluster + 1)
+        self._check_place(cluster, 1)
         bits = max(self.bits, 8)
         words = array(TYPECODES[bits], bytes(self.block_entries * bits // 8))
         block = Table(cluster << self._cluster_bits, words)
