@@ -580,6 +580,15 @@ def test_circles_end() -> None:
     assert check(mended).clean
 
 
+def test_a_table_past_the_end_is_not_written_there() -> None:
+    metadata = damage.Metadata(damage.sample(snapshot=True))
+    damage.SNAPSHOT_DAMAGES["snapshot's L1 table past the end"](metadata)
+    damage.DAMAGES["L1 entry with reserved bits"](metadata)
+    result, mended = repaired(bytes(metadata.content))
+    assert result.corruptions == 1  # nobody knows where the snapshot's table is
+    assert len(mended) <= len(metadata.content) + 16 * metadata.cluster_size
+
+
 @given(st.data())
 def test_random_bytes_in_the_metadata(data: st.DataObject) -> None:
     """Every check ends with a result; every repair with a clean image or with what remains."""

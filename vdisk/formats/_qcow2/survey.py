@@ -254,8 +254,11 @@ class Survey:
     def stands_alone(self, table: L1Table) -> bool:
         """Nothing but L1 tables stands in the clusters, so that they can be written in place.
 
-        The active L1 table shares not even with those of snapshots.
+        The active L1 table shares not even with those of snapshots.  A table that begins past the
+        end of the file is not there to be written.
         """
+        if table.offset >= self.file_size:
+            return False
         alone = 1 if table.active else table.references
         return all(self.census.count(c) == alone for c in self.shared_clusters(table))
 
