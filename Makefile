@@ -8,14 +8,16 @@ JOBS   ?= auto
 TIME   ?= 60
 SEED   ?=
 
-.PHONY: help setup peers lint test demo bench fuzz soak clean
+.PHONY: help setup peers lint test demo bench fuzz cuts soak together clean
 
 help:
 	@echo "make demo    set up, then make, change, check and compare a real disk image"
 	@echo "make test    set up, install the peers, lint, type-check, run every test"
 	@echo "make bench   vdisk beside qemu-img: seconds and ratios"
 	@echo "make fuzz    hostile input to every parser, each for TIME=$(TIME) seconds"
+	@echo "make cuts    loss of power at any point of any operation, for TIME=$(TIME) seconds"
 	@echo "make soak    random lives of disks with crashes and faults, for TIME=$(TIME) seconds"
+	@echo "make together  servers and processes killed under load, for TIME=$(TIME) seconds"
 	@echo "make setup   the virtual environment in $(VENV), with all dependencies"
 	@echo "make peers   QEMU's and libnbd's tools, that the tests are held against (as root)"
 	@echo "make lint    ruff and mypy"
@@ -51,8 +53,14 @@ $(VENV)/.fuzz: $(VENV)/.complete
 fuzz: setup peers $(VENV)/.fuzz
 	$(BIN)/python -m fuzz run --time $(TIME) $(if $(SEED),--seed $(SEED))
 
+cuts: setup peers
+	$(BIN)/python -m fuzz.cuts --time $(TIME) $(if $(SEED),--seed $(SEED))
+
 soak: setup peers
 	$(BIN)/python -m fuzz.soak --time $(TIME) $(if $(SEED),--seed $(SEED))
+
+together: setup peers
+	$(BIN)/python -m fuzz.together --time $(TIME) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .fuzz $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,7 +1,6 @@
-"""A repair that is cut short: the disk reads as before, and a second repair ends it.
+"""Leaks that are freed until the power fails: a sound image stays sound.
 
-The repair of a damaged image runs on a write log; each disk that a cut at any point can leave,
-torn and reordered between flushes, is read, repaired again and read once more.
+What a cut leaves of the repair of a damaged image is tried in ``test_operation_cuts.py``.
 """
 
 from __future__ import annotations
@@ -18,27 +17,6 @@ from vdisk.formats.qcow2 import DRIVER
 from vdisk.stores.memory import MemoryStore
 
 REPAIRING = OpenContext(readonly=False, repairing=True)
-EVERYTHING = ("leaks", "errors")
-
-MENDABLE = [
-    "refcount too high",
-    "refcount zero",
-    "refcount of an L2 table zero",
-    "a leaked cluster",
-    "COPIED set on a shared cluster",
-    "L1 entry with reserved bits",
-    "L1 table as L2 table",
-    "L2 entry past the end",
-    "two L2 entries, one cluster",
-    "L2 table as its own data",
-    "L1 table as data",
-    "refcount block as data",
-    "refcount block missing",
-    "two blocks in one cluster",
-    "refcount table not aligned",
-    "snapshot's L1 table is the active one",
-    "snapshot's L2 table past the end",
-]
 
 
 def disk_of(store: MemoryStore) -> bytes | None:
@@ -49,27 +27,6 @@ def disk_of(store: MemoryStore) -> bytes | None:
             return image.read(0, image.size)
         except CorruptImageError:
             return None
-
-
-@pytest.mark.parametrize("name", MENDABLE)
-def test_cuts_of_a_repair(name: str) -> None:
-    rng = random.Random(name)
-    content = damage.damaged(damage.sample(snapshot=True), name)
-    log = WriteLog(MemoryStore(content))
-    with DRIVER.open(log, REPAIRING) as image:
-        assert image.check(repair=EVERYTHING).clean
-        mended = image.read(0, image.size)
-    before = disk_of(MemoryStore(content))
-    assert before in (None, mended)
-    cuts = Cuts(content, log.entries)
-    for position in range(len(log.entries) + 1):
-        cuts.advance(position)
-        for disk in (cuts.whole(), cuts.torn(rng), cuts.torn(rng)):
-            assert disk_of(disk) in (before, mended), position
-            with DRIVER.open(disk, REPAIRING) as image:
-                result = image.check(repair=EVERYTHING)
-                assert result.clean, (position, result.remaining)
-                assert image.read(0, image.size) == mended
 
 
 @pytest.mark.parametrize("compat", ["0.10", "1.1"])

@@ -9,15 +9,12 @@ not is old or new in every sector.  And in the end vdisk and qemu-img find nothi
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import vdisk
-from tests.tools import images, peers, qemu
+from tests.tools import images, qemu
+from tests.tools.contending import contend
 from tests.tools.hammer import Hammer, often_switching
 from tests.tools.killing import Killing
 from tests.tools.peers import requires_peer
@@ -84,51 +81,23 @@ def test_guest_writes_do_not_truncate_the_file(name: str) -> None:
 # -- processes -------------------------------------------------------------------------------------
 
 
-def contender(path: Path, seconds: float, seed: int) -> subprocess.Popen[bytes]:
-    words = ["-m", "tests.tools.contender", str(path), str(seconds), str(seed)]
-    return subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
 def test_processes(tmp_path: Path) -> None:
     """Four want the image for a while; one of them is killed every now and then."""
-    path, rng = tmp_path / "image.qcow2", random.Random(1)
-    images.create(path, 2 << 20, cluster_size=4096)
-    path.with_name("image.qcow2.witness").touch()
-    running = [contender(path, 6, seed) for seed in range(4)]
-    said, killed = b"", 0
-    try:
-        for _ in range(3):
-            time.sleep(rng.uniform(0.7, 1.2))
-            victim = running.pop(0)
-            victim.kill()
-            said += victim.communicate(timeout=peers.TIMEOUT)[0]
-            killed += 1
-            running.append(contender(path, 3, 100 + killed))
-        for process in running:
-            output, errors = process.communicate(timeout=peers.TIMEOUT)
-            assert process.returncode == 0, errors.decode()
-            said += output
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
-    written = said.count(b"W")
-    assert written > 5
-    assert said.count(b"R") > 0
-    with vdisk.open(path, "r+", format="qcow2") as disk:  # nobody holds it any more
-        counter = int.from_bytes(disk.read(0, 8), "big")
-    assert written <= counter <= written + killed
-    assert qemu.img("check", path, check=False).returncode in (0, 3)
+    found = contend(tmp_path / "image.qcow2", random.Random(1), 0.8, kills=3)
+    assert found.written > 5
+    assert found.read > 0
+    assert found.killed == 3
 
 
 # -- a server that is killed -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"cluster_size": 4096, "lazy_refcounts": True}])
-def test_a_server_killed_under_load(tmp_path: Path, options: dict[str, Any]) -> None:
-    trial = Killing(tmp_path / "image.qcow2", 4 << 20, seed=1, **options)
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("qcow2", {}), ("qcow2", {"cluster_size": 4096, "lazy_refcounts": True}), ("raw", {})],
+)
+def test_a_server_killed_under_load(tmp_path: Path, format: str, options: dict[str, Any]) -> None:
+    trial = Killing(tmp_path / "image", 4 << 20, 1, format, **options)
     for _ in range(4):
         trial.round()
     assert trial.answered > 50
