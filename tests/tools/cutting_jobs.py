@@ -64,7 +64,7 @@ def recording(
             return file
         return logged(file, path, ignored=settings.cache.no_flush)
 
-    def create_file(path: str, cache: CacheMode) -> BlockDevice:
+    def create_file(path: str, cache: CacheMode, _secrets: Mapping[str, bytes]) -> BlockDevice:
         file = FileStore(path, readonly=False, create=True, ignore_flush=True)
         return logged(file, path, ignored=cache.no_flush)
 
