@@ -278,3 +278,8 @@ class LlvmAccelerator(Accelerator):
         with self._lock:
             for page in self.arena.touches_code(gpa, length):
                 self.arena.drop(page, self._stale)
+
+
+def accelerator(memory: GuestMemory, bus: Bus) -> LlvmAccelerator:
+    """The recompiler as a machine takes it."""
+    return LlvmAccelerator(memory, bus)

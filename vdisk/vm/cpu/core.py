@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import Vcpu, VcpuExit
-from vdisk.vm.cpu import faults, flags, registers, system, transfers
+from vdisk.vm.cpu import faults, flags, fpu_state, registers, system, transfers
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 CR0_PE, CR0_PG = 1, 1 << 31
+assert fpu_state  # registers its instructions
 KICK = (1 << 64) - 1
 FOREVER = 1 << 62
 """A budget that no run uses up."""

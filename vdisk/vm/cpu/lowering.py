@@ -439,6 +439,8 @@ SYSTEM = (
     *("WRMSR", "CPUID", "RDTSC", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
     *("MONITOR", "MWAIT", "SALC", "UD2", "XGETBV", "XSETBV", "CLFLUSH", "RDPID"),
+    *("FNINIT", "FNSTCW", "FNSTSW", "FLDCW", "FNCLEX", "FXSAVE", "FXRSTOR", "FXSAVE64"),
+    *("FXRSTOR64", "LDMXCSR", "STMXCSR"),
 )
 
 
