@@ -40,7 +40,7 @@ class LlvmVcpu(Core):
     def __init__(self, engine: LlvmAccelerator, index: int) -> None:
         self.engine = engine
         self._scratch: dict[tuple[bytes, int, Mode], int] = {}
-        self._tsc_base = -time.perf_counter_ns()
+        self._start_at = 0  # the record of such a translation, when it is to be executed
         super().__init__(index, engine.bus)
 
     def pointers(self) -> dict[str, int]:
@@ -54,11 +54,16 @@ class LlvmVcpu(Core):
             "code_masks": engine.arena.masks_address,
             "arena": engine.arena.address,
             "vcpu": self.index,
+            "tsc_offset": -time.perf_counter_ns(),
             **engine.callbacks,
         }
 
     def _enter(self) -> None:
-        self.engine.native.enter(self.state.address)
+        if self._start_at:
+            start, self._start_at = self._start_at, 0
+            self.engine.native.enter_at(self.state.address, start)
+        else:
+            self.engine.native.enter(self.state.address)
 
     def _mode_changed(self, mode: Mode) -> None:
         if mode != self.mode:
@@ -120,11 +125,23 @@ class LlvmVcpu(Core):
         word: int = self.engine.native.routines["arithmetic_flags"](self.state.address)
         return word
 
+    def _deliver_fast(self, vector: int, error: int | None) -> bool:
+        if self.state.mode != 64:
+            return False
+        done: int = self.engine.native.routines["deliver_long"](
+            self.state.address, vector, error or 0, int(error is not None)
+        )
+        return bool(done)
+
     def timestamp(self) -> int:
-        return (time.perf_counter_ns() + self._tsc_base) & 0xFFFF_FFFF_FFFF_FFFF
+        state = self.state
+        passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
+        return (state.tsc_offset + passed) & 0xFFFF_FFFF_FFFF_FFFF
 
     def set_timestamp(self, value: int) -> None:
-        self._tsc_base = value - time.perf_counter_ns()
+        state = self.state
+        passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
+        state.tsc_offset = value - passed
 
     # -- callbacks -----------------------------------------------------------------------------
 
@@ -148,24 +165,29 @@ class LlvmVcpu(Core):
     # -- instructions in two pages ---------------------------------------------------------------
 
     def _translate_crossing(self, linear: int) -> None:
-        """Execute one instruction that reaches into the next page.
+        """Make code for an instruction that reaches into the next page.
 
-        Its translation is kept by its bytes, which are read each time: what is behind the
-        second page may change without notice.
+        It begins with a record that compares the second page's code array with the one it was
+        made for; where that fails (the TLB has forgotten the page, or another one is there now)
+        native code comes back here.
         """
-        code = self.fetch_code(linear)
-        state, offset = self.state, linear & 0xFFF
         assert self.mode is not None
+        user, following = self.state.cpl == 3, self.wrap_linear((linear | 0xFFF) + 1)
+        first = self.walk(linear, mmu.EXECUTE, user=user)
+        second = self.walk(following, mmu.EXECUTE, user=user)
+        if self.engine.translate_crossing(first, second, self.mode):
+            self.engine.native.routines["find_code_page"](
+                self.state.address, self.state.tlb_current, following
+            )
+            return
+        code = self.fetch_code(linear)
+        offset = linear & 0xFFF
         key = (code, offset, self.mode)
         record = self._scratch.get(key)
         if record is None:
-            left = PAGE_SIZE - offset
-            if len(code) <= left:  # it ends in a page that cannot be fetched: fault there
-                self.walk(self.wrap_linear(linear + left), mmu.EXECUTE, user=state.cpl == 3)
             record = self._scratch[key] = self.engine.translate_once(code, offset, self.mode)
-        state.code_page = linear & ~0xFFF
-        self.engine.native.enter_at(state.address, self.engine.arena.record_address(record))
-        self._handle_exit()
+        self.state.code_page = linear & ~0xFFF
+        self._start_at = self.engine.arena.record_address(record)
 
     def drop_write_entries(self, page_number: int) -> None:
         """Have writes to a physical page noticed from now on."""
@@ -263,10 +285,34 @@ class LlvmAccelerator(Accelerator):
         with self._lock:
             code = self.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
             done = self.translator.translate(code, page_number, offset, mode)
-            if done and self.arena.mark_code(page_number, offset, self.translator.last_end):
-                for vcpu in self._vcpus:
-                    vcpu.drop_write_entries(page_number)
+            if done:
+                self._protect(page_number, offset, self.translator.last_end)
             return done
+
+    def translate_crossing(self, first: int, second: int, mode: Mode) -> bool:
+        """The block at ``first`` is an instruction that goes on at ``second``; False if the one
+        that is there already was made with another second page."""
+        with self._lock:
+            page_number, offset = first >> PAGE_SHIFT, first & 0xFFF
+            codes = self.arena.codes(page_number, mode)
+            guard = self.arena.codes_address(self.arena.codes(second >> PAGE_SHIFT, mode))
+            present = self.arena.entry(codes, offset)
+            if present:
+                return self.arena.wide(present) == guard
+            code = self.code_bytes(first, PAGE_SIZE - offset)
+            code += self.code_bytes(second, LONGEST_INSTRUCTION - len(code))
+            block = self.translator.translate_crossing(
+                code, (page_number, second >> PAGE_SHIFT), offset, mode, guard
+            )
+            self._protect(page_number, offset, PAGE_SIZE)
+            self._protect(second >> PAGE_SHIFT, 0, max(block - PAGE_SIZE, 1))
+            return True
+
+    def _protect(self, page_number: int, start: int, end: int) -> None:
+        """Have writes to these bytes of a page noticed from now on."""
+        if self.arena.mark_code(page_number, start, end):
+            for vcpu in self._vcpus:
+                vcpu.drop_write_entries(page_number)
 
     def translate_once(self, code: bytes, offset: int, mode: Mode) -> int:
         """A block of one instruction that is not entered in any code array."""

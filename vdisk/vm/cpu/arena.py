@@ -135,6 +135,10 @@ class Arena:
         """Where a record is."""
         return self.address + number * RECORD_SIZE
 
+    def wide(self, record: int) -> int:
+        """The 64-bit parameter of a record."""
+        return self._words[record * 4 + 2]
+
     def set_link(self, record: int, target: int) -> None:
         """Let a jump's record lead to another record."""
         self._words[record * 4 + 2] = self.record_address(target)

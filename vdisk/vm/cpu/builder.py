@@ -345,11 +345,19 @@ class Builder(ABC):
         """The fault that the state describes happens to the present instruction."""
 
     @abstractmethod
-    def goto(self, linear: Value, *, executed: bool = True) -> None:
+    def goto(self, linear: Value, *, executed: bool = True, tlb: Value | None = None) -> None:
         """Go on at another linear address (end of a block).
 
-        ``executed``: the present instruction counts as done.
+        ``executed``: the present instruction counts as done.  ``tlb``: the TLB set from now on.
         """
+
+    @abstractmethod
+    def timestamp(self) -> Value:
+        """The time-stamp counter."""
+
+    @abstractmethod
+    def fill_state(self, offset: int, length: int, byte: int) -> None:
+        """Set a run of the state's bytes."""
 
     @abstractmethod
     def follow(self) -> None:

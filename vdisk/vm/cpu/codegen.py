@@ -57,7 +57,7 @@ class NativeCode:
         self._engines: list[llvm.ExecutionEngine] = []
         self.handlers: dict[Shape, int] = {}
         engine = self._compile(native.runtime_module(), RUNTIME_LEVEL)
-        for name in (*ROUTINES, "find_code_page", *native.TAILS):
+        for name in (*native.KNOWN, *native.TAILS):
             llvm.add_symbol(name, engine.get_function_address(name))
         self._functions(engine)
 

@@ -92,6 +92,10 @@ class Core(Vcpu):
     def fetch_code(self, linear: int) -> bytes:
         """Up to 15 bytes of code; raises :class:`GuestFault` if not even one can be fetched."""
 
+    def _deliver_fast(self, vector: int, error: int | None) -> bool:
+        """Deliver without further ado, if the engine has a way and the case is an usual one."""
+        return False
+
     @abstractmethod
     def timestamp(self) -> int:
         """The time-stamp counter."""
@@ -362,6 +366,8 @@ class Core(Vcpu):
     def _deliver(self, vector: int, *, error: int | None = None, external: bool = False) -> None:
         """Deliver; a fault on the way becomes #DF, and another one ends the guest."""
         self.halted = False
+        if self._deliver_fast(vector, error):
+            return
         try:
             self._through_table(vector, error=error, external=external)
         except GuestFault as second:

@@ -347,10 +347,14 @@ def lower_instruction(instruction: iced.Instruction, mode: Mode) -> Decoded:
 CONDITIONAL_FLAGS = {"shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd"}
 ENDS = {
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "call", "call_indirect"),
-    *("ret", "in", "out", "popf", "system", "undefined", "hlt"),
+    *("ret", "in", "out", "popf", "system", "undefined", "hlt", "iretq", "syscall", "sysretq"),
+    "write_cr3",
 }
 FALL_THROUGH = {"jcc", "loop", "loope", "loopne", "jcxz"}
-READS_ALL = {"pushf", "system", "in", "out", "undefined", "hlt"}
+READS_ALL = {
+    *("pushf", "system", "in", "out", "undefined", "hlt", "iretq", "syscall", "sysretq"),
+    *("write_cr3", "invlpg", "rdtsc", "wrmsr", "read_control"),
+}
 
 
 def _refine(decoded: Decoded, instruction: iced.Instruction, shape: Shape) -> None:
@@ -384,6 +388,7 @@ STACK_OPERATIONS = {
 }
 CODE_OPERATIONS = STACK_OPERATIONS | {
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "in", "out", "popf"),
+    *("iretq", "syscall", "sysretq", "write_cr3", "invlpg"),
     *("movs", "stos", "lods", "scas", "cmps", "xlat"),
 }
 

@@ -307,9 +307,9 @@ class LlvmBuilder(Builder):
     def tlb(self) -> Value:
         return Value(self, "i64", "%tlb")
 
-    def _tail(self, target: str, second: str, budget: str = "%bud") -> None:
+    def _tail(self, target: str, second: str, budget: str = "%bud", tlb: str = "%tlb") -> None:
         self.end(
-            f"musttail call tailcc void {target}(ptr %st, {second}, i64 {budget}, i64 %tlb)",
+            f"musttail call tailcc void {target}(ptr %st, {second}, i64 {budget}, i64 {tlb})",
             "ret void",
         )
 
@@ -338,10 +338,24 @@ class LlvmBuilder(Builder):
     def _spent(self) -> Value:
         return Value(self, "i64", "%bud") - self.param("count")
 
-    def goto(self, linear: Value, *, executed: bool = True) -> None:
+    def goto(self, linear: Value, *, executed: bool = True, tlb: Value | None = None) -> None:
         self.used.add("declare tailcc void @goto(ptr, i64, i64, i64)")
         budget = self._spent() if executed else self._spent() + 1
-        self._tail("@goto", f"i64 {linear.text}", budget.text)
+        self._tail("@goto", f"i64 {linear.text}", budget.text, "%tlb" if tlb is None else tlb.text)
+
+    def timestamp(self) -> Value:
+        """Nanoseconds of the host's monotonic clock, or the instructions executed so far."""
+        now = self.variable("i64", self.get("tsc_offset"))
+        with self.if_(self.get("tsc_virtual").ne(0)):
+            now.set(now.get() - Value(self, "i64", "%bud") + self.param("count") - 1)
+        with self.else_():
+            now.set(now.get() + self.call("host_time"))
+        return now.get()
+
+    def fill_state(self, offset: int, length: int, byte: int) -> None:
+        self.used.add("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        pointer = self._state_pointer(offset)
+        self.emit(f"call void @llvm.memset.p0.i64(ptr {pointer}, i8 {byte}, i64 {length}, i1 0)")
 
     def follow(self) -> None:
         where = self.assign("ptr", f"getelementptr i8, ptr %ins, i64 {LINK_OFFSET}").text

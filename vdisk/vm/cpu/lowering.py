@@ -92,7 +92,7 @@ def _mov(d: Lowering) -> list[Op]:
     kinds = [i.op_kind(n) for n in range(2)]
     registers = [i.op_register(n) if kinds[n] == OpKind.REGISTER else 0 for n in range(2)]
     if any(r and (Register.CR0 <= r <= Register.TR7) for r in registers):
-        return _system(d)
+        return _move_special(d, registers)
     if registers[0] in SELECTORS:
         return _system(d)
     if registers[1] in SELECTORS:
@@ -103,6 +103,20 @@ def _mov(d: Lowering) -> list[Op]:
         op.wide = _as_signed(i.immediate(1), 64)
         return [op]
     return d.all("mov")
+
+
+CONTROL_READ = {Register.CR0: 0, Register.CR2: 2, Register.CR3: 3, Register.CR4: 4}
+
+
+def _move_special(d: Lowering, registers: list[int]) -> list[Op]:
+    """Reading a control register and loading CR3 are frequent; the rest is not."""
+    size = 64 if d.mode.code == 64 else 32
+    if registers[1] in CONTROL_READ:
+        op = d.with_operands("read_control", size, (0,), variant=CONTROL_READ[registers[1]])
+        return [op]
+    if registers[0] == Register.CR3:
+        return [d.with_operands("write_cr3", size, (1,))]
+    return _system(d)
 
 
 SELECTORS = {Register.ES, Register.CS, Register.SS, Register.DS, Register.FS, Register.GS}
@@ -433,10 +447,10 @@ def _aam(d: Lowering) -> list[Op]:
 
 
 SYSTEM = (
-    *("INT", "INT3", "INTO", "INT1", "IRET", "IRETD", "IRETQ", "RETF", "SYSCALL", "SYSRET"),
-    *("SYSENTER", "SYSEXIT", "SYSRETQ", "SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
-    *("SLDT", "LTR", "STR", "LMSW", "SMSW", "CLTS", "INVD", "WBINVD", "INVLPG", "RDMSR"),
-    *("WRMSR", "CPUID", "RDTSC", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
+    *("INT", "INT3", "INTO", "INT1", "IRET", "IRETD", "RETF", "SYSRET"),
+    *("SYSENTER", "SYSEXIT", "SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
+    *("SLDT", "LTR", "STR", "LMSW", "SMSW", "CLTS", "INVD", "WBINVD", "RDMSR"),
+    *("CPUID", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
     *("MONITOR", "MWAIT", "SALC", "UD2", "XGETBV", "XSETBV", "CLFLUSH", "RDPID"),
     *("FNINIT", "FNSTCW", "FNSTSW", "FLDCW", "FNCLEX", "FXSAVE", "FXRSTOR", "FXSAVE64"),
@@ -446,6 +460,24 @@ SYSTEM = (
 
 def _system(d: Lowering) -> list[Op]:
     return [d.op("system", 32)]
+
+
+@lower("INVLPG")
+def _invlpg(d: Lowering) -> list[Op]:
+    return [*d.before, d.with_operands("invlpg", 8, (0,))]
+
+
+@lower("RDTSC", "WRMSR")
+def _direct(d: Lowering) -> list[Op]:
+    return [d.op("rdtsc" if d.i.mnemonic == Mnemonic.RDTSC else "wrmsr", 32)]
+
+
+@lower("IRETQ", "SYSCALL", "SYSRETQ")
+def _long_transfer(d: Lowering) -> list[Op]:
+    if d.mode.code != 64 or d.mode.step:
+        return _system(d)
+    name = {Mnemonic.IRETQ: "iretq", Mnemonic.SYSCALL: "syscall"}.get(d.i.mnemonic, "sysretq")
+    return [d.op(name, 64)]
 
 
 for _name in SYSTEM:

@@ -24,6 +24,7 @@ from vdisk.vm.cpu.state import (
     DATA_ENTRY,
     NO_TAG,
     TLB_ENTRIES,
+    TLB_SET,
     TLB_SUPERVISOR,
     TLB_USER,
 )
@@ -168,7 +169,9 @@ def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
         with b.if_(~top_of_pae):
             walk.rights.set(walk.rights.get() & entry)
             walk.no_execute.set(walk.no_execute.get() | is_set(entry, NX))
-        large = is_set(entry, PS) & shift.ult(39) & ~top_of_pae
+        with b.if_(is_set(entry, PS) & shift.ugt(21) & ~top_of_pae, unlikely=True):
+            walk.fault(9)  # no pages of 1 GiB
+        large = is_set(entry, PS) & shift.eq(21)
         with b.if_(large | shift.eq(12)):
             frame = b.variable("i64", entry & ADDRESS)
             with b.if_(shift.ne(12)):
@@ -363,6 +366,38 @@ def drop_write_entries(b: Builder, host: Value) -> None:
         last = at.eq(TLB_SUPERVISOR + CODE_TLB - DATA_ENTRY)
         place.set(b.select(last, TLB_USER, at + DATA_ENTRY))
         b.break_if(at.eq(TLB_USER + CODE_TLB - DATA_ENTRY))
+    b.return_()
+
+
+@routine("void")
+def flush_all(b: Builder) -> None:
+    """Forget every translation (MOV to CR3)."""
+    b.fill_state(TLB_SUPERVISOR, 2 * TLB_SET, 0xFF)
+    b.return_()
+
+
+LARGE_PAGE_BITS = 22
+"""INVLPG drops whatever is as near as the largest page of 32-bit paging: the entries of a large
+page are many, and none of them knows of it.  (1 GiB pages are not offered.)"""
+
+
+@routine("void", "i64")
+def flush_page(b: Builder, linear: Value) -> None:
+    """Forget what a page, be it a large one, was translated to (INVLPG)."""
+    region = linear >> LARGE_PAGE_BITS
+    empty = b.const("i64", NO_TAG)
+    at = b.variable("i64", 0)
+    with b.loop():
+        for start in (TLB_SUPERVISOR, TLB_USER):
+            place = at.get() * DATA_ENTRY + start
+            for tag in (place, place + 8):
+                with b.if_((b.load_state(tag, "i64") >> LARGE_PAGE_BITS).eq(region)):
+                    b.store_state(tag, empty)
+            code = at.get() * CODE_ENTRY + (start + CODE_TLB)
+            with b.if_((b.load_state(code, "i64") >> LARGE_PAGE_BITS).eq(region)):
+                b.store_state(code, empty)
+        at.set(at.get() + 1)
+        b.break_if(at.get().eq(TLB_ENTRIES))
     b.return_()
 
 

@@ -11,7 +11,7 @@ These few functions are tail-called like handlers but belong to no instruction:
 
 from __future__ import annotations
 
-from vdisk.vm.cpu import mmu, segments
+from vdisk.vm.cpu import delivery, faults, flags, mmu, segments
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
@@ -21,9 +21,11 @@ from vdisk.vm.cpu.state import FIELDS, TLB_USER
 
 KNOWN = {
     **ROUTINES,
+    "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
 assert segments  # registers its routine
+assert delivery
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
 
@@ -59,8 +61,7 @@ def _goto(b: LlvmBuilder) -> None:
     with b.else_():
         found = b.call("find_code_page", tlb, linear)
         with b.if_(b.get("pending").ne(0), unlikely=True):
-            b.set("pending", 0)
-            _exit(b, linear, budget, Exit.FAULT)
+            _raise(b, linear, budget)
         with b.if_(found.eq(0), unlikely=True):
             _exit(b, linear, budget, Exit.TRANSLATE)
         codes.set(found)
@@ -92,9 +93,36 @@ def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
 
 
 def _fault(b: LlvmBuilder) -> None:
-    b.set("pending", 0)
     budget = _argument(b, "bud") - (b.param("count") - 1)
-    _exit(b, _record_linear(b), budget, Exit.FAULT)
+    _raise(b, _record_linear(b), budget)
+
+
+WITH_ERROR_CODE = sum(1 << vector for vector in faults.WITH_ERROR_CODE)
+
+
+def _raise(b: LlvmBuilder, linear: Value, budget: Value) -> None:
+    """Deliver the fault that the state describes, here or in Python."""
+    b.set("pending", 0)
+    word = b.get("eflags")
+    with b.if_(b.get("mode").eq(64) & ~mmu.is_set(word, flags.TF)):
+        b.set("rip", linear)
+        vector = b.get("fault_vector").zext("i64")
+        with b.if_(vector.eq(faults.PF)):
+            b.set("cr2", b.get("fault_address"))
+        b.set("eflags", word | flags.RF)
+        with_error = (b.const("i64", WITH_ERROR_CODE) >> vector) & 1
+        error = b.get("fault_error").zext("i64")
+        with b.if_(b.call("deliver_long", vector, error, with_error).ne(0)):
+            _go(b, b.get("rip"), budget)
+    _exit(b, linear, budget, Exit.FAULT)
+
+
+def _go(b: LlvmBuilder, linear: Value, budget: Value) -> None:
+    tlb = b.get("tlb_current").text
+    b.end(
+        f"musttail call tailcc void @goto(ptr %st, i64 {linear.text}, i64 {budget.text}, i64 {tlb})",
+        "ret void",
+    )
 
 
 def _leave(b: LlvmBuilder, *, after: bool) -> None:
@@ -116,6 +144,21 @@ def _entry(b: LlvmBuilder) -> None:
     b.emit(f"call tailcc void @goto(ptr %st, i64 {wide.text}, i64 {budget.text}, i64 {tlb.text})")
     b.return_()
 
+
+_HOST_TIME = f"""
+declare i32 @clock_gettime(i32, ptr)
+define {PRESERVE} i64 @host_time(ptr %st) {{
+  %time = alloca [2 x i64]
+  %failed = call i32 @clock_gettime(i32 1, ptr %time)
+  %s = load i64, ptr %time
+  %np = getelementptr i8, ptr %time, i64 8
+  %n = load i64, ptr %np
+  %sn = mul i64 %s, 1000000000
+  %t = add i64 %sn, %n
+  ret i64 %t
+}}
+"""
+"""CLOCK_MONOTONIC in nanoseconds, which is time.perf_counter_ns() on Linux."""
 
 _ENTER_AT = f"""
   %bp = getelementptr i8, ptr %st, i64 {FIELDS["budget"].offset}
@@ -147,7 +190,7 @@ TAILS = ("goto", "fault", "leave", "leave_after", "interrupted")
 
 C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
-    *("drop_write_entries", "find_code_page"),
+    *("drop_write_entries", "find_code_page", "deliver_long"),
 )
 
 
@@ -182,6 +225,7 @@ def runtime_module() -> str:
     parts.append(function("", "void", "enter", "ptr noalias %st", b.body()))
     parts.append(function("", "void", "enter_at", "ptr noalias %st, ptr %ins", _ENTER_AT))
     parts += [_c_wrapper(name) for name in C_ROUTINES]
-    definitions = [part for part in parts if not part.startswith("declare")]
+    definitions = [_HOST_TIME]
+    definitions += [part for part in parts if not part.startswith("declare")]
     declarations = sorted({part for part in parts if part.startswith("declare")})
     return "\n".join([*declarations, *definitions, METADATA])

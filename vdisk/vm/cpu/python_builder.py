@@ -225,7 +225,13 @@ class PythonBuilder(Builder):
     def fault(self) -> None:
         self.emit("return E.fault(ins)")
 
-    def goto(self, linear: Value, *, executed: bool = True) -> None:
+    def timestamp(self) -> Value:
+        return self.assign("i64", "E.timestamp()")
+
+    def fill_state(self, offset: int, length: int, byte: int) -> None:
+        self.emit(f"S[{offset}:{offset + length}] = bytes([{byte}]) * {length}")
+
+    def goto(self, linear: Value, *, executed: bool = True, tlb: Value | None = None) -> None:
         spent = self.param("count").text
         self.emit(f"return E.goto({linear.text}, {spent}{'' if executed else ' - 1'})")
 

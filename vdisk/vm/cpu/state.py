@@ -70,7 +70,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i64", "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "a20_mask")
     add("i64", *(f"dr{number}" for number in range(8)))
     add("i64", "star", "lstar", "cstar", "sfmask", "kernel_gs_base", "tsc_aux", "pat", "apic_base")
-    add("i64", "sysenter_cs", "sysenter_esp", "sysenter_eip", "tsc_offset", "tsc_scale")
+    add("i64", "sysenter_cs", "sysenter_esp", "sysenter_eip", "tsc_offset", "tsc_virtual")
     add("i64", "memory", "memory_top", "kinds", "code_masks", "code_table", "arena", "vcpu")
     add("i64", "mmio_read", "mmio_write", "code_written", "port_read", "port_write")
     add("i32", "mxcsr", "fpu_control", "fpu_status", "fpu_tag", "fpu_opcode", "fpu_top")

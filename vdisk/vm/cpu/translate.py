@@ -140,6 +140,25 @@ class Translator:
         handlers = self._handlers([item.shape for item in placed])
         return self.arena.append(b"".join(_pack(item, handlers[item.shape]) for item in placed))
 
+    def translate_crossing(
+        self, code: bytes, pages: tuple[int, int], offset: int, mode: Mode, guard: int
+    ) -> int:
+        """One instruction at the end of a page, whose last bytes are the second page's.
+
+        ``guard``: address of the second page's code array.  Gives the offset of its end.
+        """
+        decoded = self.decoder(mode).decode(bytes(offset) + code, offset)
+        assert decoded is not None, "the bytes of a whole instruction"
+        shape = Shape("crossing", flags=False)
+        check = Placed(Op(shape, wide=guard), shape, offset, decoded.length, 1, None)
+        placed = [check, *self.place([(offset, decoded)], mode)]
+        codes = self.arena.codes(pages[0], mode)
+        first, count = self.emit(placed, mode, codes, pages[0])
+        block = Block(first, count, codes, offset)
+        self.install(block, pages[0])
+        self.arena.pages[pages[1]].blocks.append(block)
+        return offset + decoded.length
+
     def translate(self, code: bytes, page_number: int, offset: int, mode: Mode) -> bool:
         """Translate the block at ``offset`` of a page; False if it begins with half a one."""
         block = self.decode_block(code, offset, mode)

@@ -4,6 +4,14 @@
 def load_all() -> None:
     """Register every semantic function and every lowering."""
     from vdisk.vm.cpu import lowering
-    from vdisk.vm.cpu.semantics import bits, control, integer, machine, shifts, strings
+    from vdisk.vm.cpu.semantics import (
+        bits,
+        control,
+        integer,
+        machine,
+        privileged,
+        shifts,
+        strings,
+    )
 
-    del lowering, bits, control, integer, machine, shifts, strings
+    del lowering, bits, control, integer, machine, privileged, shifts, strings
