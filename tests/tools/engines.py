@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,9 @@ class Engine:
             pytest.skip("/dev/kvm cannot be opened here")
         if importlib.util.find_spec(self.module) is None:
             pytest.skip(f"{self.module} is not there")
+        kind = getattr(importlib.import_module(self.module), self.class_name)
+        if not set(self.options) <= set(inspect.signature(kind).parameters):
+            pytest.skip(f"{self.class_name} has no options {', '.join(self.options)}")
 
     def make(self, memory: GuestMemory, bus: Bus) -> Accelerator:
         """A new accelerator."""
