@@ -26,11 +26,13 @@ from vdisk.errors import InvalidRequestError
 from vdisk.vm.devices.base import Device, State
 from vdisk.vm.devices.pci_msix import MsixTable
 from vdisk.vm.irq import IrqLine, SharedLine
+from vdisk.vm.memory import FOUR_GIB, PAGE_SIZE, PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vdisk.vm.bus import Bus, IoSpace, Range, Read, Write
+    from vdisk.vm.memory import GuestMemory
 
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 CONFIG_ENABLE = 1 << 31
@@ -52,6 +54,7 @@ MULTIFUNCTION = 0x80
 
 BAR_IO, BAR_64, BAR_PREFETCHABLE = 1, 4, 8
 ROM_ENABLE = 1
+SMALLEST_ROM = PAGE_SIZE
 INTX_PINS = 4
 
 
@@ -107,6 +110,36 @@ class _Window:
             except InvalidRequestError:  # taken, or outside the address space
                 return False
         return True
+
+
+class _Rom:
+    """``moved`` of an expansion ROM: pages of memory, where nothing else is."""
+
+    def __init__(self, memory: GuestMemory, image: bytes) -> None:
+        self._memory, self._image = memory, image
+        self._start: int | None = None
+
+    def __call__(self, address: int | None) -> bool:
+        size = len(self._image)
+        if self._start is not None:
+            self._memory.set_kind(self._start, size, PageKind.MMIO)
+            self._start = None
+        if address is not None:
+            if not is_free(self._memory, address, size):
+                return False
+            self._memory.load_rom(address, self._image)
+            self._start = address
+        return True
+
+
+def is_free(memory: GuestMemory, address: int, size: int) -> bool:
+    """True if a function's memory may be laid there: below 4 GiB, where there is none yet."""
+    end = address + size
+    if address < memory.low_end or end > FOUR_GIB:
+        return False
+    return all(
+        start >= end or address >= start + length for start, length, _kind in memory.regions()
+    )
 
 
 class Identity(NamedTuple):
@@ -188,17 +221,12 @@ class PciDevice(Device):
         self.bars[index] = Bar(register, size, flags, moved)
         return self.bars[index]
 
-    def add_rom(self, image: bytes) -> None:
-        """An expansion ROM, read through its own base address register."""
-        size = max(1 << (len(image) - 1).bit_length(), 2048)
-        padded = image.ljust(size, b"\xff")
-
-        def read(offset: int, length: int) -> int:
-            return int.from_bytes(padded[offset : offset + length], "little")
-
-        window = _Window(self.bus.mmio, size, read, lambda *_: None, f"{self.name} ROM")
+    def add_rom(self, image: bytes, memory: GuestMemory) -> None:
+        """An expansion ROM, which lies in memory where its base address register says."""
+        size = max(1 << (len(image) - 1).bit_length(), SMALLEST_ROM)
+        rom = _Rom(memory, image.ljust(size, b"\xff"))
         self.define(EXPANSION_ROM, 4, 0, writable=-size & 0xFFFF_F800 | ROM_ENABLE)
-        self.bars[ROM_BAR] = Bar(EXPANSION_ROM, size, 0, window)
+        self.bars[ROM_BAR] = Bar(EXPANSION_ROM, size, 0, rom)
 
     def add_capability(self, identifier: int, body: bytes, writable: bytes = b"") -> int:
         """Append to the list of capabilities; gives where it lies.

@@ -26,12 +26,12 @@ from vdisk.errors import CorruptImageError, InvalidRequestError
 from vdisk.vm.devices import vga_draw
 from vdisk.vm.devices import vga_registers as reg
 from vdisk.vm.devices.base import State, bytewise_read, bytewise_write
-from vdisk.vm.devices.pci import BAR_PREFETCHABLE, Identity, PciDevice
+from vdisk.vm.devices.pci import BAR_PREFETCHABLE, Identity, PciDevice, is_free
 from vdisk.vm.devices.vga_dispi import Dispi
 from vdisk.vm.devices.vga_draw import PLANE_SPAN, UNIT, Picture
 from vdisk.vm.devices.vga_memory import WINDOWS, VgaMemory
 from vdisk.vm.devices.vga_registers import VgaRegisters
-from vdisk.vm.memory import FOUR_GIB, PageKind
+from vdisk.vm.memory import PageKind
 
 if TYPE_CHECKING:
     from vdisk.vm.bus import Bus
@@ -93,7 +93,7 @@ class Vga(PciDevice):
         self.add_placed_bar(0, memory_size, self._place, BAR_PREFETCHABLE)
         self.add_bar(2, REGISTER_BAR, bytewise_read(self._read_bar), self._write_bar)
         if rom:
-            self.add_rom(rom)
+            self.add_rom(rom, memory)
 
     def _map_registers(self) -> None:
         registers, bus = self.registers, self.bus
@@ -128,19 +128,12 @@ class Vga(PciDevice):
         if address is None:
             memory.set_kind(self._home, size, PageKind.MMIO)
             return True
-        if address < memory.low_end or address + size > FOUR_GIB or self._occupied(address):
+        if not is_free(memory, address, size):
             return False
         if address != self._home:
             self._move(address)
         memory.set_kind(address, size, PageKind.RAM)
         return True
-
-    def _occupied(self, address: int) -> bool:
-        end = address + self._size
-        return any(
-            start < end and address < start + length
-            for start, length, _kind in self._memory.regions()
-        )
 
     def _move(self, address: int) -> None:
         """Carry the contents along; ranges may overlap."""

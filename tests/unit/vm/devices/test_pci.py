@@ -8,6 +8,7 @@ from vdisk.errors import CorruptImageError, InvalidRequestError
 from vdisk.vm.bus import Bus
 from vdisk.vm.devices import pci
 from vdisk.vm.devices.pci import Identity, PciBus, PciDevice
+from vdisk.vm.memory import GuestMemory, PageKind
 
 IDENTITY = Identity(0x1234, 0x5678, 0x010180, 2, 0x1AF4, 0x1100, 1)
 
@@ -206,15 +207,20 @@ def test_capabilities_form_a_list(machine: Machine) -> None:
         card.add_capability(0x09, bytes(250))
 
 
-def test_a_rom_is_read_through_its_own_bar(machine: Machine) -> None:
-    machine.card.add_rom(b"\x55\xaa" + bytes(3000))
+def test_a_rom_lies_where_its_own_bar_says(machine: Machine) -> None:
+    memory = GuestMemory(1 << 20)
+    machine.card.add_rom(b"\x55\xaa" + bytes(3000), memory)
     machine.write(3, 0x30, 0xFFFF_FFFE)
     assert machine.read(3, 0x30) == 0xFFFF_F000
     machine.write(3, 0x04, pci.COMMAND_MEMORY, 2)
     machine.write(3, 0x30, 0xFEB0_0001)
-    assert machine.bus.mmio.read(0xFEB0_0000, 2) == 0xAA55
+    assert memory.read(0xFEB0_0000, 2) == b"\x55\xaa"
+    assert memory.kind(0xFEB0_0FFF) is PageKind.ROM
+    machine.write(3, 0x30, 0x0000_8001)  # over RAM
+    assert memory.kind(0xFEB0_0000) is PageKind.MMIO
+    assert memory.kind(0x8000) is PageKind.RAM
     machine.write(3, 0x30, 0xFEB0_0000)
-    assert machine.bus.mmio.read(0xFEB0_0000, 2) == 0xFFFF
+    assert memory.kind(0xFEB0_0000) is PageKind.MMIO
 
 
 def test_functions_share_a_slot() -> None:
