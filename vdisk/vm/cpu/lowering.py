@@ -105,7 +105,7 @@ def _mov(d: Lowering) -> list[Op]:
     return d.all("mov")
 
 
-CONTROL_READ = {Register.CR0: 0, Register.CR2: 2, Register.CR3: 3, Register.CR4: 4}
+CONTROL_READ: dict[int, int] = {Register.CR0: 0, Register.CR2: 2, Register.CR3: 3, Register.CR4: 4}
 
 
 def _move_special(d: Lowering, registers: list[int]) -> list[Op]:

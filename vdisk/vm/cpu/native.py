@@ -118,11 +118,8 @@ def _raise(b: LlvmBuilder, linear: Value, budget: Value) -> None:
 
 
 def _go(b: LlvmBuilder, linear: Value, budget: Value) -> None:
-    tlb = b.get("tlb_current").text
-    b.end(
-        f"musttail call tailcc void @goto(ptr %st, i64 {linear.text}, i64 {budget.text}, i64 {tlb})",
-        "ret void",
-    )
+    given = f"i64 {linear.text}, i64 {budget.text}, i64 {b.get('tlb_current').text}"
+    b.end(f"musttail call tailcc void @goto(ptr %st, {given})", "ret void")
 
 
 def _leave(b: LlvmBuilder, *, after: bool) -> None:
