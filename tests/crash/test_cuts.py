@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tools import images, qemu
+from tests.tools import images
 from tests.tools.allowed import Allowed
+from tests.tools.cuts import try_cuts
 from tests.tools.peers import requires_peer
-from vdisk.filters.writelog import SECTOR, Cuts, Operation, WriteLog
+from vdisk.filters.writelog import SECTOR, WriteLog
 from vdisk.formats import OpenContext
-from vdisk.formats.qcow2 import DRIVER, read_header
+from vdisk.formats.qcow2 import DRIVER
 from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Guest:
         store = MemoryStore()
         images.create(store, SIZE, **options)
         self.initial = store.content()
+        self.size = SIZE
         self.log = WriteLog(store)
         self.image = DRIVER.open(self.log, OpenContext(readonly=False))
         self.now = Allowed(SIZE)
@@ -130,44 +132,6 @@ class Guest:
         self.tell("resize", size)
         self.image.resize(size)
         self.tell("resized", size)
-
-
-def check_disk(disk: MemoryStore, allowed: Allowed, path: Path, thorough: bool) -> None:
-    marked = read_header(disk).incompatible_features & 1
-    if thorough and not marked:
-        path.write_bytes(disk.content())
-        assert qemu.img("check", "-f", "qcow2", path, check=False).returncode in (0, 3)
-    with DRIVER.open(disk, OpenContext(readonly=False)) as image:
-        allowed.check(image)
-        image.write(0, b"alive".ljust(SECTOR))
-        assert image.read(0, 5) == b"alive"
-        image.close()
-    if thorough:
-        path.write_bytes(disk.content())
-        code = qemu.img("check", "-f", "qcow2", path, check=False).returncode
-        assert code == 0 or (code == 3 and not marked)
-
-
-def try_cuts(guest: Guest, path: Path, count: int, seed: int) -> int:
-    """Try cuts at ``count`` points of the guest's log; how many disks were tried."""
-    rng = random.Random(seed)
-    entries = guest.log.entries
-    cuts, allowed, tried, told = Cuts(guest.initial, entries), Allowed(SIZE), 0, 0
-    for position in sorted(rng.sample(range(len(entries) + 1), min(count, len(entries) + 1))):
-        cuts.advance(position)
-        for entry in entries[told:position]:
-            if entry.operation is Operation.MARK:
-                allowed.happen(entry.label)
-        told = position
-        disks = [cuts.whole(), cuts.torn(rng), cuts.torn(rng)]
-        if cuts.pending:
-            one = rng.randrange(cuts.pending)
-            disks.append(cuts.whole([number == one for number in range(cuts.pending)]))
-            disks.append(cuts.whole([number != one for number in range(cuts.pending)]))
-        for number, disk in enumerate(disks):
-            check_disk(disk, allowed, path, thorough=(tried + number) % 7 == 0)
-        tried += len(disks)
-    return tried
 
 
 CONFIGURATIONS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -135,3 +136,19 @@ class Gated(Passing):
     def _flush(self) -> None:
         self.inner.flush()
         self.events.append("flush")
+
+
+class Slow(Passing):
+    """A device whose writes take a moment, each another one, so that they finish in any order."""
+
+    def __init__(self, inner: BlockDevice, seed: int) -> None:
+        super().__init__(inner)
+        self.verbatim = False  # so that nothing is done at once
+        self._rng = random.Random(seed)
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        self._writev(offset, [view])
+
+    def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        time.sleep(self._rng.choice([0, 0.0005, 0.002]))
+        self.inner.writev(offset, views)

@@ -71,6 +71,8 @@ class Slot:
         """As after a reset."""
         self.size = self.largest
         self.descriptors = self.driver = self.device = 0
+        self.features = 0
+        """Those that the ring was enabled with."""
         self.ring = None
         self.held = {}
         self.stalled = False
@@ -149,17 +151,21 @@ class VirtioDevice(Device):
 
     def enable_queue(self, slot: Slot) -> None:
         """Take the ring that the driver described into use."""
-        if slot.ring is not None or self.broken:
-            return
+        if slot.ring is None and not self.broken:
+            slot.features = self.features & self.offered
+            self._make_ring(slot)
+
+    def _make_ring(self, slot: Slot) -> None:
+        features = slot.features
         layout = Layout(
             slot.size,
             slot.descriptors,
             slot.driver,
             slot.device,
-            bool(self.features & VIRTIO_F_INDIRECT_DESC),
-            bool(self.features & VIRTIO_F_EVENT_IDX),
+            bool(features & VIRTIO_F_INDIRECT_DESC),
+            bool(features & VIRTIO_F_EVENT_IDX),
         )
-        packed = self.features & VIRTIO_F_RING_PACKED
+        packed = features & VIRTIO_F_RING_PACKED
         try:
             slot.ring = (PackedQueue if packed else SplitQueue)(self.memory, layout)
         except BrokenQueueError as error:
@@ -292,6 +298,7 @@ class VirtioDevice(Device):
                 "descriptors": slot.descriptors,
                 "driver": slot.driver,
                 "device": slot.device,
+                "features": slot.features,
                 "indices": [] if slot.ring is None else slot.ring.save(),
                 "held": list(slot.held),
                 "stalled": slot.stalled,
@@ -316,7 +323,9 @@ class VirtioDevice(Device):
         self.reset()
         status, features = state["status"], state["features"]
         self.require(isinstance(status, int) and 0 <= status < 256, "status")
-        self.require(isinstance(features, int) and not features & ~self.offered, "features")
+        self.require(isinstance(features, int) and 0 <= features < 1 << 64, "features")
+        agreed = status & (FEATURES_OK | DRIVER_OK)
+        self.require(not agreed or not features & ~self.offered, "features")
         self.require(len(state["slots"]) == len(self.slots), "number of queues")
         self.status, self.features = status, features
         self.broken, self.generation = str(state["broken"]), int(state["generation"]) & 0xFF
@@ -327,13 +336,14 @@ class VirtioDevice(Device):
         self.serve_later()
 
     def _load_slot(self, slot: Slot, saved: Any) -> None:
-        for field in ("size", "descriptors", "driver", "device"):
+        for field in ("size", "descriptors", "driver", "device", "features"):
             value = saved[field]
             self.require(isinstance(value, int) and 0 <= value < 1 << 64, field)
             setattr(slot, field, value)
         if not saved["indices"] or self.broken:
             return
-        self.enable_queue(slot)
+        self.require(not slot.features & ~self.offered, "features of a queue")
+        self._make_ring(slot)
         self.require(slot.ring is not None, self.broken)
         assert slot.ring is not None
         slot.ring.load(list(saved["indices"]))
