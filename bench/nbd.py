@@ -4,9 +4,10 @@
 
 Every server serves its own copy of the image, from the page cache, over a unix socket; the load
 comes from ``nbd_load.c``, compiled here, which batches as a good client does.  In each round the
-servers take their turns, so that a busy machine is busy for all; of the rounds the median counts.
-Reported are the wall rate and the rate per second of server CPU (user and system, all threads), the
-load generator's own cost being the last column.
+servers take their turns, so that a busy machine is busy for all.  Of the rounds, the half counts in
+which other programs took the least of the processors, and of that the median.  Reported are the
+wall rate, the rate per second of server CPU (user and system, all threads), both divided by those
+of the others, the load generator's own cost, and what other programs took of the processors.
 """
 
 from __future__ import annotations
@@ -60,11 +61,15 @@ CASES = [
 
 
 class Result(NamedTuple):
-    """Requests a second, requests a second of server CPU, generator's microseconds a request."""
+    """Requests a second, requests a second of server CPU, generator's microseconds a request.
+
+    ``others``: the part of the machine's processors that other programs, or other machines, took.
+    """
 
     wall: float
     cpu: float
     generator: float
+    others: float
 
 
 def serve_vdisk(image: Path, format: str, socket: Path, readonly: bool) -> list[str]:
@@ -140,19 +145,33 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def busy_seconds() -> float:
+    """Of all processors, since the start: user, nice, system, irq, softirq, steal."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(int(fields[index]) for index in (0, 1, 2, 5, 6, 7)) / TICKS
+
+
 def measure(load: Path, pid: int, socket: Path, case: Case, seconds: float) -> Result:
     words = [case.operation, case.block, case.depth, case.connections, seconds, case.order]
-    before = cpu_seconds(pid)
+    before, busy, began = cpu_seconds(pid), busy_seconds(), time.monotonic()
     done = subprocess.run(
         [load, socket, *map(str, words)], check=True, capture_output=True, text=True
     )
     spent = cpu_seconds(pid) - before
     requests, took, own = map(float, done.stdout.split())
-    return Result(requests / took, requests / max(spent, 1 / TICKS), own / requests * 1e6)
+    others = (busy_seconds() - busy - spent - own) / (time.monotonic() - began)
+    return Result(
+        requests / took,
+        requests / max(spent, 1 / TICKS),
+        own / requests * 1e6,
+        max(others, 0) / (os.cpu_count() or 1),
+    )
 
 
 def median(results: list[Result]) -> Result:
-    return Result(*(statistics.median(column) for column in zip(*results, strict=True)))
+    """Of the less disturbed half."""
+    quiet = sorted(results, key=lambda result: result.others)[: (len(results) + 1) // 2]
+    return Result(*(statistics.median(column) for column in zip(*quiet, strict=True)))
 
 
 def show(kind: str, case: Case, results: dict[str, Result]) -> None:
@@ -167,7 +186,8 @@ def show(kind: str, case: Case, results: dict[str, Result]) -> None:
         )
         print(
             f"{kind:6} {case!s:28} {name:14} {result.wall * scale:8.2f} {unit}/s"
-            f" {result.cpu * scale:8.2f} {unit}/CPU-s {ratio:14} {result.generator:7.1f} us",
+            f" {result.cpu * scale:8.2f} {unit}/CPU-s {ratio:14} {result.generator:7.1f} us"
+            f" {result.others:5.0%}",
             flush=True,
         )
 
@@ -212,8 +232,8 @@ def versions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--size", type=int, default=512 << 20, help="bytes of the disk")
     parser.add_argument("--kinds", default="raw,qcow2,chain")
     parser.add_argument("--only", help="OPERATION[,BLOCK[,DEPTH[,CONNECTIONS]]]")

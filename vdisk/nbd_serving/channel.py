@@ -41,7 +41,8 @@ class Channel:
 
     sends_files = hasattr(os, "sendfile") and hasattr(os, "preadv")
     can_wait = bool(MSG_DONTWAIT) and hasattr(socket, "SO_RCVTIMEO")
-    _waits = False
+    waits = False
+    """Whether it was asked to."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -58,15 +59,15 @@ class Channel:
 
     def start_waiting(self) -> None:
         """From now on ``recv_into`` waits a moment before it raises ``BlockingIOError``."""
-        if not self._waits:
-            self._waits = True
+        if not self.waits:
+            self.waits = True
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
             self.socket.setblocking(True)
 
     def stop_waiting(self) -> None:
         """Not any longer."""
-        if self._waits:
-            self._waits = False
+        if self.waits:
+            self.waits = False
             self.socket.setblocking(False)
 
     def send(self, data: memoryview, *, more: bool = False) -> int:

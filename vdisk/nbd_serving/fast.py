@@ -121,7 +121,6 @@ class FastPath:
         """
         channel = self._outbox.channel
         receive, take = channel.recv_into, self.take
-        waiting = False
         began = monotonic()
         try:
             while True:
@@ -131,17 +130,17 @@ class FastPath:
                     break
                 if not self.send() or monotonic() - began > TURN:
                     break
-                if not waiting:
-                    waiting = self._start_waiting(began)
+                if not channel.waits and self._may_wait(began):
+                    channel.start_waiting()
         except BlockingIOError:
-            if waiting:
+            if channel.waits:
                 self._no_waiting_until = monotonic() + DISTRUST
             raise
         finally:
             channel.stop_waiting()
         return used, count
 
-    def _start_waiting(self, now: float) -> bool:
+    def _may_wait(self, now: float) -> bool:
         """Whether to wait for the client's next request right in ``recv``.
 
         A client with one request in flight sends the next in answer to our reply.  Where nobody
@@ -150,10 +149,7 @@ class FastPath:
         """
         if self._taken > FEW or now < self._no_waiting_until or not self._can_wait:
             return False
-        if self._export.jobs or not self._alone():
-            return False
-        self._outbox.channel.start_waiting()
-        return True
+        return not self._export.jobs and self._alone()
 
     def take(self, view: memoryview) -> int:
         """Answer the plain requests at the front of ``view``; the bytes they took."""
@@ -172,8 +168,11 @@ class FastPath:
         writes, used = self._parser.writes(view, WRITES_AT_ONCE)
         if writes:
             self._taken = len(writes)
-            with self._device.hold_to_write():
-                self._answer_writes(writes, view)
+            if self._writes_here and monotonic() >= self._export.slow_until:
+                with self._device.hold_to_write():
+                    self._answer_writes(writes, view)
+            else:
+                self._give_writes(writes, view)
         return used
 
     def incomplete(self, view: memoryview) -> bool:
@@ -341,21 +340,28 @@ class FastPath:
 
     def _answer_writes(self, writes: list[PlainWrite], view: memoryview) -> None:
         began = monotonic()
-        here = self._writes_here and began >= self._export.slow_until
         position = answered = size = 0
         for run in _runs(writes):
             length = sum([len(write[2]) for write in run])
             end = position + len(run) * self.header_size + length
-            if here and self._write(run, length):
+            if self._write(run, length):
                 answered += len(run)
                 size += length
             else:
-                self._give(view[position:end])
+                self._give_writes(run, view[position:end])
             position = end
         if answered:
             ended = monotonic()
             self._export.statistics.writes.add(answered, size, (ended - began) / answered)
             self._export.note_time(began, ended, answered)
+
+    def _give_writes(self, writes: list[PlainWrite], view: memoryview) -> None:
+        """To the machine, one by one: each of its payloads is a buffer of its own."""
+        position = 0
+        for write in writes:
+            end = position + self.header_size + len(write[2])
+            self._give(view[position:end])
+            position = end
 
     def _write(self, run: list[PlainWrite], length: int) -> bool:
         """Make a run of writes, put the replies in the buffer; False where it is not for here."""

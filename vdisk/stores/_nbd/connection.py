@@ -178,6 +178,8 @@ class Connection:
         with self._state:
             if count >= len(view) and head == replies[0]:
                 self._answered_plainly(request, cookie)
+                if not len(beyond):
+                    return
             else:
                 self._machine.receive_data(head[: count + len(head)] if count < 0 else head)
                 self._machine.receive_data(bytes(view[: max(count, 0)]))
