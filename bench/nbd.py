@@ -192,7 +192,22 @@ def show(kind: str, case: Case, results: dict[str, Result]) -> None:
         )
 
 
-def run(kind: str, cases: list[Case], options: argparse.Namespace, folder: Path) -> None:
+def row(kind: str, case: Case, results: dict[str, Result]) -> str:
+    """A line of a Markdown table: our rates, and by how much they are those of the others' best."""
+    ours = results["vdisk"]
+    scale, unit = (case.block / (1 << 30), "GiB") if case.block > 4096 else (1e-3, "k")
+    cells = [f"{kind} {case}", f"{ours.wall * scale:.3g} {unit}", f"{ours.cpu * scale:.3g} {unit}"]
+    for peer in ("qemu", "nbdkit"):
+        found = [result for name, result in results.items() if name.startswith(peer)]
+        for value, field in ((ours.wall, "wall"), (ours.cpu, "cpu")):
+            best = max((getattr(result, field) for result in found), default=None)
+            cells.append("" if best is None else f"{value / best:.2f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def run(kind: str, cases: list[Case], options: argparse.Namespace, folder: Path) -> list[str]:
+    """Measure the cases; the lines of the table."""
+    rows: list[str] = []
     source = make_image(folder, kind, options.size)
     format = "raw" if kind == "raw" else "qcow2"
     names = [name for name in SERVERS if kind == "raw" or name != "nbdkit file"]
@@ -219,7 +234,10 @@ def run(kind: str, cases: list[Case], options: argparse.Namespace, folder: Path)
                         results[name].append(
                             measure(folder / "load", pid, socket, case, options.seconds)
                         )
-                show(kind, case, {name: median(found) for name, found in results.items()})
+                medians = {name: median(found) for name, found in results.items()}
+                show(kind, case, medians)
+                rows.append(row(kind, case, medians))
+    return rows
 
 
 def versions() -> str:
@@ -247,8 +265,11 @@ def main() -> None:
         folder = Path(name)
         command = ["cc", "-O2", "-pthread", "-o", folder / "load", HERE / "nbd_load.c"]
         subprocess.run(command, check=True)
+        rows: list[str] = []
         for kind in options.kinds.split(","):
-            run(kind, cases, options, folder)
+            rows += run(kind, cases, options, folder)
+    print("\n| | wall | CPU | qemu-nbd, wall | CPU | nbdkit, wall | CPU |")
+    print("|---|---|---|---|---|---|---|", *rows, sep="\n")
 
 
 if __name__ == "__main__":

@@ -294,6 +294,12 @@ class Writer:
         if start >= stop:
             return None
         inside = min(stop, self._size()) - start
+        found = self.mapping.locate(start, inside) if inside > 0 else None
+        if found is not None:  # in one piece, as mostly: it needs no plan
+            content = bytearray(stop - start)
+            self.core.file.note("cow_read")
+            found[0].read_into(found[1], memoryview(content)[:inside])
+            return content
         extents = list(self.mapping.extents(start, inside)) if inside > 0 else []
         if sparse and all(extent.reads_zero for extent in extents):
             return None
