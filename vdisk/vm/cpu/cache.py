@@ -6,8 +6,8 @@ kind of processor (its name is their digest), one entry after another::
     magic (4) | bytes of names (4) | bytes of object code (4) | CRC-32 of both (4) | names | object
 
 ``names`` are the symbols that the object code defines, joined by newlines.  Entries are appended
-under a lock in one write; what is cut off or damaged is not used, nor what follows it.  Native code is
-only loaded from a file that belongs to the user and that nobody else can write.
+under a lock in one write; what is cut off or damaged is not used, nor what follows it.  Native
+code is only loaded from a file that belongs to the user and that nobody else can write.
 """
 
 from __future__ import annotations

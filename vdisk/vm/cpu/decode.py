@@ -53,7 +53,6 @@ class Op:
     wide: int | None = None
     rip_relative: bool = False
     jump: int | None = None
-    """A direct jump: its target relative to the next instruction."""
 
 
 @dataclass(slots=True)
@@ -62,21 +61,31 @@ class Decoded:
 
     ops: list[Op]
     length: int
+    name: str
+    """The operation of its last micro-op."""
     reads: int = 0
-    """Arithmetic flags it looks at."""
+    """Arithmetic flags that it looks at, or that a fault of it would show."""
     writes: int = 0
     """Arithmetic flags that it may change."""
     kills: int = 0
     """Arithmetic flags that it sets whatever they were."""
     leaves: int = -1
     """``cc_op`` after it where that is known, -2 where it leaves all as it was."""
+    needs_known: bool = False
+    """It asks for the flags that were there, so it matters what is known of them."""
+    is_condition: bool = False
     ends: bool = False
     """The block ends with it."""
     falls_through: bool = False
     """It ends a block, but the next instruction may follow (conditional jumps)."""
     shadow: bool = False
     """The next instruction is its last (STI)."""
-    name: str = field(default="")
+    jump: int | None = None
+    """A direct jump: its target relative to the next instruction."""
+    placed: bool = False
+    """Its records depend on its place in the page (rip-relative addresses)."""
+    records: dict[tuple[bool, int], bytes] = field(default_factory=dict)
+    """What it was translated to, by whether its flags are wanted, and the known ``cc_op``."""
 
 
 # -- registers ---------------------------------------------------------------------------------
@@ -305,42 +314,62 @@ class Decoder:
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
         self._known: dict[bytes, Decoded] = {}
+        self._instruction = iced.Instruction()
 
-    def decode(self, code: bytes, offset: int) -> Decoded | None:
-        """The instruction at ``code[offset:]``; None if its bytes are not all there."""
-        window = code[offset : offset + 15]
+    def decode_block(self, code: bytes, offset: int, limit: int) -> list[Decoded]:
+        """Instructions from ``offset`` on to the end of their block, at most ``limit``.
+
+        Stops before an instruction whose bytes are not all there.
+        """
+        window = code[offset : offset + limit * LONGEST]
         decoder = iced.Decoder(self.mode.code, window)
-        instruction = decoder.decode()
-        if decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
-            return None
-        length = instruction.len
-        key = window[:length]
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = lower_instruction(instruction, self.mode)
-        return found
+        decode, instruction = decoder.decode_out, self._instruction
+        known, block = self._known, []
+        at, shadow = 0, False
+        while len(block) < limit and at < len(window):
+            decode(instruction)
+            if instruction.is_invalid and decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
+                break
+            end = at + instruction.len
+            key = window[at:end]
+            found = known.get(key)
+            if found is None:
+                found = known[key] = self._lower(key)
+            block.append(found)
+            at = end
+            if found.ends or shadow:
+                break
+            shadow = found.shadow
+        return block
+
+    def _lower(self, code: bytes) -> Decoded:
+        """Instructions are lowered as if they stood at address 0."""
+        return lower_instruction(iced.Decoder(self.mode.code, code).decode(), self.mode)
+
+
+LONGEST = 15
+"""Bytes of an instruction."""
 
 
 def lower_instruction(instruction: iced.Instruction, mode: Mode) -> Decoded:
     """One decoded instruction as micro-ops."""
-    length = instruction.len
     lowering = Lowering(instruction, mode)
     mnemonic = instruction.mnemonic
     function = LOWER.get(mnemonic)
     if instruction.is_invalid or function is None or _refused_lock(instruction):
-        op = lowering.op("undefined", 32)
-        return Decoded([op], length, ends=True, name="undefined")
-    ops = [_normal(op) for op in function(lowering)]
-    last = ops[-1].shape.operation
-    decoded = Decoded(ops, length, name=last)
+        ops = [lowering.op("undefined", 32)]
+    else:
+        ops = [_normal(op) for op in function(lowering)]
+    last = ops[-1]
+    decoded = Decoded(ops, instruction.len, last.shape.operation, jump=last.jump)
     decoded.reads = _flags_of(instruction.rflags_read)
     changed = decoded.writes = decoded.kills = _flags_of(instruction.rflags_modified)
     family = FAMILIES.get(mnemonic)
     if family is not None:
-        decoded.leaves = flags.cc_op(family, ops[-1].shape.size)
+        decoded.leaves = flags.cc_op(family, last.shape.size)
     elif not changed:
         decoded.leaves = -2
-    _refine(decoded, instruction, ops[-1].shape)
+    _refine(decoded, last.shape)
     return decoded
 
 
@@ -357,8 +386,16 @@ READS_ALL = {
 }
 
 
-def _refine(decoded: Decoded, instruction: iced.Instruction, shape: Shape) -> None:
-    """What the general rule gets wrong."""
+FAULTING = {
+    *("push", "pop", "push_selector", "pusha", "popa", "leave", "enter", "call", "ret", "pushf"),
+    *("movs", "stos", "lods", "scas", "cmps", "call_indirect", "div", "idiv", "aam", "xlat"),
+    *("cli", "sti", "swapgs", "bound", "popf", "jmp_indirect"),
+}
+"""Operations that may fault without a memory operand in their shape."""
+
+
+def _refine(decoded: Decoded, shape: Shape) -> None:
+    """What the general rule gets wrong, and what follows from it."""
     name = decoded.name
     if name in CONDITIONAL_FLAGS and shape.variant == 1:  # a count of zero changes nothing
         decoded.kills, decoded.leaves, decoded.reads = 0, -1, flags.ARITHMETIC
@@ -368,9 +405,15 @@ def _refine(decoded: Decoded, instruction: iced.Instruction, shape: Shape) -> No
             decoded.kills = 0
     if name in READS_ALL:
         decoded.reads, decoded.kills = flags.ARITHMETIC, 0
+    looks = bool(decoded.reads) or decoded.writes not in (0, flags.ARITHMETIC)
+    decoded.needs_known = looks
+    if name in FAULTING or any("m" in op.shape.operands for op in decoded.ops):
+        decoded.reads = flags.ARITHMETIC
     decoded.ends = name in ENDS
     decoded.falls_through = name in FALL_THROUGH
+    decoded.is_condition = name in {"jcc", "setcc", "cmovcc"}
     decoded.shadow = name == "sti"
+    decoded.placed = any(op.rip_relative for op in decoded.ops)
 
 
 _LOCKABLE = {

@@ -369,7 +369,8 @@ def _string(d: Lowering) -> list[Op]:
     kinds = [i.op_kind(n) for n in range(i.op_count)]
     width = next((_STRING_ADDRESS[kind] for kind in kinds if kind in _STRING_ADDRESS), None)
     if width is None:  # MOVSD and CMPSD of SSE2 share the mnemonic
-        return SSE_NAMESAKES[i.mnemonic](d)
+        namesake = SSE_NAMESAKES.get(i.mnemonic)
+        return [d.op("undefined", 32)] if namesake is None else namesake(d)
     repeat = 1 if i.has_rep_prefix else 2 if i.has_repne_prefix else 0
     segment, suffix = d.segment(i.memory_segment)
     op = d.op(operation, size, variant=repeat, address=f"{width}{suffix}")
