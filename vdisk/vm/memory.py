@@ -147,6 +147,10 @@ class GuestMemory:
             raise OutOfRangeError(f"{gpa:#x}+{length:#x} is not of this memory")
         return self._bytes[gpa : gpa + length]
 
+    def everything(self) -> memoryview:
+        """All of the address space, RAM or not: for an interpreter that checks kinds itself."""
+        return self._bytes
+
     def dirtied(self, gpa: int, length: int) -> None:
         """Say that a device has written this range (translations of it are dropped)."""
         for callback in self._on_dirtied:

@@ -114,6 +114,14 @@ class Arena:
         """Where native code finds a code array."""
         return self._arrays.address + number * ARRAY_SIZE
 
+    def number_of(self, address: int) -> int:
+        """The code array that begins at an address."""
+        return (address - self._arrays.address) // ARRAY_SIZE
+
+    def mask(self, page_number: int) -> int:
+        """Which 64-byte pieces of a page are translated."""
+        return self._mask_words[page_number]
+
     def entry(self, codes: int, offset: int) -> int:
         """The record that a code array names for an offset, or 0."""
         return self._codes[codes * PAGE_SIZE + offset]

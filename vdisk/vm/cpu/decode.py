@@ -324,7 +324,8 @@ class Decoder:
         window = code[offset : offset + limit * LONGEST]
         decoder = iced.Decoder(self.mode.code, window)
         decode, instruction = decoder.decode_out, self._instruction
-        known, block = self._known, []
+        known = self._known
+        block: list[Decoded] = []
         at, shadow = 0, False
         while len(block) < limit and at < len(window):
             decode(instruction)

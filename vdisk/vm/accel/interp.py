@@ -1,0 +1,258 @@
+"""The reference interpreter: the same translations, with handlers in Python.
+
+It is slow (some ten thousand instructions a second) and simple: what native code does wrongly, it
+shows.  Addresses in the state are offsets here: guest memory and the arena begin at 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
+from vdisk.vm.cpu import mmu, python_runtime
+from vdisk.vm.cpu.builder import Value
+from vdisk.vm.cpu.context import Shape, write_handler
+from vdisk.vm.cpu.exits import Exit
+from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.native import KNOWN
+from vdisk.vm.cpu.python_builder import PythonBuilder
+from vdisk.vm.cpu.routines import ROUTINES
+from vdisk.vm.cpu.semantics import load_all
+from vdisk.vm.cpu.state import CODE_ENTRY, CODE_TLB, TLB_ENTRIES
+from vdisk.vm.memory import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import CodeType
+
+    from vdisk.vm.bus import Bus
+    from vdisk.vm.memory import GuestMemory
+
+SIGN = 1 << 63
+_compiled: dict[str, CodeType] = {}
+"""Of all handlers and routines so far, by name: the same for every machine."""
+
+
+class _Left(Exception):
+    """A handler leaves to Python."""
+
+
+def _define(name: str, parameters: str, body: str) -> CodeType:
+    code = _compiled.get(name)
+    if code is None:
+        text = f"def {name}({parameters}):\n{body}\n"
+        code = _compiled[name] = compile(text, f"<{name}>", "exec")
+    return code
+
+
+def _routine_code(name: str) -> CodeType:
+    called = ROUTINES[name]
+    b = PythonBuilder(KNOWN)
+    arguments = [Value(b, kind, f"a{number}") for number, kind in enumerate(called.arguments)]
+    called.write(b, *arguments)
+    return _define(name, ", ".join(["S", *(item.text for item in arguments)]), b.body())
+
+
+def _handler_code(shape: Shape) -> CodeType:
+    b = PythonBuilder(KNOWN)
+    write_handler(b, shape)
+    return _define(shape.symbol, "S, ins", b.body())
+
+
+class InterpVcpu(SoftwareVcpu):
+    """A vCPU that Python executes.  It is also the ``E`` that handlers call."""
+
+    engine: InterpAccelerator
+
+    def __init__(self, engine: InterpAccelerator, index: int) -> None:
+        memory = engine.memory
+        self.names: dict[str, Any] = {
+            **python_runtime.NAMES,
+            "M": memory.everything(),
+            "A": engine.arena.bytes,
+            "E": _Engine(self),
+        }
+        for name in ROUTINES:
+            exec(_routine_code(name), self.names)
+        self._handlers: dict[int, Callable[[memoryview, int], int]] = {}
+        super().__init__(engine, index)
+
+    def pointers(self) -> dict[str, int]:
+        return {**super().pointers(), "memory": 0, "arena": 0}
+
+    def routine(self, name: str, *arguments: int) -> int:
+        return self.names[name](self.state.view, *arguments) or 0
+
+    def remember_code_page(self, linear: int) -> None:
+        self.find_code_page(linear)
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        view, arena = self.state.view, self.engine.arena
+        try:
+            if self._start_at:
+                record, self._start_at = self._start_at - arena.address, 0
+            else:
+                state = self.state
+                record = self.goto(self.wrap_code(state.rip + state.cs_base), 0)
+            while True:
+                number = int.from_bytes(arena.bytes[record : record + 8], "little")
+                handler = self._handlers.get(number) or self._make(number)
+                record = handler(view, record)
+        except _Left:
+            return
+
+    def _make(self, number: int) -> Callable[[memoryview, int], int]:
+        shape = self.engine.shapes[number]
+        exec(_handler_code(shape), self.names)
+        made: Callable[[memoryview, int], int] = self.names[shape.symbol]
+        self._handlers[number] = made
+        return made
+
+    def wrap_code(self, linear: int) -> int:
+        """A code address as wide as the mode's instruction pointers."""
+        return linear & (0xFFFF_FFFF_FFFF_FFFF if self.state.mode == 64 else 0xFFFF_FFFF)
+
+    # -- ends of records, as in vdisk.vm.cpu.native ------------------------------------------------
+
+    def _exit(self, linear: int, reason: int) -> None:
+        state = self.state
+        state.rip = self.wrap_code(linear - state.cs_base)
+        state.exit_reason = reason
+        raise _Left
+
+    def _field(self, record: int, offset: int, size: int) -> int:
+        return int.from_bytes(
+            self.engine.arena.bytes[record + offset : record + offset + size], "little"
+        )
+
+    def linear_of(self, record: int) -> int:
+        """The linear address of a record's instruction."""
+        return self.state.code_page + self._field(record, 24, 2)
+
+    def spend(self, count: int) -> bool:
+        """Count instructions; True if it is time to leave."""
+        state = self.state
+        state.budget -= count
+        return bool((state.budget | state.kick) & SIGN)
+
+    def goto(self, linear: int, spent: int) -> int:
+        """Find the record for a linear address."""
+        if self.spend(spent):
+            self._exit(linear, Exit.INTERRUPTED)
+        try:
+            codes = self.find_code_page(linear)
+        except GuestFault as fault:
+            self._describe(fault)
+            self._exit(linear, Exit.FAULT)
+        arena = self.engine.arena
+        entry = arena.entry(arena.number_of(codes), linear & 0xFFF) if codes else 0
+        if not entry:
+            self._exit(linear, Exit.TRANSLATE)
+        self.state.code_page = linear & ~0xFFF
+        return arena.record_address(entry) - arena.address
+
+    def _describe(self, fault: GuestFault) -> None:
+        state = self.state
+        state.fault_vector, state.fault_error = fault.vector, fault.error
+        state.fault_address = fault.address
+
+    def find_code_page(self, linear: int) -> int:
+        """The address of the page's code array (0: none), kept in the TLB."""
+        state, page = self.state, linear & ~0xFFF
+        place = state.tlb_current + CODE_TLB + ((linear >> 12) % TLB_ENTRIES) * CODE_ENTRY
+        if int.from_bytes(state.view[place : place + 8], "little") == page:
+            return int.from_bytes(state.view[place + 8 : place + 16], "little")
+        physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
+        arena, mode = self.engine.arena, self.mode
+        known = arena.pages.get(physical >> PAGE_SHIFT)
+        if known is None or mode not in known.arrays:
+            return 0
+        codes = arena.codes_address(known.arrays[mode])
+        state.view[place : place + 8] = page.to_bytes(8, "little")
+        state.view[place + 8 : place + 16] = codes.to_bytes(8, "little")
+        return codes
+
+
+class _Engine:
+    """What handlers call by the name ``E``."""
+
+    def __init__(self, vcpu: InterpVcpu) -> None:
+        self.vcpu = vcpu
+        self.goto = vcpu.goto
+        self.timestamp = vcpu.timestamp
+
+    def follow(self, link: int, spent: int) -> int:
+        record = link - self.vcpu.engine.arena.address
+        if self.vcpu.spend(spent):
+            self.vcpu._exit(self.vcpu.linear_of(record), Exit.INTERRUPTED)
+        return record
+
+    def again(self, record: int) -> int:
+        if self.vcpu.spend(1):
+            self.vcpu._exit(self.vcpu.linear_of(record), Exit.INTERRUPTED)
+        return record
+
+    def fault(self, record: int) -> None:
+        vcpu = self.vcpu
+        vcpu.state.pending = 0
+        vcpu.state.budget -= vcpu._field(record, 30, 1) - 1
+        vcpu._exit(vcpu.linear_of(record), Exit.FAULT)
+
+    def leave(self, record: int, after: bool) -> None:
+        vcpu = self.vcpu
+        vcpu.state.budget -= vcpu._field(record, 30, 1) - (not after)
+        length = vcpu._field(record, 26, 1) if after else 0
+        vcpu._exit(vcpu.linear_of(record) + length, vcpu.state.exit_reason)
+
+    def kinds(self, page: int) -> int:
+        return int(self.vcpu.engine.memory.kind(page << PAGE_SHIFT))
+
+    def code_masks(self, page: int) -> int:
+        return self.vcpu.engine.arena.mask(page)
+
+    def mmio_read(self, _: int, physical: int, size: int) -> int:
+        return self.vcpu.mmio_read(physical, size)
+
+    def mmio_write(self, _: int, physical: int, size: int, value: int) -> None:
+        self.vcpu.mmio_write(physical, size, value)
+
+    def port_read(self, _: int, port: int, size: int) -> int:
+        return self.vcpu.port_in(port, size)
+
+    def port_write(self, _: int, port: int, size: int, value: int) -> None:
+        self.vcpu.port_out(port, size, value)
+
+    def code_written(self, _: int, physical: int, size: int) -> None:
+        self.vcpu.engine.dirtied(physical, size)
+
+
+class InterpAccelerator(SoftwareAccelerator):
+    """The interpreter for one machine."""
+
+    name = "interp"
+
+    def __init__(self, memory: GuestMemory, bus: Bus) -> None:
+        load_all()
+        self._numbers: dict[Shape, int] = {}
+        self.shapes: list[Shape] = [Shape("undefined")]
+        super().__init__(memory, bus)
+
+    def vcpu(self, index: int) -> InterpVcpu:
+        vcpu = InterpVcpu(self, index)
+        self.add(vcpu)
+        return vcpu
+
+    def handlers(self, shapes: Iterable[Shape]) -> dict[Shape, int]:
+        """Handlers are numbers here; each vCPU has its own functions for them."""
+        for shape in shapes:
+            if shape not in self._numbers:
+                self._numbers[shape] = len(self.shapes)
+                self.shapes.append(shape)
+        return self._numbers
+
+
+def accelerator(memory: GuestMemory, bus: Bus) -> InterpAccelerator:
+    """The interpreter as a machine takes it."""
+    return InterpAccelerator(memory, bus)

@@ -1,0 +1,269 @@
+"""What the software engines share: a vCPU over translated records, and the translations.
+
+An engine says how records are executed (:meth:`SoftwareVcpu._enter`), how routines of the run-time
+are called, and what a handler is (:meth:`SoftwareAccelerator.handlers`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from vdisk.vm.accel.base import Accelerator
+from vdisk.vm.cpu import mmu
+from vdisk.vm.cpu.arena import Arena
+from vdisk.vm.cpu.core import Core
+from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.semantics.machine import stale_shape
+from vdisk.vm.cpu.translate import Translator
+from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vdisk.vm.bus import Bus
+    from vdisk.vm.cpu.context import Shape
+    from vdisk.vm.cpu.decode import Mode
+    from vdisk.vm.memory import GuestMemory
+
+IN_PAGE = PAGE_SIZE - 1
+LONGEST_INSTRUCTION = 15
+
+
+class SoftwareVcpu(Core):
+    """A vCPU that executes records."""
+
+    mode: Mode | None = None
+
+    def __init__(self, engine: SoftwareAccelerator, index: int) -> None:
+        self.engine = engine
+        self._scratch: dict[tuple[bytes, int, Mode], int] = {}
+        self._start_at = 0  # the record of such a translation, when it is to be executed
+        super().__init__(index, engine.bus)
+
+    @abstractmethod
+    def routine(self, name: str, *arguments: int) -> int:
+        """Call a routine of the run-time (:mod:`vdisk.vm.cpu.routines`)."""
+
+    def pointers(self) -> dict[str, int]:
+        engine = self.engine
+        table = {} if self.mode is None else {"code_table": engine.arena.table_address(self.mode)}
+        return {
+            **table,
+            "memory_top": engine.memory.top,
+            "vcpu": self.index,
+            "tsc_offset": -time.perf_counter_ns(),
+        }
+
+    def _mode_changed(self, mode: Mode) -> None:
+        if mode != self.mode:
+            self.mode = mode
+            self.state.code_table = self.engine.arena.table_address(mode)
+            self.state.flush_tlb()  # code entries are of a mode
+
+    # -- code ------------------------------------------------------------------------------------
+
+    def _translate(self) -> None:
+        state = self.state
+        linear = self.wrap_linear(state.rip + state.cs_base)
+        physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
+        assert self.mode is not None
+        if not self.engine.translate(physical, self.mode):
+            self._translate_crossing(linear)
+
+    def _translate_crossing(self, linear: int) -> None:
+        """Make code for an instruction that reaches into the next page.
+
+        It begins with a record that compares the second page's code array with the one it was
+        made for; where that fails (the TLB has forgotten the page, or another one is there now)
+        generated code comes back here.
+        """
+        assert self.mode is not None
+        user, following = self.state.cpl == 3, self.wrap_linear((linear | IN_PAGE) + 1)
+        first = self.walk(linear, mmu.EXECUTE, user=user)
+        second = self.walk(following, mmu.EXECUTE, user=user)
+        if self.engine.translate_crossing(first, second, self.mode):
+            self.remember_code_page(following)
+            return
+        code = self.fetch_code(linear)
+        offset = linear & IN_PAGE
+        key = (code, offset, self.mode)
+        record = self._scratch.get(key)
+        if record is None:
+            record = self._scratch[key] = self.engine.translate_once(code, offset, self.mode)
+        self.state.code_page = linear & ~IN_PAGE
+        self._start_at = self.engine.arena.record_address(record)
+
+    @abstractmethod
+    def remember_code_page(self, linear: int) -> None:
+        """Put the code array of a page into the TLB's code entries."""
+
+    def fetch_code(self, linear: int) -> bytes:
+        user = self.state.cpl == 3
+        physical = self.walk(linear, mmu.EXECUTE, user=user)
+        left = PAGE_SIZE - (linear & IN_PAGE)
+        code = self.engine.code_bytes(physical, min(left, LONGEST_INSTRUCTION))
+        if left < LONGEST_INSTRUCTION:
+            try:
+                second = self.walk(self.wrap_linear(linear + left), mmu.EXECUTE, user=user)
+            except GuestFault:
+                return code
+            code += self.engine.code_bytes(second, LONGEST_INSTRUCTION - left)
+        return code
+
+    # -- routines --------------------------------------------------------------------------------
+
+    def walk(self, linear: int, access: int, *, user: bool) -> int:
+        physical = self.routine("walk", linear, access, int(user))
+        self._raise_pending()
+        return physical
+
+    def _load(self, tlb_set: int, linear: int, size: int) -> int:
+        return self.routine("slow_load", tlb_set, linear, size)
+
+    def _store(self, tlb_set: int, linear: int, size: int, value: int) -> None:
+        self.routine("slow_store", tlb_set, linear, size, value)
+
+    def check_write(self, linear: int, size: int) -> None:
+        self.routine("check_write", self.state.tlb_current, linear, size)
+        self._raise_pending()
+
+    def arithmetic_flags(self) -> int:
+        return self.routine("arithmetic_flags")
+
+    def _deliver_fast(self, vector: int, error: int | None) -> bool:
+        if self.state.mode != 64:
+            return False
+        return bool(self.routine("deliver_long", vector, error or 0, int(error is not None)))
+
+    def drop_write_entries(self, page_number: int) -> None:
+        """Have writes to a physical page noticed from now on."""
+        self.routine("drop_write_entries", self.state.memory + (page_number << PAGE_SHIFT))
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def timestamp(self) -> int:
+        state = self.state
+        passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
+        return (state.tsc_offset + passed) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def set_timestamp(self, value: int) -> None:
+        state = self.state
+        passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
+        state.tsc_offset = value - passed
+
+    # -- memory-mapped I/O -------------------------------------------------------------------------
+
+    def mmio_read(self, physical: int, size: int) -> int:
+        """Memory-mapped I/O, of the local APIC or the bus."""
+        with self.bus.lock:
+            if self.apic is not None and physical & ~IN_PAGE == self.state.apic_base & ~IN_PAGE:
+                return self.apic.mmio_read(physical & IN_PAGE, size)
+            return self.bus.mmio.read(physical, size)
+
+    def mmio_write(self, physical: int, size: int, value: int) -> None:
+        """The counterpart of :meth:`mmio_read`."""
+        with self.bus.lock:
+            if self.apic is not None and physical & ~IN_PAGE == self.state.apic_base & ~IN_PAGE:
+                self.apic.mmio_write(physical & IN_PAGE, size, value)
+            else:
+                self.bus.mmio.write(physical, size, value)
+
+
+class SoftwareAccelerator(Accelerator):
+    """The translations of one machine, and its vCPUs."""
+
+    counts_instructions = True
+
+    def __init__(self, memory: GuestMemory, bus: Bus) -> None:
+        self.memory, self.bus = memory, bus
+        self.arena = Arena(memory)
+        self.translator = Translator(self.arena, self.handlers)
+        self.vcpus: list[SoftwareVcpu] = []
+        self._lock = threading.RLock()
+        self._a20 = True
+        self._stale = self.handlers([stale_shape()])[stale_shape()]
+        memory.on_dirtied(self.dirtied)
+        memory.on_change(lambda *_: self._flush_all())
+
+    @abstractmethod
+    def handlers(self, shapes: Iterable[Shape]) -> dict[Shape, int]:
+        """Make sure that these handlers exist; what a record holds for each shape."""
+
+    def add(self, vcpu: SoftwareVcpu) -> None:
+        """One more processor; each knows how many there are."""
+        self.vcpus.append(vcpu)
+        for each in self.vcpus:
+            each.count = len(self.vcpus)
+
+    @property
+    def a20(self) -> bool:
+        return self._a20
+
+    @a20.setter
+    def a20(self, enabled: bool) -> None:
+        if enabled != self._a20:
+            self._a20 = enabled
+            for vcpu in self.vcpus:
+                vcpu.state.a20_mask = (1 << 64) - 1 if enabled else ~(1 << 20)
+            self._flush_all()
+
+    def _flush_all(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.state.flush_tlb()
+
+    # -- translation -------------------------------------------------------------------------------
+
+    def code_bytes(self, physical: int, length: int) -> bytes:
+        """Bytes to decode; where there is neither RAM nor ROM, ones."""
+        if self.memory.kind(physical) is PageKind.MMIO:
+            return b"\xff" * length
+        return self.memory.read(physical, length)
+
+    def translate(self, physical: int, mode: Mode) -> bool:
+        """Translate the block at a physical address; False if it begins with a crossing one."""
+        page_number, offset = physical >> PAGE_SHIFT, physical & IN_PAGE
+        with self._lock:
+            code = self.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
+            done = self.translator.translate(code, page_number, offset, mode)
+            if done:
+                self._protect(page_number, offset, self.translator.last_end)
+            return done
+
+    def translate_crossing(self, first: int, second: int, mode: Mode) -> bool:
+        """The block at ``first`` is an instruction that goes on at ``second``; False if the one
+        that is there already was made with another second page."""
+        with self._lock:
+            page_number, offset = first >> PAGE_SHIFT, first & IN_PAGE
+            codes = self.arena.codes(page_number, mode)
+            guard = self.arena.codes_address(self.arena.codes(second >> PAGE_SHIFT, mode))
+            present = self.arena.entry(codes, offset)
+            if present:
+                return self.arena.wide(present) == guard
+            code = self.code_bytes(first, PAGE_SIZE - offset)
+            code += self.code_bytes(second, LONGEST_INSTRUCTION - len(code))
+            end = self.translator.translate_crossing(
+                code, (page_number, second >> PAGE_SHIFT), offset, mode, guard
+            )
+            self._protect(page_number, offset, PAGE_SIZE)
+            self._protect(second >> PAGE_SHIFT, 0, max(end - PAGE_SIZE, 1))
+            return True
+
+    def translate_once(self, code: bytes, offset: int, mode: Mode) -> int:
+        """A block of one instruction that is not entered in any code array."""
+        with self._lock:
+            return self.translator.translate_once(code, offset, mode)
+
+    def _protect(self, page_number: int, start: int, end: int) -> None:
+        """Have writes to these bytes of a page noticed from now on."""
+        if self.arena.mark_code(page_number, start, end):
+            for vcpu in self.vcpus:
+                vcpu.drop_write_entries(page_number)
+
+    def dirtied(self, gpa: int, length: int) -> None:
+        """Memory was written: drop what was translated from it."""
+        with self._lock:
+            for page in self.arena.touches_code(gpa, length):
+                self.arena.drop(page, self._stale)
