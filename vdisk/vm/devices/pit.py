@@ -54,7 +54,18 @@ class Counter(Device):
     """
 
     SAVED: ClassVar[tuple[str, ...]] = (
-        *("mode", "access", "bcd", "gate", "reload", "counting", "_start", "_elapsed", "_null"),
+        *(
+            "mode",
+            "_mode_bits",
+            "access",
+            "bcd",
+            "gate",
+            "reload",
+            "counting",
+            "_start",
+            "_elapsed",
+            "_null",
+        ),
         *("_next", "_next_at", "_next_rises", "_low_byte", "_second_write", "_second_read"),
         *("_latched", "_latch", "_status_latched", "_status"),
     )
@@ -67,6 +78,7 @@ class Counter(Device):
 
     def reset(self) -> None:
         self.mode, self.access, self.bcd = SQUARE, LOW_HIGH, False
+        self._mode_bits = SQUARE
         self.gate = self._gate_at_reset
         self.reload = 0x10000
         self.counting, self._null = False, True
@@ -164,6 +176,7 @@ class Counter(Device):
         """A control word: a new mode, nothing counts until a count is written."""
         self.access, self.bcd = access, bcd
         self.mode = mode & 3 if mode > HARD_STROBE else mode  # M2 is don't-care for modes 2, 3
+        self._mode_bits = mode
         self.counting, self._null = False, True
         self._next = self._latched = 0
         self._second_write = self._second_read = self._status_latched = False
@@ -211,7 +224,9 @@ class Counter(Device):
         if not self._status_latched:
             now = self.now()
             output = self.output(now) << 7
-            self._status = output | self._null << 6 | self.access << 4 | self.mode << 1 | self.bcd
+            self._status = (
+                output | self._null << 6 | self.access << 4 | self._mode_bits << 1 | self.bcd
+            )
             self._status_latched = True
 
     def read(self) -> int:
@@ -229,7 +244,8 @@ class Counter(Device):
 
     def restored(self) -> None:
         self.require(0 < self.reload <= 0x10000 and 0 <= self._next <= 0x10000, "a count")
-        self.require(0 <= self.mode <= HARD_STROBE and LOW <= self.access <= LOW_HIGH, "a mode")
+        self.require(0 <= self._mode_bits <= 7 and 0 <= self.mode <= HARD_STROBE, "a mode")
+        self.require(LOW <= self.access <= LOW_HIGH, "a mode")
         self.require(0 <= self._latched <= 2, "a latch")
 
 
