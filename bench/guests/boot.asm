@@ -28,10 +28,13 @@ start64:
         mov qword [PD + 0x2000], PT | P | W | U
         SET_GATE 14, on_fault, 0x8e00
         SET_GATE 0x20, on_done, 0xee00
+        mov dword [resume], failed
+        mov dword [resume_sp], PROGRAM_STACK
         mov edi, table
         mov eax, PROGRAM
         call rax
         END
+failed: END                             ; `report` has said which exception it was
 
 syscalls:
         push rbx

@@ -3,7 +3,7 @@ them as a process: the same addresses, rights, selectors and page attributes.
 
 ::
 
-    0x1000  page tables    supervisor memory is mapped at its own addresses, the arena at ARENA
+    0x1000  page tables    they map all this at SYSTEM, for supervisors, and the arena at ARENA
     0x7000  GDT (as Linux has it), LDT (16-bit segments of the arena), TSS, IDT
     0xA000  a stub of HLT for each vector
     0x10000 top of the ring 0 stack
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from vdisk.vm.accel.base import Accelerator
 
 MEMORY_SIZE = 0x20_0000
-PML4, PDPT, LOW_DIRECTORY, ARENA_DIRECTORY, ARENA_TABLE = range(0x1000, 0x6000, 0x1000)
+SYSTEM = 0x6000_0000
+"""Linear address of guest physical address 0: where no case looks, for a host has nothing there."""
+PML4, PDPT, DIRECTORY, ARENA_TABLE = range(0x1000, 0x5000, 0x1000)
 GDT, LDT, TSS, IDT, STUBS, STACK = 0x7000, 0x7800, 0x7C00, 0x8000, 0xA000, 0x1_0000
 ARENA_GPA = 0x10_0000
 
@@ -79,8 +81,8 @@ CODES = {
 }
 DATA16 = Segment(0x0F, ARENA, 0xFFFF, 0x00F3)
 DATAS = {64: USER_DATA, 32: USER_DATA, 16: DATA16}
-TASK = Segment(0x40, TSS, 0x67, 0x008B)
-LOCAL = Segment(0x50, LDT, 15, 0x0082)
+TASK = Segment(0x40, SYSTEM + TSS, 0x67, 0x008B)
+LOCAL = Segment(0x50, SYSTEM + LDT, 15, 0x0082)
 NOTHING = Segment(0, 0, 0xFFFFFFFF, 0xC0F3)
 """FS and GS: null selectors."""
 
@@ -131,10 +133,9 @@ class GuestCpu:
     def _map_pages(self) -> None:
         table = PRESENT | WRITABLE | USER
         self._entry(PML4, 0, PDPT | table)
-        self._entry(PDPT, 0, LOW_DIRECTORY | PRESENT | WRITABLE)
-        self._entry(LOW_DIRECTORY, 0, PRESENT | WRITABLE | LARGE)
-        self._entry(PDPT, ARENA >> 30, ARENA_DIRECTORY | table)
-        self._entry(ARENA_DIRECTORY, ARENA >> 21 & 511, ARENA_TABLE | table)
+        self._entry(PDPT, ARENA >> 30, DIRECTORY | table)
+        self._entry(DIRECTORY, SYSTEM >> 21 & 511, PRESENT | WRITABLE | LARGE)
+        self._entry(DIRECTORY, ARENA >> 21 & 511, ARENA_TABLE | table)
         self._map(CODE, CODE_SIZE, table)
         self._map(DATA, DATA_SIZE, table | NO_EXECUTE)
         self._map(READ_ONLY, PAGE, PRESENT | USER | NO_EXECUTE)
@@ -153,10 +154,11 @@ class GuestCpu:
             write(GDT + segment.selector, system_descriptor(segment))
         for segment in (CODES[16], DATA16):
             write(LDT + (segment.selector & ~7), descriptor(segment))
-        write(TSS + 4, STACK.to_bytes(8, "little"))
+        write(TSS + 4, (SYSTEM + STACK).to_bytes(8, "little"))
         write(TSS + 102, (0x68).to_bytes(2, "little"))  # no I/O permission bitmap
         for vector in range(256):
-            write(IDT + 16 * vector, gate(STUBS + 16 * vector, 0x10, 3 if vector in {3, 4} else 0))
+            stub = SYSTEM + STUBS + 16 * vector
+            write(IDT + 16 * vector, gate(stub, 0x10, 3 if vector in {3, 4} else 0))
             write(STUBS + 16 * vector, bytes([HLT]))
 
     def _system(self, mode: int) -> SystemRegisters:
@@ -166,7 +168,8 @@ class GuestCpu:
         system.cs = CODES[mode]
         system.fs = system.gs = NOTHING
         system.tr, system.ldtr = TASK, LOCAL
-        system.gdt, system.idt = DescriptorTable(GDT, 0x5F), DescriptorTable(IDT, 0xFFF)
+        system.gdt = DescriptorTable(SYSTEM + GDT, 0x5F)
+        system.idt = DescriptorTable(SYSTEM + IDT, 0xFFF)
         system.cr0, system.cr3, system.cr4, system.efer = CR0, PML4, CR4, EFER
         return system
 
@@ -195,7 +198,7 @@ class GuestCpu:
         registers = self.vcpu.get_registers()
         memory = self.memory.read(ARENA_GPA + WINDOW, WINDOW_SIZE)
         state = State(registers, self.vcpu.get_fpu(), memory)
-        vector = (registers.rip - 1 - STUBS) // 16
+        vector = (registers.rip - 1 - SYSTEM - STUBS) // 16
         if result is not VcpuExit.HLT or not 0 <= vector < 256:
             if result is VcpuExit.INTERRUPTED:
                 return Outcome(state, timed_out=True)
@@ -209,7 +212,7 @@ class GuestCpu:
     def _unwind(self, registers: Registers, vector: int) -> int:
         """Take the interrupted registers from the stack; gives the error code."""
         size = 48 if vector in WITH_ERROR_CODE else 40
-        frame = self.memory.read(registers.gprs[4], size)
+        frame = self.memory.read(registers.gprs[4] - SYSTEM, size)
         error = int.from_bytes(frame[:8], "little") if size == 48 else 0
         rip, _, flags, rsp, _ = struct.unpack("<5Q", frame[-40:])
         registers.rip, registers.rflags, registers.gprs[4] = rip, flags & ~(RF | IF), rsp

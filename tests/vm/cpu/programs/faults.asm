@@ -70,7 +70,8 @@ start64:
         mov cr4, rax
         SAY "INT beyond the IDT: "
         TRY int 0x50
-;= INT beyond the IDT: #0d(0502) +00
+;= INT beyond the IDT: #0d(0282) +00
+;q INT beyond the IDT: #0d(0502) +00
         SAY "gate that is absent: "
         SET_GATE 0x30, stubs, 0x0e00
         TRY int 0x30

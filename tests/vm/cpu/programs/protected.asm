@@ -60,7 +60,7 @@ start32:
 ;= expand-down, above: none
         SAY "stack limit: "
         TRY call small_stack
-;= stack limit: #0c(0000) +48
+;= stack limit: #0c(0000) +far
 ;q stack limit: #06(0000) +far
         SAY "null selector loaded: "
         TRY mov fs, [zero]
