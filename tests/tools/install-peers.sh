@@ -21,6 +21,12 @@ cryptsetup  cryptsetup-bin
 iasl        acpica-tools
 nasm        nasm
 qemu-system-x86_64 qemu-system-x86
+syslinux    syslinux syslinux-common
+/usr/lib/ISOLINUX/isolinux.bin isolinux
+mformat     mtools
+xorriso     xorriso
+grub-mkrescue grub-common
+/usr/lib/grub/i386-pc grub-pc-bin
 /usr/share/seabios/bios.bin seabios
 '
 

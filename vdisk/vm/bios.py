@@ -1,0 +1,90 @@
+"""The BIOS of our own: real-mode firmware, so that a disk boots with nothing else installed.
+
+A ROM of real-mode code stands at F0000 (and at the top of the first 4 GiB, where the processor
+starts).  What it has to do beyond waiting and returning is done here, in Python, whenever it
+writes to the trap port: :mod:`vdisk.vm._bios` tells how.
+
+The vCPU whose registers a service sees is the bootstrap processor; a write to the port from
+anywhere but the ROM's own traps does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdisk.vm._bios.boot import DEFAULT_ORDER
+from vdisk.vm._bios.call import Call
+from vdisk.vm._bios.drives import AtaPorts, DevicePath, Drive, DriveKind, Drives
+from vdisk.vm._bios.hardware import Hardware
+from vdisk.vm._bios.rom import ROM_BASE, ROM_SIZE, TRAP_PORT, build
+from vdisk.vm._bios.services import Services
+from vdisk.vm._bios.space import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vdisk.vm._bios.call import Processor
+    from vdisk.vm.bus import Bus
+    from vdisk.vm.clock import Clock
+    from vdisk.vm.memory import GuestMemory
+
+__all__ = ["ROM_BASE", "AtaPorts", "Bios", "DevicePath", "Drive", "DriveKind", "rom_image"]
+
+TOP_OF_FIRST_4_GIB = (1 << 32) - ROM_SIZE
+
+
+def rom_image() -> bytes:
+    """The 64 KiB that belong at F0000 and below 4 GiB."""
+    return bytes(build().image)
+
+
+class Bios:
+    """Firmware of one machine.
+
+    ``drives``: in the order in which each kind is numbered.  ``order``: in which kinds are
+    booted.  ``menu_wait``: seconds for which a key brings a menu of the drives.  ``a20``: whether
+    the gate is open.  ``processor``: the bootstrap processor; set it before the machine runs.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        memory: GuestMemory,
+        clock: Clock,
+        *,
+        drives: Sequence[Drive] = (),
+        order: Sequence[DriveKind] = DEFAULT_ORDER,
+        menu_wait: float = 0,
+        a20: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.processor: Processor | None = None
+        self._space = Space(memory, bus.mmio, a20)
+        self._rom = build()
+        hardware = Hardware(
+            bus.ports,
+            self._space,
+            clock,
+            self._rom,
+            memory.low_end,
+            memory.high_end,
+            Drives.of(list(drives)),
+        )
+        self.services = Services(hardware, order=order, menu_wait=int(menu_wait * 1e9))
+        self._by_address = _places(self._rom.traps)
+        memory.load_rom(TOP_OF_FIRST_4_GIB, rom_image())
+        bus.ports.map(TRAP_PORT, 1, lambda _offset, _size: 0xFF, self._trap, "BIOS")
+
+    def _trap(self, _offset: int, _size: int, _value: int) -> None:
+        """The ROM has asked for a service."""
+        if self.processor is None:
+            return
+        call = Call(self.processor, self._space)
+        name = self._by_address.get(call.code_address)
+        if name is not None:
+            self.services.traps[name](call)
+            call.finish()
+
+
+def _places(traps: dict[int, str]) -> dict[int | None, str]:
+    """Physical addresses that RIP may show: the OUT itself, or what follows it."""
+    return {ROM_BASE + at + step: name for at, name in traps.items() for step in (0, 2)}
