@@ -60,6 +60,6 @@ class Engine:
 ENGINES = (
     Engine("interp", "vdisk.vm.accel.interp", "InterpAccelerator"),
     Engine("llvm-threaded", "vdisk.vm.accel.llvm", "LlvmAccelerator", {"hot": False}),
-    Engine("llvm-hot", "vdisk.vm.accel.llvm", "LlvmAccelerator", {"hot": True}, share=0.02),
+    Engine("llvm-hot", "vdisk.vm.accel.llvm", "LlvmAccelerator", {"eager": True}, share=0.05),
     Engine("kvm", "vdisk.vm.accel.kvm", "KvmAccelerator"),
 )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
+from vdisk.vm.accel.hotspots import Hotspots
 from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
+from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.codegen import native_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.context import Shape
+    from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
 
 _U64 = ctypes.c_uint64
@@ -44,6 +48,21 @@ class LlvmVcpu(SoftwareVcpu):
         else:
             self.engine.native.enter(self.state.address)
 
+    def _interrupted(self) -> None:
+        hotspots, state = self.engine.hotspots, self.state
+        if hotspots is not None and not hotspots.eager and self.mode is not None:
+            linear = self.wrap_linear(state.rip + state.cs_base)
+            physical = self.routine("walk", linear, mmu.EXECUTE, int(state.cpl == 3))
+            if state.pending:
+                state.pending = 0  # the fault will come when the code is executed
+            else:
+                hotspots.found(physical, self.mode)
+
+    def run(self, budget: int | None = None) -> VcpuExit:
+        if self.engine.hotspots is not None:
+            self.engine.hotspots.start()
+        return super().run(budget)
+
     def routine(self, name: str, *arguments: int) -> int:
         return self.engine.native.routines[name](self.state.address, *arguments) or 0
 
@@ -56,8 +75,12 @@ class LlvmAccelerator(SoftwareAccelerator):
 
     name = "llvm"
 
-    def __init__(self, memory: GuestMemory, bus: Bus, *, hot: bool = True) -> None:
-        self.native, self.hot = native_code(), hot
+    def __init__(
+        self, memory: GuestMemory, bus: Bus, *, hot: bool = True, eager: bool = False
+    ) -> None:
+        """``hot``: with the second tier; ``eager``: with nothing but it (for tests)."""
+        self.native = native_code()
+        self.hotspots = Hotspots(self, eager=eager) if hot or eager else None
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()
         super().__init__(memory, bus)
@@ -70,6 +93,21 @@ class LlvmAccelerator(SoftwareAccelerator):
     def handlers(self, shapes: Iterable[Shape]) -> dict[Shape, int]:
         self.native.prepare(shapes)
         return self.native.handlers
+
+    def translated(self, physical: int, mode: Mode) -> None:
+        if self.hotspots is not None and self.hotspots.eager:
+            self.hotspots.compile(physical, mode)
+
+    def dropped(self, page_number: int) -> None:
+        for vcpu in self.vcpus:
+            vcpu.state.code_dropped = 1
+            vcpu.sample()
+        if self.hotspots is not None:
+            self.hotspots.forget(page_number)
+
+    def close(self) -> None:
+        if self.hotspots is not None:
+            self.hotspots.close()
 
     def _make_callbacks(self) -> dict[str, int]:
         made = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm.accel.base import Accelerator
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.arena import Arena
-from vdisk.vm.cpu.core import Core
+from vdisk.vm.cpu.core import KICK, Core
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.semantics.machine import stale_shape
 from vdisk.vm.cpu.translate import Translator
@@ -154,6 +154,10 @@ class SoftwareVcpu(Core):
         passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
         state.tsc_offset = value - passed
 
+    def sample(self) -> None:
+        """From another thread: have :meth:`_interrupted` called soon."""
+        self.state.kick = KICK
+
     # -- memory-mapped I/O -------------------------------------------------------------------------
 
     def mmio_read(self, physical: int, size: int) -> int:
@@ -182,7 +186,7 @@ class SoftwareAccelerator(Accelerator):
         self.arena = Arena(memory)
         self.translator = Translator(self.arena, self.handlers)
         self.vcpus: list[SoftwareVcpu] = []
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._a20 = True
         self._stale = self.handlers([stale_shape()])[stale_shape()]
         memory.on_dirtied(self.dirtied)
@@ -225,17 +229,21 @@ class SoftwareAccelerator(Accelerator):
     def translate(self, physical: int, mode: Mode) -> bool:
         """Translate the block at a physical address; False if it begins with a crossing one."""
         page_number, offset = physical >> PAGE_SHIFT, physical & IN_PAGE
-        with self._lock:
+        with self.lock:
             code = self.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
             done = self.translator.translate(code, page_number, offset, mode)
             if done:
                 self._protect(page_number, offset, self.translator.last_end)
+                self.translated(physical, mode)
             return done
+
+    def translated(self, physical: int, mode: Mode) -> None:
+        """There is a new block."""
 
     def translate_crossing(self, first: int, second: int, mode: Mode) -> bool:
         """The block at ``first`` is an instruction that goes on at ``second``; False if the one
         that is there already was made with another second page."""
-        with self._lock:
+        with self.lock:
             page_number, offset = first >> PAGE_SHIFT, first & IN_PAGE
             codes = self.arena.codes(page_number, mode)
             guard = self.arena.codes_address(self.arena.codes(second >> PAGE_SHIFT, mode))
@@ -253,7 +261,7 @@ class SoftwareAccelerator(Accelerator):
 
     def translate_once(self, code: bytes, offset: int, mode: Mode) -> int:
         """A block of one instruction that is not entered in any code array."""
-        with self._lock:
+        with self.lock:
             return self.translator.translate_once(code, offset, mode)
 
     def _protect(self, page_number: int, start: int, end: int) -> None:
@@ -264,6 +272,10 @@ class SoftwareAccelerator(Accelerator):
 
     def dirtied(self, gpa: int, length: int) -> None:
         """Memory was written: drop what was translated from it."""
-        with self._lock:
+        with self.lock:
             for page in self.arena.touches_code(gpa, length):
                 self.arena.drop(page, self._stale)
+                self.dropped(page)
+
+    def dropped(self, page_number: int) -> None:
+        """What was translated from a page is gone."""

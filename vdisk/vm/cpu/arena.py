@@ -60,6 +60,8 @@ class CodePage:
 
     arrays: dict[Mode, int] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
+    dropped: int = 0
+    """How often everything in it was dropped."""
     waiting: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     """By (code array, offset): records whose link awaits a translation there."""
 
@@ -147,6 +149,14 @@ class Arena:
         """The 64-bit parameter of a record."""
         return self._words[record * 4 + 2]
 
+    def handler(self, record: int) -> int:
+        """What a record's handler is."""
+        return self._words[record * 4]
+
+    def set_handler(self, record: int, handler: int) -> None:
+        """Give a record another handler, at once for everybody."""
+        self._words[record * 4] = handler
+
     def set_link(self, record: int, target: int) -> None:
         """Let a jump's record lead to another record."""
         self._words[record * 4 + 2] = self.record_address(target)
@@ -178,4 +188,5 @@ class Arena:
             self._codes[block.codes * PAGE_SIZE + block.offset] = 0
         page.blocks.clear()
         page.waiting.clear()
+        page.dropped += 1
         self._mask_words[page_number] = 0

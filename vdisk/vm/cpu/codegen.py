@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HANDLER_LEVEL = 1
 """LLVM's optimisation of handlers: they are short, and there are thousands of them."""
-RUNTIME_LEVEL = 2
+RUNTIME_LEVEL = REGION_LEVEL = 2
 RUNTIME = "enter"
 """The symbol by which the entry of the run-time is known."""
 
@@ -91,14 +91,15 @@ class NativeCode:
 
     # -- compiling and linking -------------------------------------------------------------------
 
-    def _compile(self, text: str, level: int, names: Iterable[str]) -> llvm.ExecutionEngine:
-        """Compile a module, and keep it under the names of its symbols."""
+    def _compile(self, text: str, level: int, names: Iterable[str] | None) -> llvm.ExecutionEngine:
+        """Compile a module, and keep it under the names of its symbols, if it has lasting ones."""
         module = llvm.parse_assembly(text)
         options = llvm.create_pipeline_tuning_options(speed_level=level)
         passes = llvm.create_pass_builder(self._machine, options)
         passes.getModulePassManager().run(module, passes)
         code = self._machine.emit_object(module)
-        self._cache.append(names, code)
+        if names is not None:
+            self._cache.append(names, code)
         return self._link([code])
 
     def _link(self, objects: Iterable[bytes]) -> llvm.ExecutionEngine:
@@ -109,6 +110,12 @@ class NativeCode:
         engine.finalize_object()
         self._engines.append(engine)
         return engine
+
+    def compile_region(self, text: str, symbol: str) -> int:
+        """Compile one region; its address."""
+        engine = self._compile(text, REGION_LEVEL, None)
+        address: int = engine.get_function_address(symbol)
+        return address
 
     def _load_handlers(self, entries: list[tuple[list[str], bytes]]) -> None:
         """Link what earlier runs have compiled; of symbols defined twice the first counts."""

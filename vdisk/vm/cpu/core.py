@@ -307,6 +307,10 @@ class Core(Vcpu):
             self.raise_fault(GuestFault(state.fault_vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
+            self._interrupted()
+
+    def _interrupted(self) -> None:
+        """Generated code has left because of a kick."""
 
     def device_failed(self, error: BaseException) -> None:
         """An error met while generated code ran: raised when it has left."""

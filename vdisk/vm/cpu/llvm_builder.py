@@ -99,6 +99,22 @@ class LlvmBuilder(Builder):
         self._lines.append(f"{label}:")
         self._dead = False
 
+    def new_label(self) -> str:
+        """A label for :meth:`place_label`."""
+        return self._label()
+
+    def place_label(self, label: str) -> None:
+        """A new beginning: whatever came before ends in a jump."""
+        self._join()
+        if not self._dead:
+            self._lines.append("  unreachable")
+        self._lines.append(f"{label}:")
+        self._dead = False
+
+    def jump_to_label(self, label: str) -> None:
+        """Go on at a label that was or will be placed."""
+        self.end(f"br label %{label}")
+
     def _join(self) -> None:
         """Close an ``if_`` that no ``else_`` followed."""
         if self._merge is not None:
@@ -307,47 +323,60 @@ class LlvmBuilder(Builder):
     def tlb(self) -> Value:
         return Value(self, "i64", "%tlb")
 
-    def _tail(self, target: str, second: str, budget: str = "%bud", tlb: str = "%tlb") -> None:
-        self.end(
-            f"musttail call tailcc void {target}(ptr %st, {second}, i64 {budget}, i64 {tlb})",
-            "ret void",
-        )
+    def budget(self) -> Value:
+        """Instructions left when the present block began."""
+        return Value(self, "i64", "%bud")
 
-    def _handler_of(self, pointer: str) -> str:
-        where = self.assign("ptr", f"getelementptr i8, ptr {pointer}, i64 {HANDLER_OFFSET}")
-        return self.assign("ptr", f"load volatile ptr, ptr {where.text}").text
+    def record(self) -> str:
+        """The present record, as ``ptr``."""
+        return "%ins"
+
+    def _tail(self, target: str, second: str, budget: Value, tlb: Value | None = None) -> None:
+        given = f"ptr %st, {second}, i64 {budget.text}, i64 {(tlb or self.tlb()).text}"
+        self.end(f"musttail call tailcc void {target}({given})", "ret void")
+
+    def _to_record(self, record: str, budget: Value) -> None:
+        """Execute another record."""
+        where = self.assign("ptr", f"getelementptr i8, ptr {record}, i64 {HANDLER_OFFSET}")
+        handler = self.assign("ptr", f"load volatile ptr, ptr {where.text}")
+        self._tail(handler.text, f"ptr {record}", budget)
 
     def next(self) -> None:
-        record = self.assign("ptr", f"getelementptr i8, ptr %ins, i64 {RECORD_SIZE}").text
-        self._tail(self._handler_of(record), f"ptr {record}")
+        record = self.assign("ptr", f"getelementptr i8, ptr {self.record()}, i64 {RECORD_SIZE}")
+        self._to_record(record.text, self.budget())
 
     def again(self) -> None:
-        budget = Value(self, "i64", "%bud") - 1
-        with self.if_((budget | self.poll("kick")).slt(0), unlikely=True):
+        budget = self.budget() - 1
+        self._interrupted_if((budget | self.poll("kick")).slt(0), self.record(), budget)
+        self._to_record(self.record(), budget)
+
+    def _interrupted_if(self, condition: Value, record: str, budget: Value) -> None:
+        """Back to Python, to go on at a record."""
+        with self.if_(condition, unlikely=True):
             self.used.add("declare tailcc void @interrupted(ptr, ptr, i64, i64)")
-            self._tail("@interrupted", "ptr %ins", budget.text)
-        self._tail(self._handler_of("%ins"), "ptr %ins", budget.text)
+            self._tail("@interrupted", f"ptr {record}", budget)
 
     def _named_tail(self, name: str) -> None:
         self.used.add(f"declare tailcc void @{name}(ptr, ptr, i64, i64)")
-        self._tail(f"@{name}", "ptr %ins")
+        self._tail(f"@{name}", f"ptr {self.record()}", self.budget())
 
     def fault(self) -> None:
         self._named_tail("fault")
 
-    def _spent(self) -> Value:
-        return Value(self, "i64", "%bud") - self.param("count")
+    def _left(self) -> Value:
+        """Instructions left after the present one."""
+        return self.budget() - self.param("count")
 
     def goto(self, linear: Value, *, executed: bool = True, tlb: Value | None = None) -> None:
         self.used.add("declare tailcc void @goto(ptr, i64, i64, i64)")
-        budget = self._spent() if executed else self._spent() + 1
-        self._tail("@goto", f"i64 {linear.text}", budget.text, "%tlb" if tlb is None else tlb.text)
+        budget = self._left() if executed else self._left() + 1
+        self._tail("@goto", f"i64 {linear.text}", budget, tlb)
 
     def timestamp(self) -> Value:
         """Nanoseconds of the host's monotonic clock, or the instructions executed so far."""
         now = self.variable("i64", self.get("tsc_offset"))
         with self.if_(self.get("tsc_virtual").ne(0)):
-            now.set(now.get() - Value(self, "i64", "%bud") + self.param("count") - 1)
+            now.set(now.get() - self.budget() + self.param("count") - 1)
         with self.else_():
             now.set(now.get() + self.call("host_time"))
         return now.get()
@@ -358,13 +387,12 @@ class LlvmBuilder(Builder):
         self.emit(f"call void @llvm.memset.p0.i64(ptr {pointer}, i8 {byte}, i64 {length}, i1 0)")
 
     def follow(self) -> None:
-        where = self.assign("ptr", f"getelementptr i8, ptr %ins, i64 {LINK_OFFSET}").text
+        pointer = f"getelementptr i8, ptr {self.record()}, i64 {LINK_OFFSET}"
+        where = self.assign("ptr", pointer).text
         record = self.assign("ptr", f"load volatile ptr, ptr {where}").text
-        budget = self._spent()
-        with self.if_((budget | self.poll("kick")).slt(0), unlikely=True):
-            self.used.add("declare tailcc void @interrupted(ptr, ptr, i64, i64)")
-            self._tail("@interrupted", f"ptr {record}", budget.text)
-        self._tail(self._handler_of(record), f"ptr {record}", budget.text)
+        budget = self._left()
+        self._interrupted_if((budget | self.poll("kick")).slt(0), record, budget)
+        self._to_record(record, budget)
 
     def leave(self, reason: int, argument: Value | int = 0, *, after: bool = False) -> None:
         self.set("exit_reason", reason)

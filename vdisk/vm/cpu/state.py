@@ -61,7 +61,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i32", "cc_op", "cf_op", "eflags", "cpl")
     add("i64", "direction")  # 1 or -1: what DF says
     add("i64", "exit_argument", "fault_address", "fault_record", "tlb_current")
-    add("i32", "exit_reason", "fault_vector", "fault_error", "pending")
+    add("i32", "exit_reason", "fault_vector", "fault_error", "pending", "code_dropped")
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
         add("i64", f"{name}_base")
         add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")

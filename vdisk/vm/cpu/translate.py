@@ -159,7 +159,7 @@ class Translator:
                 self._place(buffer, at, decoded, variant, offset)
             if decoded.jump is not None and link:
                 target = offset + decoded.length + decoded.jump
-                if _may_link(decoded, target, mode):
+                if may_link(decoded, target, mode):
                     linked.append((len(buffer) // RECORD_SIZE - 1, target))
                     buffer[-RECORD_SIZE:-24] = self._linked_handler(decoded, variant)
             if decoded.leaves >= 0:
@@ -230,7 +230,7 @@ KEEPS = -2
 """``Decoded.leaves`` of what leaves the flags as they were."""
 
 
-def _may_link(decoded: Decoded, target: int, mode: Mode) -> bool:
+def may_link(decoded: Decoded, target: int, mode: Mode) -> bool:
     """In the page, and where neither limits nor a narrower instruction pointer need a look."""
     if mode.checked or mode.step:
         return False

@@ -78,7 +78,8 @@ def inc_dec(c: Context) -> None:
     up = c.shape.operation == "inc"
     _, result = c.modify(0, lambda old: old + (1 if up else -1))
     if c.shape.flags:
-        c.b.call("save_carry")
+        if not c.shape.variant:  # variant 1: nobody looks at CF any more
+            c.b.call("save_carry")
         c.flags(Family.INC if up else Family.DEC, result)
 
 

@@ -1,0 +1,120 @@
+"""Which code is worth the second tier, and making it while the guest goes on.
+
+A sampler interrupts the vCPUs every now and then and looks where they are: a block that is met
+:data:`THRESHOLD` times is hot.  So code that nobody compiles pays nothing, not even a counter.
+A worker gathers the region around a hot block, has LLVM compile it (which does not hold the GIL),
+and makes it the handler of the block's first record.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from vdisk.vm.cpu.hot import Region, region_module
+from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from vdisk.vm.accel.llvm import LlvmAccelerator
+    from vdisk.vm.cpu.decode import Mode
+
+THRESHOLD = 2
+PERIOD = 0.001
+"""Seconds between samples: an interruption costs some ten microseconds."""
+IDLE_PERIOD = 0.01
+CALM = 1.0
+"""Seconds without a newly hot block until samples become rare."""
+MOST_DROPS = 8
+"""A page whose code was changed more often stays with the first tier."""
+MOST_REGIONS = 20_000
+"""Compiled code is never given back; this many are some hundred megabytes."""
+
+
+class Hotspots:
+    """The second tier of one machine.
+
+    ``eager`` (for tests): every block is hot when it has been translated, and compiled at once.
+    """
+
+    def __init__(self, engine: LlvmAccelerator, *, eager: bool = False) -> None:
+        self.engine, self.eager = engine, eager
+        self.compiled = 0
+        self._counts: Counter[tuple[int, Mode]] = Counter()
+        self._known: set[tuple[int, Mode]] = set()
+        self._orders: queue.SimpleQueue[tuple[int, Mode] | None] = queue.SimpleQueue()
+        self._last_found = time.monotonic()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to look and to compile; does nothing the second time."""
+        if self._threads or self.eager:
+            return
+        for name, target in (("vdisk-sampler", self._sample), ("vdisk-compiler", self._work)):
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        """End both threads."""
+        self._stopped.set()
+        self._orders.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def _sample(self) -> None:
+        while True:
+            calm = time.monotonic() - self._last_found > CALM
+            if self._stopped.wait(IDLE_PERIOD if calm else PERIOD):
+                return
+            for vcpu in self.engine.vcpus:
+                vcpu.sample()
+
+    def found(self, physical: int, mode: Mode) -> None:
+        """A vCPU is about to execute the block at a physical address."""
+        key = (physical, mode)
+        if key in self._known:
+            return
+        self._counts[key] += 1
+        if self._counts[key] >= THRESHOLD and len(self._known) < MOST_REGIONS:
+            self._known.add(key)
+            self._last_found = time.monotonic()
+            self._orders.put(key)
+
+    def forget(self, page_number: int) -> None:
+        """What was made from a page is gone: it may become hot again."""
+        self._known = {key for key in self._known if key[0] >> PAGE_SHIFT != page_number}
+
+    # -- compiling -------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            self.compile(*order)
+
+    def compile(self, physical: int, mode: Mode) -> bool:
+        """Compile the region around a block; False where there is none (any more)."""
+        engine, arena = self.engine, self.engine.arena
+        page_number, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
+        with engine.lock:
+            page = arena.pages.get(page_number)
+            if page is None or mode not in page.arrays or page.dropped > MOST_DROPS:
+                return False
+            codes, dropped = page.arrays[mode], page.dropped
+            region = Region(arena, engine.translator.decoder(mode), mode, codes, offset)
+            if not region.gather(engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)):
+                return False
+            entry = arena.entry(codes, offset)
+            symbol = f"hot_{page_number:x}_{offset:x}_{self.compiled}"
+            text = region_module(region, symbol)
+        address = engine.native.compile_region(text, symbol)
+        with engine.lock:
+            if page.dropped != dropped or arena.entry(codes, offset) != entry:
+                return False
+            arena.set_handler(entry, address)
+            self.compiled += 1
+        return True
