@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vdisk
-from tests.tools import guests
+from tests.tools import bootable
 from tests.tools.peers import requires_peer
 from tests.tools.qemu_bios import DOWN, ENTER, QemuBios
 from vdisk.emu_blockdev import EmuBlockDevice
@@ -47,15 +47,15 @@ def test_a_key_tries_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (guests.syslinux_floppy, DriveKind.FLOPPY),
-        (guests.syslinux_disk, DriveKind.HARD_DISK),
+        (bootable.syslinux_floppy, DriveKind.FLOPPY),
+        (bootable.syslinux_disk, DriveKind.HARD_DISK),
     ],
 )
 def test_syslinux(make: Callable[[Path], Path], kind: DriveKind, tmp_path: Path) -> None:
     image = make(tmp_path)
     with QemuBios(tmp_path, Drives.of([drive(image, kind)])) as machine:
         assert machine.run(lambda: "boot:" in machine.screen()), machine.screen()
-        assert guests.GREETING in machine.screen()
+        assert bootable.GREETING in machine.screen()
         machine.type("nosuch")
         machine.press(*ENTER)
         assert machine.run(lambda: "nosuch" in machine.screen()), machine.screen()
@@ -63,15 +63,15 @@ def test_syslinux(make: Callable[[Path], Path], kind: DriveKind, tmp_path: Path)
 
 @requires_peer("xorriso")
 def test_isolinux(tmp_path: Path) -> None:
-    image = guests.isolinux(tmp_path)
+    image = bootable.isolinux(tmp_path)
     with QemuBios(tmp_path, Drives.of([drive(image, DriveKind.CDROM)])) as machine:
         assert machine.run(lambda: "boot:" in machine.screen()), machine.screen()
-        assert "ISOLINUX" in machine.screen() and guests.GREETING in machine.screen()
+        assert "ISOLINUX" in machine.screen() and bootable.GREETING in machine.screen()
 
 
 @requires_peer("xorriso", "syslinux", "mformat", "mcopy")
 def test_a_cdrom_that_emulates_a_diskette(tmp_path: Path) -> None:
-    image = guests.floppy_on_cdrom(tmp_path)
+    image = bootable.floppy_on_cdrom(tmp_path)
     with QemuBios(tmp_path, Drives.of([drive(image, DriveKind.CDROM)])) as machine:
         assert machine.run(lambda: "boot:" in machine.screen()), machine.screen()
 
@@ -79,7 +79,7 @@ def test_a_cdrom_that_emulates_a_diskette(tmp_path: Path) -> None:
 @requires_peer("grub-mkrescue", "xorriso")
 @pytest.mark.parametrize("kind", [DriveKind.CDROM, DriveKind.HARD_DISK])
 def test_grub_shows_its_menu_and_obeys_keys(kind: DriveKind, tmp_path: Path) -> None:
-    image = guests.grub_rescue(tmp_path)
+    image = bootable.grub_rescue(tmp_path)
     with QemuBios(tmp_path, Drives.of([drive(image, kind)])) as machine:
         assert machine.run(lambda: "Second choice" in machine.screen(), timeout=60)
         assert "*First choice" in machine.screen()

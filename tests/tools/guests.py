@@ -1,96 +1,89 @@
-"""Images to boot, made from Debian's packages without root: boot loaders on disks and CD-ROMs."""
+"""Small guests for whole machines: programs that nasm assembles into a BIOS image of their own.
+
+A program is 16-bit code at F000:0000 that begins after a reset::
+
+    assemble_bios(tmp_path, "mov al, 'x' \\n mov dx, 0x3f8 \\n out dx, al \\n hlt")
+
+:data:`PRELUDE` gives it ``putc`` (AL to COM1), ``puts`` (what DS:SI points to, up to a zero) and
+``hang``.
+"""
 
 from __future__ import annotations
 
-import shutil
-import struct
-from pathlib import Path
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.tools import peers
 
-GREETING = "hello from syslinux"
-SYSLINUX_MBR = Path("/usr/lib/SYSLINUX/mbr.bin")
-ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")
-SYSLINUX_MODULES = Path("/usr/lib/syslinux/modules/bios")
+if TYPE_CHECKING:
+    from pathlib import Path
 
-SYSLINUX_CONFIG = f"PROMPT 1\nTIMEOUT 0\nSAY {GREETING}\nDEFAULT none\nLABEL none\n KERNEL none\n"
-GRUB_CONFIG = """
-set timeout=-1
-menuentry "First choice" { echo "chosen: one"; sleep 600 }
-menuentry "Second choice" { echo "chosen: two"; sleep 600 }
+BIOS_SIZE = 64 << 10
+SEABIOS = "/usr/share/seabios/bios.bin"
+
+PRELUDE = """
+bits 16
+org 0
+    jmp start
+putc:
+    push dx
+    mov dx, 0x3f8
+    out dx, al
+    pop dx
+    ret
+puts:
+    cs lodsb
+    test al, al
+    jz puts.done
+    call putc
+    jmp puts
+puts.done:
+    ret
+hang:
+    cli
+    hlt
+    jmp hang
+start:
+    xor ax, ax
+    mov ds, ax
+    mov es, ax
+    mov ss, ax
+    mov sp, 0x7000
 """
-MIB = 1 << 20
-DISK_SIZE = 64 * MIB
-PARTITION_START = 2048
-FAT32_LBA = 0x0C
+
+RESET_VECTOR = """
+times 0xfff0 - ($ - $$) db 0
+    jmp 0xf000:0
+times 0x10000 - ($ - $$) db 0
+"""
 
 
-def syslinux_floppy(directory: Path) -> Path:
-    """A 1.44 MB diskette with syslinux on FAT12."""
-    image = directory / "floppy.img"
-    peers.run("mformat", "-C", "-f", "1440", "-i", image, "::")
-    _install_syslinux(directory, image, 0)
-    return image
+def assemble(tmp_path: Path, source: str, name: str = "guest") -> bytes:
+    """The binary that nasm makes of ``source``."""
+    text, binary = tmp_path / f"{name}.asm", tmp_path / f"{name}.bin"
+    text.write_text(source)
+    peers.run("nasm", "-f", "bin", "-o", binary, text)
+    return binary.read_bytes()
 
 
-def syslinux_disk(directory: Path) -> Path:
-    """A disk with one FAT32 partition, syslinux on it and syslinux's MBR before it."""
-    image = directory / "disk.img"
-    sectors = DISK_SIZE // 512 - PARTITION_START
-    boot_code = SYSLINUX_MBR.read_bytes().ljust(446, b"\0")
-    overflow = b"\xfe\xff\xff"  # CHS says: look at the LBA
-    entry = struct.pack(
-        "<B3sB3sII", 0x80, b"\x20\x21\x00", FAT32_LBA, overflow, PARTITION_START, sectors
-    )
-    with image.open("wb") as file:
-        file.write(boot_code + entry + bytes(48) + b"\x55\xaa")
-        file.truncate(DISK_SIZE)
-    place, shape = f"{image}@@1M", ("-h", "255", "-s", "63", "-T", str(sectors))
-    peers.run("mformat", "-i", place, *shape, "-H", str(PARTITION_START), "-F", "::")
-    _install_syslinux(directory, image, PARTITION_START * 512)
-    return image
+def assemble_bios(tmp_path: Path, source: str, name: str = "bios") -> str:
+    """The path of a BIOS image that runs ``source``."""
+    image = assemble(tmp_path, PRELUDE + source + RESET_VECTOR, name)
+    assert len(image) == BIOS_SIZE
+    return str(tmp_path / f"{name}.bin")
 
 
-def _install_syslinux(directory: Path, image: Path, offset: int) -> None:
-    config = directory / "syslinux.cfg"
-    config.write_text(SYSLINUX_CONFIG)
-    peers.run("mcopy", "-i", f"{image}@@{offset}", config, "::")
-    peers.run("syslinux", "-t", str(offset), "--install", image)
-
-
-def isolinux(directory: Path) -> Path:
-    """A CD-ROM with isolinux, booted without emulation."""
-    tree = directory / "tree"
-    tree.mkdir()
-    shutil.copy(ISOLINUX, tree)
-    shutil.copy(SYSLINUX_MODULES / "ldlinux.c32", tree)
-    (tree / "isolinux.cfg").write_text(SYSLINUX_CONFIG)
-    options = ("-no-emul-boot", "-boot-load-size", "4", "-boot-info-table")
-    return _cdrom(directory, tree, "isolinux.bin", *options)
-
-
-def floppy_on_cdrom(directory: Path) -> Path:
-    """A CD-ROM whose boot image is a diskette."""
-    tree = directory / "tree"
-    tree.mkdir()
-    syslinux_floppy(tree)
-    return _cdrom(directory, tree, "floppy.img")
-
-
-def _cdrom(directory: Path, tree: Path, boot: str, *options: str) -> Path:
-    image = directory / "cd.iso"
-    peers.run(
-        "xorriso", "-as", "mkisofs", "-quiet", "-o", image, "-b", boot, "-c", "boot.cat",
-        *options, tree,
-    )  # fmt: skip
-    return image
-
-
-def grub_rescue(directory: Path, config: str = GRUB_CONFIG) -> Path:
-    """GRUB on an image that boots as a CD-ROM and as a disk."""
-    tree = directory / "tree"
-    (tree / "boot" / "grub").mkdir(parents=True)
-    (tree / "boot" / "grub" / "grub.cfg").write_text(config)
-    image = directory / "grub.iso"
-    peers.run("grub-mkrescue", "-o", image, tree)
-    return image
+def accelerators() -> list[object]:
+    """The accelerators that work here, each a parameter of a test; without any, a named skip."""
+    usable: list[object] = []
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        usable.append("kvm")
+    if importlib.util.find_spec("vdisk.vm.accel.llvm") is not None:
+        usable.append("llvm")
+    if not usable:
+        reason = "no accelerator: /dev/kvm cannot be opened, llvmlite is not installed"
+        usable.append(pytest.param("none", marks=pytest.mark.skip(reason=reason)))
+    return usable

@@ -1,0 +1,96 @@
+"""Images to boot, made from Debian's packages without root: boot loaders on disks and CD-ROMs."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+from tests.tools import peers
+
+GREETING = "hello from syslinux"
+SYSLINUX_MBR = Path("/usr/lib/SYSLINUX/mbr.bin")
+ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")
+SYSLINUX_MODULES = Path("/usr/lib/syslinux/modules/bios")
+
+SYSLINUX_CONFIG = f"PROMPT 1\nTIMEOUT 0\nSAY {GREETING}\nDEFAULT none\nLABEL none\n KERNEL none\n"
+GRUB_CONFIG = """
+set timeout=-1
+menuentry "First choice" { echo "chosen: one"; sleep 600 }
+menuentry "Second choice" { echo "chosen: two"; sleep 600 }
+"""
+MIB = 1 << 20
+DISK_SIZE = 64 * MIB
+PARTITION_START = 2048
+FAT32_LBA = 0x0C
+
+
+def syslinux_floppy(directory: Path) -> Path:
+    """A 1.44 MB diskette with syslinux on FAT12."""
+    image = directory / "floppy.img"
+    peers.run("mformat", "-C", "-f", "1440", "-i", image, "::")
+    _install_syslinux(directory, image, 0)
+    return image
+
+
+def syslinux_disk(directory: Path) -> Path:
+    """A disk with one FAT32 partition, syslinux on it and syslinux's MBR before it."""
+    image = directory / "disk.img"
+    sectors = DISK_SIZE // 512 - PARTITION_START
+    boot_code = SYSLINUX_MBR.read_bytes().ljust(446, b"\0")
+    overflow = b"\xfe\xff\xff"  # CHS says: look at the LBA
+    entry = struct.pack(
+        "<B3sB3sII", 0x80, b"\x20\x21\x00", FAT32_LBA, overflow, PARTITION_START, sectors
+    )
+    with image.open("wb") as file:
+        file.write(boot_code + entry + bytes(48) + b"\x55\xaa")
+        file.truncate(DISK_SIZE)
+    place, shape = f"{image}@@1M", ("-h", "255", "-s", "63", "-T", str(sectors))
+    peers.run("mformat", "-i", place, *shape, "-H", str(PARTITION_START), "-F", "::")
+    _install_syslinux(directory, image, PARTITION_START * 512)
+    return image
+
+
+def _install_syslinux(directory: Path, image: Path, offset: int) -> None:
+    config = directory / "syslinux.cfg"
+    config.write_text(SYSLINUX_CONFIG)
+    peers.run("mcopy", "-i", f"{image}@@{offset}", config, "::")
+    peers.run("syslinux", "-t", str(offset), "--install", image)
+
+
+def isolinux(directory: Path) -> Path:
+    """A CD-ROM with isolinux, booted without emulation."""
+    tree = directory / "tree"
+    tree.mkdir()
+    shutil.copy(ISOLINUX, tree)
+    shutil.copy(SYSLINUX_MODULES / "ldlinux.c32", tree)
+    (tree / "isolinux.cfg").write_text(SYSLINUX_CONFIG)
+    options = ("-no-emul-boot", "-boot-load-size", "4", "-boot-info-table")
+    return _cdrom(directory, tree, "isolinux.bin", *options)
+
+
+def floppy_on_cdrom(directory: Path) -> Path:
+    """A CD-ROM whose boot image is a diskette."""
+    tree = directory / "tree"
+    tree.mkdir()
+    syslinux_floppy(tree)
+    return _cdrom(directory, tree, "floppy.img")
+
+
+def _cdrom(directory: Path, tree: Path, boot: str, *options: str) -> Path:
+    image = directory / "cd.iso"
+    peers.run(
+        "xorriso", "-as", "mkisofs", "-quiet", "-o", image, "-b", boot, "-c", "boot.cat",
+        *options, tree,
+    )  # fmt: skip
+    return image
+
+
+def grub_rescue(directory: Path, config: str = GRUB_CONFIG) -> Path:
+    """GRUB on an image that boots as a CD-ROM and as a disk."""
+    tree = directory / "tree"
+    (tree / "boot" / "grub").mkdir(parents=True)
+    (tree / "boot" / "grub" / "grub.cfg").write_text(config)
+    image = directory / "grub.iso"
+    peers.run("grub-mkrescue", "-o", image, tree)
+    return image
