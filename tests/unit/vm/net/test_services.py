@@ -1,0 +1,167 @@
+"""What the gateway itself answers: ARP, DHCP, names, echoes; and how its options are read."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fuzz.targets.user_network import GATEWAY, GUEST, MAC, NAMES, Card, _frame, _ip
+from vdisk.errors import InvalidRequestError, VdiskError
+from vdisk.vm.clock import VirtualClock
+from vdisk.vm.net import dhcp, dns, packets
+from vdisk.vm.net.forwards import Forward
+from vdisk.vm.net.user import GATEWAY_MAC, UserNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BROADCAST = b"\xff" * 4
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[UserNetwork, Card]]:
+    made = UserNetwork(VirtualClock(), threading.RLock(), server="", host_name="guest")
+    card = Card()
+    made.attach(card)
+    yield made, card
+    made.close()
+
+
+def udp_of(frame: bytes) -> packets.Udp:
+    packet = packets.parse_ipv4(memoryview(frame)[14:])
+    assert packet is not None
+    datagram = packets.parse_udp(packet.payload)
+    assert datagram is not None
+    return datagram
+
+
+def dhcp_message(kind: int, more: bytes = b"") -> bytes:
+    head = bytes([1, 1, 6, 0]) + b"xid!" + bytes(20) + MAC.ljust(16, b"\0") + bytes(192)
+    return head + dhcp.MAGIC + bytes([53, 1, kind]) + more + b"\xff"
+
+
+def asked(network: UserNetwork, card: Card, message: bytes) -> dict[int, bytes]:
+    card.frames.clear()
+    body = packets.udp((bytes(4), 68), (BROADCAST, 67), message)
+    network.receive(_ip(packets.UDP, body, BROADCAST))
+    if not card.frames:
+        return {}
+    answer = bytes(udp_of(card.frames[0]).payload)
+    assert answer[4:8] == b"xid!" and card.frames[0][:6] == packets.BROADCAST_MAC
+    return dhcp.parse_options(answer[240:]) | {0: answer[16:20]}
+
+
+def test_a_guest_gets_its_address(network: tuple[UserNetwork, Card]) -> None:
+    offer = asked(*network, dhcp_message(dhcp.DISCOVER))
+    assert offer[0] == GUEST and offer[53] == bytes([dhcp.OFFER])
+    assert offer[1] == bytes([255, 255, 255, 0])
+    assert offer[3] == GATEWAY and offer[6] == NAMES and offer[12] == b"guest"
+    wanted = bytes([50, 4]) + GUEST + bytes([54, 4]) + GATEWAY
+    assert asked(*network, dhcp_message(dhcp.REQUEST, wanted))[53] == bytes([dhcp.ACK])
+    other = bytes([50, 4, 10, 0, 2, 99])
+    assert asked(*network, dhcp_message(dhcp.REQUEST, other))[53] == bytes([dhcp.NAK])
+    elsewhere = bytes([50, 4]) + GUEST + bytes([54, 4, 1, 2, 3, 4])
+    assert asked(*network, dhcp_message(dhcp.REQUEST, elsewhere)) == {}
+    informed = asked(*network, dhcp_message(dhcp.INFORM))
+    assert informed[53] == bytes([dhcp.ACK]) and informed[0] == bytes(4)
+    assert asked(*network, dhcp_message(dhcp.RELEASE)) == {}
+
+
+def test_arp_for_the_gateway_and_nobody_else(network: tuple[UserNetwork, Card]) -> None:
+    made, card = network
+    for target in (GATEWAY, NAMES, bytes([10, 0, 2, 77])):
+        body = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, MAC, GUEST, bytes(6), target)
+        made.receive(_frame(0x0806, body))
+    assert [frame[28:32] for frame in card.frames] == [GATEWAY, NAMES]
+    assert card.frames[0][22:28] == GATEWAY_MAC and card.frames[0][:6] == MAC
+
+
+def test_a_fragment_and_what_is_cut_short_is_dropped(network: tuple[UserNetwork, Card]) -> None:
+    made, card = network
+    whole = _ip(packets.ICMP, bytes([8, 0, 0, 0, 0, 1, 0, 1]))
+    for length in range(len(whole)):
+        made.receive(whole[:length])
+    fragment = bytearray(whole)
+    fragment[20] = 0x20
+    made.receive(bytes(fragment))
+    assert not card.frames
+    made.receive(whole)
+    assert len(card.frames) == 1
+
+
+def test_long_datagrams_leave_in_fragments() -> None:
+    body = bytes(range(256)) * 20
+    parts = packets.fragments(GATEWAY, GUEST, packets.UDP, body, 7)
+    assert all(len(part) <= 1500 for part in parts)
+    assert b"".join(part[20:] for part in parts) == body
+    offsets = [struct.unpack_from("!H", part, 6)[0] for part in parts]
+    assert [offset & 0x1FFF for offset in offsets] == [0, 185, 370, 555]
+    assert [offset >> 13 for offset in offsets] == [1, 1, 1, 0]
+
+
+def query(name: str, kind: int = dns.TYPE_A) -> bytes:
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    return struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + struct.pack("!BHH", 0, kind, 1)
+
+
+def test_names() -> None:
+    question = dns.parse(query("localhost"))
+    assert question is not None and question.name == "localhost"
+    answer = dns.resolve(question)
+    assert answer[:2] == b"\0\7" and answer.endswith(socket.inet_aton("127.0.0.1"))
+    other = dns.parse(query("localhost", 15))
+    assert other is not None
+    assert struct.unpack_from("!H", dns.resolve(other), 6) == (0,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        query("a")[:-1],
+        b"\0" * 12,
+        query("x" * 64),
+        query("a")[:2] + b"\x80\0" + query("a")[4:],
+    ],
+)
+def test_what_is_no_question(bad: bytes) -> None:
+    assert dns.parse(bad) is None
+
+
+def test_the_hosts_name_server(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("# comment\nnameserver ::1\nnameserver 192.0.2.1\n")
+    assert dns.host_server(str(path)) == "192.0.2.1"
+    assert dns.host_server(str(tmp_path / "none")) is None
+
+
+def test_forwards_are_written_as_in_qemu() -> None:
+    assert Forward.parse("tcp::2222-:22") == ("tcp", "127.0.0.1", 2222, None, 22)
+    assert Forward.parse("udp:0.0.0.0:53-10.0.2.16:5353") == (
+        *("udp", "0.0.0.0", 53),
+        *("10.0.2.16", 5353),
+    )
+    for text in ("", "tcp:22", "sctp::1-:2", "tcp::x-:2", "tcp::1-:0", "tcp::70000-:1"):
+        with pytest.raises(InvalidRequestError):
+            Forward.parse(text)
+
+
+def test_options_that_cannot_be() -> None:
+    for options in (
+        {"network": "10.0.2.0"},
+        {"network": "10.0.2.1/24"},
+        {"network": "10.0.0.0/28"},
+    ):
+        with pytest.raises(InvalidRequestError):
+            UserNetwork(VirtualClock(), threading.RLock(), **options)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(VdiskError):
+            UserNetwork(
+                VirtualClock(), threading.RLock(), forwards=[Forward.parse(f"tcp::{port}-:22")]
+            )
