@@ -44,6 +44,8 @@ demo: setup peers
 
 bench: setup peers
 	$(BIN)/python bench/images.py
+	$(BIN)/python bench/nbd.py
+	$(BIN)/python bench/nbd_client.py
 
 # Without atheris (there is none for this Python or system) inputs are chosen by chance alone.
 $(VENV)/.fuzz: $(VENV)/.complete
