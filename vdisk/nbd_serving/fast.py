@@ -63,9 +63,6 @@ WRITES_AT_ONCE: Final = 64
 LONGEST_RUN: Final = 1 << 20
 """Bytes of neighbouring writes that are made one."""
 
-FEW: Final = 2
-"""Requests at once that a client without a queue sends."""
-
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -103,7 +100,7 @@ class FastPath:
         self._sends_files = outbox.channel.sends_files
         self._longest_copy = SENDFILE_FROM - 1 if self._sends_files else INLINE_READ
         self._buffer = buffer.view
-        self._filled = self._taken = 0
+        self._filled = 0
         self._hand_over = hand_over
         self._alone = alone
         self._can_wait = outbox.channel.can_wait
@@ -141,13 +138,12 @@ class FastPath:
         return used, count
 
     def _may_wait(self, now: float) -> bool:
-        """Whether to wait for the client's next request right in ``recv``.
+        """Whether to wait for the client's next requests right in ``recv``.
 
-        A client with one request in flight sends the next in answer to our reply.  Where nobody
-        else is there to be served, waiting a moment for it costs a third of a turn of the event
-        loop.  With more in flight, patience pays: what comes later comes together.
+        A client sends them in answer to our replies.  Where nobody else is there to be served,
+        waiting a moment for it costs a third of a turn of the event loop.
         """
-        if self._taken > FEW or now < self._no_waiting_until or not self._can_wait:
+        if now < self._no_waiting_until or not self._can_wait:
             return False
         return not self._export.jobs and self._alone()
 
@@ -156,18 +152,15 @@ class FastPath:
         if len(view) == self.header_size:
             read = self._parser.read(view)
             if read is not None and self._answer_one(*read):
-                self._taken = 1
                 return self.header_size
         reads, used = self._parser.reads(view, READS_AT_ONCE)
         if reads:
-            self._taken = len(reads)
             if not self._moves:
                 return self._answer_reads(reads, view)
             with self._device.hold():
                 return self._answer_reads(reads, view)
         writes, used = self._parser.writes(view, WRITES_AT_ONCE)
         if writes:
-            self._taken = len(writes)
             if self._writes_here and monotonic() >= self._export.slow_until:
                 with self._device.hold_to_write():
                     self._answer_writes(writes, view)
