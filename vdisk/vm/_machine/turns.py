@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
     Handler = Callable[..., object]
 
-NS_PER_INSTRUCTION = 1
-SLICE = 50_000
-"""Instructions of a turn: 50 µs, the time that processors may be apart."""
+NS_PER_INSTRUCTION = 10
+"""A processor of 100 MIPS: firmware that waits by looking at a clock does not look too often."""
+SLICE = 10_000
+"""Instructions of a turn: 100 µs, the time that processors may be apart."""
 LARGEST_JOURNAL = 64 << 20
 
 
