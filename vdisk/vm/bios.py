@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.vm._bios.call import Processor
+    from vdisk.vm._bios.tables import AcpiTables
     from vdisk.vm.bus import Bus
     from vdisk.vm.clock import Clock
     from vdisk.vm.memory import GuestMemory
@@ -43,7 +44,8 @@ class Bios:
 
     ``drives``: in the order in which each kind is numbered.  ``order``: in which kinds are
     booted.  ``menu_wait``: seconds for which a key brings a menu of the drives.  ``a20``: whether
-    the gate is open.  ``processor``: the bootstrap processor; set it before the machine runs.
+    the gate is open.  ``acpi``: tables for the guest.  ``processor``: the bootstrap processor; set
+    it before the machine runs.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Bios:
         order: Sequence[DriveKind] = DEFAULT_ORDER,
         menu_wait: float = 0,
         a20: Callable[[], bool] = lambda: True,
+        acpi: AcpiTables | None = None,
     ) -> None:
         self.processor: Processor | None = None
         self._space = Space(memory, bus.mmio, a20)
@@ -69,10 +72,19 @@ class Bios:
             memory.high_end,
             Drives.of(list(drives)),
         )
-        self.services = Services(hardware, order=order, menu_wait=int(menu_wait * 1e9))
+        self.services = Services(hardware, order=order, menu_wait=int(menu_wait * 1e9), acpi=acpi)
         self._by_address = _places(self._rom.traps)
         memory.load_rom(TOP_OF_FIRST_4_GIB, rom_image())
         bus.ports.map(TRAP_PORT, 1, lambda _offset, _size: 0xFF, self._trap, "BIOS")
+
+    def boot_instead(self, boot: Callable[[], None]) -> None:
+        """Call ``boot()`` when POST is done, in place of looking for a disk; the ROM waits then."""
+
+        def bootstrap(call: Call) -> None:
+            call.wait, call.spin = True, False
+            boot()
+
+        self.services.traps["bootstrap"] = bootstrap
 
     def _trap(self, _offset: int, _size: int, _value: int) -> None:
         """The ROM has asked for a service."""

@@ -16,22 +16,26 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError, VdiskError
+from vdisk.vm import loader
 from vdisk.vm._machine import accelerators, configuration
-from vdisk.vm._machine.board import Board, Requests
+from vdisk.vm._machine.board import Board, Requests, Video
 from vdisk.vm._machine.console import SerialConsole
 from vdisk.vm._machine.drives import Drives
+from vdisk.vm._machine.firmware import FirmwareFile, OwnBios
 from vdisk.vm._machine.hands import Hands
 from vdisk.vm._machine.life import Life
+from vdisk.vm._machine.options import Options
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
 from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
-from vdisk.vm.devices.serial import COM_PORTS
+from vdisk.vm.display.image import save_picture
 from vdisk.vm.memory import GuestMemory
 from vdisk.vm.monitor.control import RunState
 
@@ -40,11 +44,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.block import BlockDevice
+    from vdisk.vm.devices.acpi_tables import AcpiTables
+    from vdisk.vm.devices.vga import Vga
+    from vdisk.vm.loader import Entry, MemoryRange
 
 __all__ = ["DiskSpec", "Machine", "MachineError", "MachineTimeoutError", "parse_disk"]
 
-LARGEST_CPUS = 64
-"""Processors: more have no place in an 8-bit logical APIC destination's clusters."""
 FIXED_EPOCH = 946_684_800
 """2000-01-01: when deterministic runs begin, unless told otherwise."""
 TAIL = 400
@@ -68,11 +73,15 @@ class Machine(Life):
 
     ``memory``: bytes.  ``disks``: text as the command line has it (see
     :func:`~vdisk.vm._machine.specs.parse_disk`), paths, open devices or :class:`DiskSpec`.
-    ``cdroms``: images for CD-ROM drives.  ``accel``: ``auto``, ``llvm``, ``kvm``, ``interp``.
-    ``bios``: a firmware file such as SeaBIOS's.  ``apic`` False: a machine with the 8259 pair
-    only, and one processor.  ``serial_ports``: how many, 0-4.  ``reboot`` False: a reset by the
-    guest ends the machine.  ``stay`` True: it stays, stopped, when the guest turns it off.
+    ``cdroms``: images for CD-ROM drives, None for an empty one.  ``accel``: ``auto``, ``llvm``,
+    ``kvm``, ``interp``.  ``bios``: a firmware file such as SeaBIOS's; None: the BIOS of our own.
     ``boot``: order: c hard disk, d CD-ROM, n network.
+    ``kernel``, ``initrd``, ``append``: boot Linux or a Multiboot kernel from these files (see
+    :mod:`~vdisk.vm.loader`); ``kernel_bits``: which of its entries.
+    ``vga``: ``std`` or ``none``; ``vga_memory``: bytes.  ``apic`` False: a machine with the 8259
+    pair only, and one processor.  ``serial_ports``: how many, 0-4.  ``rng``: a virtio source of
+    randomness.  ``reboot`` False: a reset by the guest ends the machine.  ``stay`` True: it
+    stays, stopped, when the guest turns it off.
     ``epoch``: the time of day at power-on, seconds since 1970; None: the host's.
     ``deterministic``: virtual time (see :mod:`~vdisk.vm._machine.turns`), in which the same run
     happens each time; :meth:`save_journal` keeps what came from outside.  ``replay``: repeat
@@ -89,20 +98,32 @@ class Machine(Life):
         cdroms: Sequence[str | DiskSpec | None] = (),
         accel: str = "auto",
         bios: str | None = None,
+        boot: str = "cd",
+        kernel: str | None = None,
+        initrd: str | None = None,
+        append: str = "",
+        kernel_bits: int | None = None,
+        vga: str = "std",
+        vga_memory: int = 16 << 20,
         apic: bool = True,
         serial_ports: int = 1,
+        rng: bool = False,
         reboot: bool = True,
         stay: bool = False,
-        boot: str = "cd",
         epoch: int | None = None,
         deterministic: bool = False,
         replay: str | None = None,
         name: str = "vdisk",
     ) -> None:
-        _check(cpus, apic, serial_ports)
+        options = Options(
+            memory=memory, cpus=cpus, disks=disks, cdroms=cdroms, accel=accel,
+            bios=bios, boot=boot, kernel=kernel, initrd=initrd, append=append,
+            kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory, apic=apic,
+            serial_ports=serial_ports, rng=rng, epoch=epoch,
+            deterministic=deterministic, replay=replay,
+        )  # fmt: skip
         self.name = name
         super().__init__(reboot=reboot, stay=stay)
-        self._boot = configuration.check_boot(boot)
         self.memory = GuestMemory(memory)
         self.bus = Bus()
         self.clock = self._make_clock(deterministic, replay)
@@ -110,51 +131,87 @@ class Machine(Life):
         self.debug_console = SerialConsole()
         self._found = [0] * serial_ports  # how far run_until has searched
         try:
-            self._assemble(disks, cdroms, accel, bios, cpus, apic, epoch)
+            self._assemble(options)
         except BaseException:
             self._close_parts()
             raise
 
     # -- making ----------------------------------------------------------------------------------
 
-    def _assemble(
-        self,
-        disks: Sequence[str | os.PathLike[str] | DiskSpec | BlockDevice],
-        cdroms: Sequence[str | DiskSpec | None],
-        accel: str,
-        bios: str | None,
-        cpus: int,
-        apic: bool,
-        epoch: int | None,
-    ) -> None:
-        threads = None if isinstance(self.clock, RealClock) else 0
-        specs = [disk_spec(disk) for disk in disks] + [_cdrom(cdrom) for cdrom in cdroms]
+    def _assemble(self, options: Options) -> None:
+        real = isinstance(self.clock, RealClock)
+        specs = [disk_spec(disk) for disk in options.disks]
+        specs += [_cdrom(cdrom) for cdrom in options.cdroms]
         self.drives = Drives(
-            specs, self.bus.lock, threads=threads, emit=self._emit, stop=self._request_io_stop
+            specs,
+            self.bus.lock,
+            threads=None if real else 0,
+            emit=self._emit,
+            stop=self._request_io_stop,
         )
         self._closers.append(self.drives.close)
-        self.accelerator = accelerators.make(accel, self.memory, self.bus)
+        self.accelerator = accelerators.make(options.accel, self.memory, self.bus)
         self._closers.append(self.accelerator.close)
-        consoles: list[SerialConsole | None] = list(self.serial)
-        self.board = Board(
+        firmware = None if options.bios is None else FirmwareFile(options.bios)
+        self.board = self._make_board(options, firmware)
+        self._make_processors(options.cpus, options.apic)
+        self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
+        for drive in self.drives:
+            self.board.plug_disk(drive)
+        if options.rng:
+            self.board.plug_rng(None if real else Random(0).randbytes)
+        acpi = configuration.describe(
+            self.board, self.memory, options.cpus, self.drives, options.boot
+        )
+        if firmware is not None:
+            firmware.install(self.memory, self.board)
+        else:
+            self._install_own_bios(options, acpi)
+        self.running = self._make_running()
+        with self.bus.lock:
+            self._power_on()
+
+    def _make_board(self, options: Options, firmware: FirmwareFile | None) -> Board:
+        rom = b"" if firmware is None else firmware.vga_rom()
+        epoch = int(time.time()) if isinstance(self.clock, RealClock) else FIXED_EPOCH
+        return Board(
             self.memory,
             self.bus,
             self.clock,
             self.accelerator,
             Requests(self._request_reset, self._request_power_off, self._request_debug_exit),
-            epoch=self._epoch(epoch),
-            consoles=consoles,
+            epoch=epoch if options.epoch is None else options.epoch,
+            consoles=list(self.serial),
             debug_console=self.debug_console,
+            video=None if options.vga == "none" else Video(options.vga_memory, rom),
         )
-        self._make_processors(cpus, apic)
-        self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
-        for drive in self.drives:
-            self.board.plug_disk(drive)
-        configuration.describe(self.board, self.memory, cpus, self.drives, self._boot)
-        self._install_firmware(bios)
-        self.running = self._make_running()
-        with self.bus.lock:
-            self._power_on()
+
+    def _install_own_bios(self, options: Options, acpi: AcpiTables) -> None:
+        bios = OwnBios(
+            self.board,
+            self.memory,
+            self.accelerator,
+            self.processors[0],
+            self.drives,
+            boot=options.boot,
+            acpi=acpi,
+        )
+        if options.kernel is None:
+            return
+        kernel = loader.read(options.kernel, most=options.memory)
+
+        def load(ranges: Sequence[MemoryRange], rsdp: int = 0) -> Entry:
+            return kernel.load(
+                self.memory,
+                ranges,
+                command_line=options.append,
+                initrd=options.initrd,
+                bits=options.kernel_bits,
+                rsdp=rsdp,
+            )
+
+        load(configuration.likely_ranges(self.memory))  # errors are found before the start
+        bios.boot_kernel(load, self._failed)
 
     def _make_clock(self, deterministic: bool, replay: str | None) -> RealClock | TurnClock:
         self.journal = Journal() if replay is None else load_journal(replay)
@@ -211,22 +268,10 @@ class Machine(Life):
             self.board.connect_processor(processor, apic=apic)
             self.processors.append(processor)
 
-    def _install_firmware(self, bios: str | None) -> None:
-        from vdisk.vm._machine.firmware import FirmwareFile
-
-        if bios is None:
-            raise InvalidRequestError("a machine needs a bios")
-        FirmwareFile(bios).install(self.memory, self.board.host_bridge)
-
     def _power_on(self) -> None:
         self.board.reset()
         for processor in self.processors:
             processor.reset()
-
-    def _epoch(self, given: int | None) -> int:
-        if given is not None:
-            return given
-        return int(time.time()) if isinstance(self.clock, RealClock) else FIXED_EPOCH
 
     # -- using it --------------------------------------------------------------------------------
 
@@ -263,6 +308,26 @@ class Machine(Life):
             return MachineError(f"{why} before {wanted!r} came{shown}")
         return MachineTimeoutError(f"{wanted!r} did not come within {timeout} seconds{shown}")
 
+    @property
+    def screen(self) -> Vga:
+        """The video card, a :class:`~vdisk.vm.display.base.Screen`."""
+        if self.board.vga is None:
+            raise InvalidRequestError("this machine has no video card")
+        return self.board.vga
+
+    def screenshot(self, path: str, format: str | None = None) -> None:
+        """Write the picture on the screen to a file: ``png`` or ``ppm``, by its name or as told."""
+        save_picture(self.screen.frame(), path, format)
+
+    def screen_text(self) -> str:
+        """The characters on the screen, a line a row; empty in a graphics mode."""
+        frame = self.screen.text()
+        if frame is None:
+            return ""
+        characters = frame.cells[::2].decode("cp437").replace("\0", " ")
+        rows = range(0, len(characters), frame.columns)
+        return "\n".join(characters[row : row + frame.columns].rstrip() for row in rows)
+
     def type_keys(self, text: str) -> None:
         """Type on the keyboard (US layout); ``\\n`` is Enter."""
         self.input.type(text, self.is_over)
@@ -291,15 +356,6 @@ class Machine(Life):
             "instructions": [processor.vcpu.instructions for processor in self.processors],
             "drives": {drive.name: drive.disk.statistics.as_dict() for drive in self.drives},
         }
-
-
-def _check(cpus: int, apic: bool, serial_ports: int) -> None:
-    if not 1 <= cpus <= LARGEST_CPUS:
-        raise InvalidRequestError(f"{cpus} processors: from 1 to {LARGEST_CPUS}")
-    if cpus > 1 and not apic:
-        raise InvalidRequestError("several processors need local APICs")
-    if not 0 <= serial_ports <= len(COM_PORTS):
-        raise InvalidRequestError(f"{serial_ports} serial ports: at most {len(COM_PORTS)}")
 
 
 def _cdrom(cdrom: str | DiskSpec | None) -> DiskSpec:

@@ -38,6 +38,7 @@ post:
     mov ss, ax
     mov sp, 0x7000
     trap post
+    nop                         ; so that what follows one trap is not another
 post.scan:                      ; option ROMs: far pointers, one at a time
     trap option_rom
     jnc post.boot               ; DS is the EBDA's segment

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vdisk.vm._bios.call import Call
     from vdisk.vm._bios.drives import DriveKind
     from vdisk.vm._bios.hardware import Hardware
+    from vdisk.vm._bios.tables import AcpiTables
 
 READ_IN_SERVICE = 0x0B  # OCW3
 PCI_BIOS = 0xB1
@@ -38,6 +39,7 @@ class Services:
         *,
         order: Sequence[DriveKind] = DEFAULT_ORDER,
         menu_wait: int = 0,
+        acpi: AcpiTables | None = None,
     ) -> None:
         self.hw = hardware
         self.video = VideoService(hardware)
@@ -48,7 +50,7 @@ class Services:
         self.pci_bios = PciBiosService(hardware)
         self.serial = SerialService(hardware)
         self.printer = PrinterService(hardware, self.video)
-        self.tables = Tables(self)
+        self.tables = Tables(self, acpi)
         self.boot = BootService(
             hardware, self.video, self.keyboard, self.disk, order=order, menu_wait=menu_wait
         )

@@ -5,20 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm._bios import pci_bios
-from vdisk.vm._bios.memory_map import memory_map
+from vdisk.vm._bios.memory_map import Entry, MemoryType, memory_map
 from vdisk.vm._bios.rom import CODE, ROM_BASE, TABLES
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from vdisk.vm._bios.services import Services
 
+    class AcpiTables(Protocol):
+        """What :class:`vdisk.vm.devices.acpi_tables.AcpiTables` is."""
+
+        tables: bytearray
+
+        def place(self, address: int) -> tuple[bytes, bytes]: ...
+
+
 ALIGNMENT = 16
+PAGE = 4096
 
 
 class Tables:
-    """Where each table went."""
+    """Where each table went.  ``acpi``: what to place at the end of low RAM; ``rsdp``: its root
+    pointer's address, or 0."""
 
-    def __init__(self, services: Services) -> None:
-        self.all, self.hw = services, services.hw
+    def __init__(self, services: Services, acpi: AcpiTables | None = None) -> None:
+        self.all, self.hw, self.acpi = services, services.hw, acpi
+        self.rsdp = 0
         self._next = ROM_BASE + TABLES
 
     def place(self) -> None:
@@ -27,7 +40,16 @@ class Tables:
         entry = ROM_BASE + self.hw.rom.labels[pci_bios.BIOS32_ENTRY]
         self.put(pci_bios.bios32_header(entry))
         self.put(pci_bios.routing_table(self.hw))
-        self.all.system.entries = memory_map(self.hw.low_end, self.hw.high_end, [])
+        entries = [] if self.acpi is None else [self._place_acpi(self.acpi)]
+        self.all.system.entries = memory_map(self.hw.low_end, self.hw.high_end, entries)
+
+    def _place_acpi(self, acpi: AcpiTables) -> Entry:
+        """Write the ACPI tables; gives the memory that they take."""
+        address = (self.hw.low_end - len(acpi.tables)) & ~(PAGE - 1)
+        tables, rsdp = acpi.place(address)
+        self.hw.space.write(address, tables)
+        self.rsdp = self.put(rsdp)
+        return Entry(address, self.hw.low_end - address, MemoryType.ACPI)
 
     def put(self, table: bytes) -> int:
         """The address of a table's copy; 0 where there is no room left."""

@@ -39,4 +39,6 @@ def make(name: str, memory: GuestMemory, bus: Bus) -> Accelerator:
         from vdisk.vm.accel.llvm import LlvmAccelerator
 
         return LlvmAccelerator(memory, bus)
-    raise UnsupportedFeatureError(f"accelerator {name} is not there yet")
+    from vdisk.vm.accel.interp import InterpAccelerator
+
+    return InterpAccelerator(memory, bus)

@@ -17,6 +17,7 @@ machine is in :class:`Requests`.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.devices.acpi_pm import SCI_IRQ, AcpiPm
@@ -40,8 +41,11 @@ from vdisk.vm.devices.ps2_mouse import Mouse
 from vdisk.vm.devices.rtc import Rtc
 from vdisk.vm.devices.serial import COM_IRQS, COM_PORTS, Uart
 from vdisk.vm.devices.speaker import Speaker
+from vdisk.vm.devices.vga import MEMORY_SIZE as VGA_MEMORY
+from vdisk.vm.devices.vga import Vga
 from vdisk.vm.devices.virtio_blk import VirtioBlk
 from vdisk.vm.devices.virtio_pci import VirtioPci
+from vdisk.vm.devices.virtio_rng import VirtioRng
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,7 +63,7 @@ if TYPE_CHECKING:
 
 ISA_BRIDGE, PIIX3_IDE, PIIX3_PM = (1, 0), (1, 1), (1, 3)
 IDE_IRQS = (14, 15)
-FIRST_FREE_SLOT = 4
+VGA_SLOT, FIRST_FREE_SLOT = 2, 4
 
 
 class Requests(NamedTuple):
@@ -70,11 +74,18 @@ class Requests(NamedTuple):
     debug_exit: Callable[[int], None]
 
 
+class Video(NamedTuple):
+    """The video card.  ``rom``: a video BIOS for firmware that has none itself."""
+
+    memory_size: int = VGA_MEMORY
+    rom: bytes = b""
+
+
 class Board:
     """All chips but processors' own; :attr:`devices` is in the order of power-on and saving.
 
     ``epoch``: the time of day at power-on, seconds since 1970.  ``consoles``: for COM1 to COM4;
-    None: no such port.
+    None: no such port.  ``video`` None: no video card.
     """
 
     def __init__(
@@ -88,6 +99,7 @@ class Board:
         epoch: int,
         consoles: Sequence[SerialConsole | None],
         debug_console: Stream,
+        video: Video | None,
     ) -> None:
         self.memory, self.bus, self.clock = memory, bus, clock
         self.requests = requests
@@ -99,6 +111,10 @@ class Board:
         self._make_timers(epoch)
         self._make_keyboard()
         self._make_ports(consoles, debug_console)
+        self.vga: Vga | None = None
+        if video is not None:
+            self.vga = Vga(bus, memory, clock, memory_size=video.memory_size, rom=video.rom)
+            self.plug(self.vga, VGA_SLOT)
 
     def add(self, device: Device) -> None:
         """Another chip, which is reset and saved with the others."""
@@ -125,6 +141,11 @@ class Board:
         queues = drive.spec.queues or 1
         device = VirtioBlk(drive.disk, self.memory, self.clock, name=drive.name, queues=queues)
         drive.slot = self.plug(VirtioPci(self.bus, device))
+
+    def plug_rng(self, source: Callable[[int], bytes] | None) -> None:
+        """Put a virtio source of randomness on the PCI bus; None: the host's."""
+        device = VirtioRng(self.memory, self.clock, source=source or os.urandom)
+        self.plug(VirtioPci(self.bus, device))
 
     # -- making the chips --------------------------------------------------------------------------
 

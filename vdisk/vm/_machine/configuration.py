@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BOOT_LETTERS = {"c": 2, "d": 3, "n": 4}
 """QEMU's ``-boot order=``: hard disk, CD-ROM, network; and their numbers in CMOS memory."""
 TWO_GIB = 1 << 31
+CONVENTIONAL_END, MIB, TABLES_ROOM = 0x9F000, 1 << 20, 64 << 10
 
 
 def check_boot(boot: str) -> str:
@@ -42,8 +43,8 @@ def hardware(board: Board, memory: GuestMemory, cpus: int) -> Hardware:
     )
 
 
-def describe(board: Board, memory: GuestMemory, cpus: int, drives: Drives, boot: str) -> None:
-    """Fill in everything that firmware reads, before the machine starts."""
+def describe(board: Board, memory: GuestMemory, cpus: int, drives: Drives, boot: str) -> AcpiTables:
+    """Fill in everything that firmware reads, before the machine starts; gives the tables."""
     rtc, config = board.rtc, board.fw_cfg
     rtc.describe_memory(memory.low_end, memory.high_end - FOUR_GIB)
     rtc.describe_processors(cpus)
@@ -57,6 +58,7 @@ def describe(board: Board, memory: GuestMemory, cpus: int, drives: Drives, boot:
     for name, data in tables.loader_files().items():
         config.add_file(name, data)
     config.add_boot_order(boot_paths(drives, boot))
+    return tables
 
 
 def ram_ranges(memory: GuestMemory) -> list[MemoryRange]:
@@ -65,6 +67,14 @@ def ram_ranges(memory: GuestMemory) -> list[MemoryRange]:
     if memory.high_end > FOUR_GIB:
         ranges.append(MemoryRange(FOUR_GIB, memory.high_end - FOUR_GIB))
     return ranges
+
+
+def likely_ranges(memory: GuestMemory) -> list[MemoryRange]:
+    """About what firmware will leave of the RAM, to find out early whether a kernel fits."""
+    return [
+        MemoryRange(0, CONVENTIONAL_END),
+        MemoryRange(MIB, max(memory.low_end - MIB - TABLES_ROOM, 0)),
+    ]
 
 
 def boot_paths(drives: Drives, boot: str) -> list[str]:

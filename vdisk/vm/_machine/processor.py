@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from vdisk.vm.accel.base import VcpuExit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vdisk.vm.accel.base import LocalApic, Vcpu
     from vdisk.vm.bus import Bus
     from vdisk.vm.devices.base import State
@@ -48,6 +50,7 @@ class Processor:
         self._nmi = False
         self._init = False
         self._startup: int | None = None
+        self._deferred: Callable[[], None] | None = None
 
     def connect(self, interrupts: InterruptSource, apic: LocalApic | None) -> None:
         """Say where interrupts come from, before the first run."""
@@ -57,9 +60,14 @@ class Processor:
     def reset(self) -> None:
         """RESET#: the bootstrap processor runs, the others wait for a start-up IPI."""
         self.halted = self._nmi = self._init = False
-        self._startup = None
+        self._startup = self._deferred = None
         self.waiting_for_startup = self.index != 0
         self.vcpu.reset()
+
+    def defer(self, change: Callable[[], None]) -> None:
+        """Carry out a change of registers before the next instruction but a few."""
+        self._deferred = change
+        self.vcpu.request_exit()
 
     # -- what the local APIC reports -------------------------------------------------------------
 
@@ -90,7 +98,7 @@ class Processor:
 
     def ready(self) -> bool:
         """True if there is something to execute; the bus lock is held."""
-        if self._init:
+        if self._init or self._deferred is not None:
             return True
         if self.waiting_for_startup:
             return self._startup is not None
@@ -101,6 +109,9 @@ class Processor:
 
     def prepare(self) -> bool:
         """Carry out INIT and start-up; False if it waits then.  The bus lock is held."""
+        if self._deferred is not None:
+            change, self._deferred = self._deferred, None
+            change()
         if self._init:
             self._init = False
             self._carry_out_init()
