@@ -37,6 +37,13 @@ class Qtest:
     def read(self, address: int, size: int = 1) -> None:
         self._lines.append(f"read{_LETTERS[size]} {address:#x}")
 
+    def write_block(self, address: int, data: bytes) -> None:
+        self._lines.append(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
+
+    def read_block(self, address: int, length: int) -> None:
+        """Its answer is the bytes as one number, the first byte in front."""
+        self._lines.append(f"read {address:#x} {length:#x}")
+
     def clear(self, address: int, length: int) -> None:
         self._lines.append(f"memset {address:#x} {length:#x} 0")
 

@@ -40,6 +40,8 @@ MIB = 1 << 20
 SLOT = 3
 IO_BASE, MSIX_BASE, MODERN_BASE = 0xC000, 0xFE00_0000, 0xFE01_0000
 MSI_ADDRESS = 0xFEE0_0000
+BAD_FEATURE = 1 << 30
+"""QEMU offers it to legacy drivers, to tell those that take whatever there is."""
 
 
 class Board:
@@ -176,7 +178,7 @@ class PciDriver:
         self.status = 0
         self.status = ACKNOWLEDGE
         self.status = ACKNOWLEDGE | DRIVER
-        features = self.offered() & ~without
+        features = self.offered() & ~without & ~BAD_FEATURE
         self.take(features)
         if not self.legacy:
             assert features & VIRTIO_F_VERSION_1
