@@ -189,8 +189,8 @@ class _Engine:
             self.vcpu._exit(self.vcpu.linear_of(record), Exit.INTERRUPTED)
         return record
 
-    def again(self, record: int) -> int:
-        if self.vcpu.spend(1):
+    def again(self, record: int, spent: int) -> int:
+        if self.vcpu.spend(spent):
             self.vcpu._exit(self.vcpu.linear_of(record), Exit.INTERRUPTED)
         return record
 

@@ -319,6 +319,14 @@ class Builder(ABC):
     def store_host(self, address: Value, value: Value) -> None: ...
 
     @abstractmethod
+    def copy_host(self, to: Value, source: Value, length: Value) -> None:
+        """Copy guest RAM, from the lowest byte up; what is read is not written before."""
+
+    @abstractmethod
+    def fill_host(self, address: Value, byte: Value, length: Value) -> None:
+        """Set each byte of a run of guest RAM."""
+
+    @abstractmethod
     def exchange_host(self, address: Value, expected: Value, value: Value) -> tuple[Value, Value]:
         """Atomic compare and exchange: (what was there, whether it was exchanged)."""
 
@@ -337,8 +345,11 @@ class Builder(ABC):
         """Go on with the next record."""
 
     @abstractmethod
-    def again(self) -> None:
-        """Execute the present record once more (a repeated string instruction)."""
+    def again(self, spent: Value | int = 1) -> None:
+        """Execute the present record once more (a repeated string instruction).
+
+        ``spent``: what was done so far counts as this many instructions.
+        """
 
     @abstractmethod
     def fault(self) -> None:

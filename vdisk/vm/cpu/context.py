@@ -192,6 +192,12 @@ class Context:
             result.set(loaded.trunc(kind))
         return result.get()
 
+    def host_page(self, linear: Value, *, write: bool) -> Value:
+        """What to add to addresses of a page to get to the host's memory; 0: not in the TLB."""
+        b, entry = self.b, self._entry(linear)
+        hit = b.load_state(entry + (8 if write else 0), "i64").eq(page_of(linear))
+        return b.select(hit, b.load_state(entry + 16, "i64"), b.const("i64", 0))
+
     def wrap(self, linear: Value) -> Value:
         """An address that was counted up, as wide as addresses are here."""
         return linear if self.shape.code == 64 else linear & 0xFFFF_FFFF

@@ -294,6 +294,16 @@ class LlvmBuilder(Builder):
         pointer = self._pointer(address)
         self.emit(f"store volatile {value.type} {value.text}, ptr {pointer}, align 1, {GUEST}")
 
+    def copy_host(self, to: Value, source: Value, length: Value) -> None:
+        self.used.add("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
+        given = f"ptr {self._pointer(to)}, ptr {self._pointer(source)}, i64 {length.text}, i1 1"
+        self.emit(f"call void @llvm.memcpy.p0.p0.i64({given})")
+
+    def fill_host(self, address: Value, byte: Value, length: Value) -> None:
+        self.used.add("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        given = f"ptr {self._pointer(address)}, i8 {byte.text}, i64 {length.text}, i1 1"
+        self.emit(f"call void @llvm.memset.p0.i64({given})")
+
     def exchange_host(self, address: Value, expected: Value, value: Value) -> tuple[Value, Value]:
         kind, pointer = value.type, self._pointer(address)
         both = self.assign(
@@ -345,8 +355,8 @@ class LlvmBuilder(Builder):
         record = self.assign("ptr", f"getelementptr i8, ptr {self.record()}, i64 {RECORD_SIZE}")
         self._to_record(record.text, self.budget())
 
-    def again(self) -> None:
-        budget = self.budget() - 1
+    def again(self, spent: Value | int = 1) -> None:
+        budget = self.budget() - spent
         self._interrupted_if((budget | self.poll("kick")).slt(0), self.record(), budget)
         self._to_record(self.record(), budget)
 

@@ -193,6 +193,14 @@ class PythonBuilder(Builder):
     def store_host(self, address: Value, value: Value) -> None:
         self.emit(f"store(M, {address.text}, {bits(value.type) // 8}, {value.text})")
 
+    def copy_host(self, to: Value, source: Value, length: Value) -> None:
+        a, c, n = to.text, source.text, length.text
+        self.emit(f"M[{a}:{a} + {n}] = bytes(M[{c}:{c} + {n}])")
+
+    def fill_host(self, address: Value, byte: Value, length: Value) -> None:
+        a, n = address.text, length.text
+        self.emit(f"M[{a}:{a} + {n}] = bytes([{byte.text}]) * {n}")
+
     def exchange_host(self, address: Value, expected: Value, value: Value) -> tuple[Value, Value]:
         found = self.load_host(address, value.type)
         same = found.eq(expected)
@@ -219,8 +227,8 @@ class PythonBuilder(Builder):
     def next(self) -> None:
         self.emit(f"return ins + {RECORD_SIZE}")
 
-    def again(self) -> None:
-        self.emit("return E.again(ins)")
+    def again(self, spent: Value | int = 1) -> None:
+        self.emit(f"return E.again(ins, {self.value('i64', spent).text})")
 
     def fault(self) -> None:
         self.emit("return E.fault(ins)")

@@ -1,7 +1,8 @@
 """String instructions (SDM volume 2: MOVS, STOS, LODS, SCAS, CMPS, INS, OUTS, with REP).
 
 One record does one element and, with a REP prefix, comes back to itself: registers are right
-after each element, so a fault or an interrupt in the middle leaves them as the manual says.
+after each element, so a fault or an interrupt in the middle leaves them as the manual says.  REP
+MOVS and REP STOS do as many elements at once as stay within pages that the TLB knows.
 """
 
 from __future__ import annotations
@@ -65,10 +66,69 @@ class _String:
         self.b.next()
 
 
+LEAST_RUN = 32
+"""Bytes; a shorter run is done element by element."""
+
+
+def _run(c: Context, s: _String, *pages: Value) -> Value:
+    """How many elements a repeated instruction can do at once, upwards and within these pages."""
+    b, shift = c.b, (c.size // 8).bit_length() - 1
+    most = b.variable("i64", c.gpr(RCX, s.kind).zext("i64"))
+    for linear in pages:
+        room = (b.const("i64", 0x1000) - (linear & 0xFFF)) >> shift
+        most.set(b.select(room.ult(most.get()), room, most.get()))
+    upwards = b.get("direction").eq(1)
+    return b.select(upwards, most.get(), b.const("i64", 0))
+
+
+def _finish_run(c: Context, s: _String, count: Value, *numbers: int) -> None:
+    """Registers after ``count`` elements, and on with the rest."""
+    for number in numbers:
+        moved = (count * (c.size // 8)).to(s.kind)
+        c.set_gpr(number, c.gpr(number, s.kind) + moved)
+    left = c.gpr(RCX, s.kind) - count.to(s.kind)
+    c.set_gpr(RCX, left)
+    with c.b.if_(left.ne(0)):
+        c.b.again(count)
+    c.b.next()
+
+
+def _copy_run(c: Context, s: _String) -> None:
+    """REP MOVS from page to page where both are in the TLB and do not overlap."""
+    b = c.b
+    source, target = s.source(), s.destination(write=True)
+    count = _run(c, s, source, target)
+    length = count * (c.size // 8)
+    with b.if_(length.uge(LEAST_RUN)):
+        start, end = c.host_page(source, write=False), c.host_page(target, write=True)
+        with b.if_(start.ne(0) & end.ne(0)):
+            first, second = start + source, end + target
+            with b.if_((second - first).uge(length) & (first - second).uge(length)):
+                b.copy_host(second, first, length)
+                _finish_run(c, s, count, RSI, RDI)
+
+
+def _fill_run(c: Context, s: _String) -> None:
+    """REP STOS within a page, where all bytes of the value are one."""
+    b = c.b
+    target = s.destination(write=True)
+    count = _run(c, s, target)
+    length = count * (c.size // 8)
+    byte = c.gpr(RAX, "i8")
+    repeated = byte.zext(c.type) * (((1 << c.size) - 1) // 0xFF)
+    with b.if_(length.uge(LEAST_RUN) & repeated.eq(c.gpr(RAX))):
+        end = c.host_page(target, write=True)
+        with b.if_(end.ne(0)):
+            b.fill_host(end + target, byte, length)
+            _finish_run(c, s, count, RDI)
+
+
 @semantic("movs", ends=True)
 def movs(c: Context) -> None:
     s = _String(c)
     s.begin()
+    if c.shape.variant:
+        _copy_run(c, s)
     value = c.load(s.source(), c.type)
     c.store(s.destination(write=True), value)
     s.advance(RSI, RDI)
@@ -79,6 +139,8 @@ def movs(c: Context) -> None:
 def stos(c: Context) -> None:
     s = _String(c)
     s.begin()
+    if c.shape.variant:
+        _fill_run(c, s)
     c.store(s.destination(write=True), c.gpr(RAX))
     s.advance(RDI)
     s.end()
