@@ -134,9 +134,8 @@ class SoftwareVcpu(Core):
         return self.routine("arithmetic_flags")
 
     def _deliver_fast(self, vector: int, error: int | None) -> bool:
-        if self.state.mode != 64:
-            return False
-        return bool(self.routine("deliver_long", vector, error or 0, int(error is not None)))
+        how = "deliver_long" if self.state.mode == 64 else "deliver_flat"
+        return bool(self.routine(how, vector, error or 0, int(error is not None)))
 
     def drop_write_entries(self, page_number: int) -> None:
         """Have writes to a physical page noticed from now on."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import Vcpu, VcpuExit
 from vdisk.vm.cpu import faults, flags, fpu_state, registers, system, transfers
-from vdisk.vm.cpu.decode import Mode
+from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.state import TLB_SUPERVISOR, TLB_USER, CpuState
@@ -207,6 +207,7 @@ class Core(Vcpu):
         mode = self._present_mode()
         state = self.state
         state.mode = mode.code
+        state.flat = int(mode == FLAT_MODE)
         self._mode_changed(mode)
 
     def _present_mode(self) -> Mode:

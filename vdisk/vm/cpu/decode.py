@@ -36,6 +36,10 @@ class Mode(NamedTuple):
     step: bool = False
 
 
+FLAT_MODE = Mode(32, 32, checked=False)
+"""What 32-bit systems run in."""
+
+
 @dataclass(slots=True)
 class Op:
     """One micro-op: a shape, and what its record holds."""
@@ -378,12 +382,12 @@ CONDITIONAL_FLAGS = {"shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "s
 ENDS = {
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "call", "call_indirect"),
     *("ret", "in", "out", "popf", "system", "undefined", "hlt", "iretq", "syscall", "sysretq"),
-    "write_cr3",
+    *("write_cr3", "iretd", "sysenter", "sysexit"),
 }
 FALL_THROUGH = {"jcc", "loop", "loope", "loopne", "jcxz"}
 READS_ALL = {
     *("pushf", "system", "in", "out", "undefined", "hlt", "iretq", "syscall", "sysretq"),
-    *("write_cr3", "invlpg", "rdtsc", "wrmsr", "read_control"),
+    *("write_cr3", "invlpg", "rdtsc", "wrmsr", "read_control", "iretd", "sysenter", "sysexit"),
 }
 
 
@@ -432,7 +436,7 @@ STACK_OPERATIONS = {
 }
 CODE_OPERATIONS = STACK_OPERATIONS | {
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "in", "out", "popf"),
-    *("iretq", "syscall", "sysretq", "write_cr3", "invlpg"),
+    *("iretq", "syscall", "sysretq", "write_cr3", "invlpg", "iretd", "sysenter", "sysexit"),
     *("movs", "stos", "lods", "scas", "cmps", "xlat"),
 }
 

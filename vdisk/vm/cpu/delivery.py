@@ -177,17 +177,17 @@ def return_long(b: Builder) -> None:
     decline_if(b, upper.ne(0) & upper.ne(-1))
     outward = level.ne(present)
     with b.if_(outward):
-        _decline_inner_segments(b, level)
+        decline_inner_segments(b, level)
     _load_stack_segment(b, ss & 0xFFFF, level)
     _load_code_segment(b, selector, raw)
     set_level(b, level)
     b.store_state(RSP, rsp)
-    _restore_flags(b, word, old, present)
+    restore_flags(b, word, old, present)
     b.set("rip", rip)
     b.return_(b.const("i64", 1))
 
 
-def _decline_inner_segments(b: Builder, level: Value) -> None:
+def decline_inner_segments(b: Builder, level: Value) -> None:
     """Data segments of an inner level would have to be cleared."""
     for name in ("es", "ds", "fs", "gs"):
         attributes = b.get(f"{name}_attributes").zext("i64")
@@ -215,7 +215,7 @@ def _load_stack_segment(b: Builder, selector: Value, level: Value) -> None:
     b.set("ss_attributes", ((descriptor >> 40) & 0xF0FF).trunc("i32"))
 
 
-def _restore_flags(b: Builder, word: Value, old: Value, level: Value) -> None:
+def restore_flags(b: Builder, word: Value, old: Value, level: Value) -> None:
     """RFLAGS from the frame, as the level that executes IRET may change them."""
     b.set("cc_op", 0)
     b.set("cc_src", word & flags.ARITHMETIC)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.decode import FAMILIES, LOWER, REGISTERS, Lowering, Op, lower
+from vdisk.vm.cpu.decode import FAMILIES, FLAT_MODE, LOWER, REGISTERS, Lowering, Op, lower
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -448,8 +448,8 @@ def _aam(d: Lowering) -> list[Op]:
 
 
 SYSTEM = (
-    *("INT", "INT3", "INTO", "INT1", "IRET", "IRETD", "RETF", "SYSRET"),
-    *("SYSENTER", "SYSEXIT", "SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
+    *("INT", "INT3", "INTO", "INT1", "IRET", "RETF", "SYSRET"),
+    *("SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
     *("SLDT", "LTR", "STR", "LMSW", "SMSW", "CLTS", "INVD", "WBINVD", "RDMSR"),
     *("CPUID", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
@@ -479,6 +479,14 @@ def _long_transfer(d: Lowering) -> list[Op]:
         return _system(d)
     name = {Mnemonic.IRETQ: "iretq", Mnemonic.SYSCALL: "syscall"}.get(d.i.mnemonic, "sysretq")
     return [d.op(name, 64)]
+
+
+@lower("IRETD", "SYSENTER", "SYSEXIT")
+def _flat_transfer(d: Lowering) -> list[Op]:
+    if d.mode != FLAT_MODE:
+        return _system(d)
+    names = {Mnemonic.IRETD: "iretd", Mnemonic.SYSENTER: "sysenter"}
+    return [d.op(names.get(d.i.mnemonic, "sysexit"), 32)]
 
 
 for _name in SYSTEM:

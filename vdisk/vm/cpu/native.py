@@ -11,7 +11,7 @@ These few functions are tail-called like handlers but belong to no instruction:
 
 from __future__ import annotations
 
-from vdisk.vm.cpu import delivery, faults, flags, mmu, segments
+from vdisk.vm.cpu import delivery, delivery_flat, faults, flags, mmu, segments
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
@@ -25,7 +25,7 @@ KNOWN = {
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
 assert segments  # registers its routine
-assert delivery
+assert delivery, delivery_flat
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
 
@@ -104,15 +104,21 @@ def _raise(b: LlvmBuilder, linear: Value, budget: Value) -> None:
     """Deliver the fault that the state describes, here or in Python."""
     b.set("pending", 0)
     word = b.get("eflags")
-    with b.if_(b.get("mode").eq(64) & ~mmu.is_set(word, flags.TF)):
-        b.set("rip", linear)
+    is_long = b.get("mode").eq(64)
+    with b.if_((is_long | b.get("flat").ne(0)) & ~mmu.is_set(word, flags.TF)):
+        b.set("rip", linear)  # segments are flat
         vector = b.get("fault_vector").zext("i64")
         with b.if_(vector.eq(faults.PF)):
             b.set("cr2", b.get("fault_address"))
         b.set("eflags", word | flags.RF)
         with_error = (b.const("i64", WITH_ERROR_CODE) >> vector) & 1
         error = b.get("fault_error").zext("i64")
-        with b.if_(b.call("deliver_long", vector, error, with_error).ne(0)):
+        done = b.variable("i64")
+        with b.if_(is_long):
+            done.set(b.call("deliver_long", vector, error, with_error))
+        with b.else_():
+            done.set(b.call("deliver_flat", vector, error, with_error))
+        with b.if_(done.get().ne(0)):
             _go(b, b.get("rip"), budget)
     _exit(b, linear, budget, Exit.FAULT)
 
@@ -187,7 +193,7 @@ TAILS = ("goto", "fault", "leave", "leave_after", "interrupted")
 
 C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
-    *("drop_write_entries", "find_code_page", "deliver_long"),
+    *("drop_write_entries", "find_code_page", "deliver_long", "deliver_flat"),
 )
 
 

@@ -13,13 +13,13 @@ from vdisk.vm.cpu.delivery import interrupt_wanted, set_level
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.mmu import is_set
 from vdisk.vm.cpu.semantics.control import next_rip
-from vdisk.vm.cpu.semantics.integer import RAX, RCX, RDX
+from vdisk.vm.cpu.semantics.integer import RAX, RCX, RDX, RSP
 from vdisk.vm.cpu.semantics.machine import whole_flags
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Value
 
-EFER_SCE = 1
+EFER_SCE, EFER_LMA = 1, 1 << 10
 CR4_TSD = 4
 FLAT_LIMIT = 0xFFFF_FFFF
 R11 = 11
@@ -48,6 +48,44 @@ def iretq(c: Context) -> None:
     done = b.call("return_long")
     _leave_unless(c, done.ne(0))
     _go(c, b.get("rip"))
+
+
+@semantic("iretd", ends=True)
+def iretd(c: Context) -> None:
+    """In 32-bit code with flat segments."""
+    b = c.b
+    done = b.call("return_flat")
+    _leave_unless(c, done.ne(0))
+    _go(c, b.get("rip"))
+
+
+@semantic("sysenter", ends=True)
+def sysenter(c: Context) -> None:
+    """In 32-bit code with flat segments."""
+    b = c.b
+    selector = b.get("sysenter_cs") & 0xFFFC
+    usual = selector.ne(0) & ~is_set(b.get("eflags"), flags.TF) & ~is_set(b.get("efer"), EFER_LMA)
+    _leave_unless(c, usual)
+    b.set("eflags", b.get("eflags") & ~(flags.VM | flags.IF | flags.RF))
+    _segment(c, "cs", selector, 0xC09B)
+    _segment(c, "ss", selector + 8, 0xC093)
+    c.set_gpr(RSP, b.get("sysenter_esp").trunc("i32"))
+    set_level(b, b.const("i64", 0))
+    _go(c, b.get("sysenter_eip") & FLAT_LIMIT)
+
+
+@semantic("sysexit", ends=True)
+def sysexit(c: Context) -> None:
+    """In 32-bit code with flat segments."""
+    b = c.b
+    selector = b.get("sysenter_cs") & 0xFFFC
+    usual = selector.ne(0) & b.get("cpl").eq(0) & ~is_set(b.get("efer"), EFER_LMA)
+    _leave_unless(c, usual & ~is_set(b.get("eflags"), flags.TF))
+    _segment(c, "cs", (selector + 16) | 3, 0xC0FB)
+    _segment(c, "ss", (selector + 24) | 3, 0xC0F3)
+    c.set_gpr(RSP, c.gpr(RCX, "i32"))
+    set_level(b, b.const("i64", 3))
+    _go(c, c.gpr(RDX, "i32").zext("i64"))
 
 
 def _segment(c: Context, name: str, selector: Value, attributes: int) -> None:
