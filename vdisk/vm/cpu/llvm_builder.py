@@ -342,7 +342,8 @@ class LlvmBuilder(Builder):
         return "%ins"
 
     def _tail(self, target: str, second: str, budget: Value, tlb: Value | None = None) -> None:
-        given = f"ptr %st, {second}, i64 {budget.text}, i64 {(tlb or self.tlb()).text}"
+        set_ = self.tlb() if tlb is None else tlb
+        given = f"ptr %st, {second}, i64 {budget.text}, i64 {set_.text}"
         self.end(f"musttail call tailcc void {target}({given})", "ret void")
 
     def _to_record(self, record: str, budget: Value) -> None:
