@@ -4,6 +4,7 @@ python -m fuzz run --time 60             every target for a minute
 python -m fuzz run --time 600 qcow2_read
 python -m fuzz one qcow2_read FILE       what does this input do?
 python -m fuzz replay                    every input in the tree, once
+python -m fuzz coverage                  what do all inputs reach, parser by parser?
 python -m fuzz distil qcow2_read         put the best of what was found into the tree
 """
 
@@ -19,7 +20,7 @@ from fuzz import target as targets
 
 WORK = Path(".fuzz")
 """Where inputs are kept that are not in the tree, and defects."""
-FEW, SMALL = 24, 4096
+FEW, SMALL = 16, 4096
 """Files of a corpus in the tree that ``distil`` fills up, and bytes of the largest it adds."""
 
 
@@ -47,12 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser("replay", help="run every input in the tree")
     replay.add_argument("targets", nargs="*", metavar="TARGET")
     replay.set_defaults(call=_replay)
+    coverage = commands.add_parser("coverage", help="how much of each parser all inputs reach")
+    coverage.add_argument("--work", type=Path, default=WORK)
+    coverage.add_argument("targets", nargs="*", metavar="TARGET")
+    coverage.set_defaults(call=_coverage)
     distil = commands.add_parser("distil", help="add the best inputs found to the tree")
     distil.add_argument("--work", type=Path, default=WORK)
     distil.add_argument("targets", nargs="*", metavar="TARGET")
     distil.set_defaults(call=_distil)
-    child = commands.add_parser("child", help="(what run and distil start)")
-    child.add_argument("mode", choices=["guided", "plain", "merge"])
+    child = commands.add_parser("child", help="(what run starts)")
+    child.add_argument("mode", choices=["guided", "plain"])
     child.add_argument("target")
     child.add_argument("seconds", type=float)
     child.add_argument("folder", type=Path)
@@ -94,19 +99,27 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
+def _coverage(args: argparse.Namespace) -> int:
+    from fuzz.coverage import measure
+
+    for parser, reached in measure(args.targets or targets.names(), args.work).items():
+        print(f"{parser:26} {reached} branches")
+    return 0
+
+
 def _distil(args: argparse.Namespace) -> int:
+    from fuzz.coverage import distil
+
     for name in args.targets or targets.names():
         if targets.load(name).limited:
-            added = engine.distil(name, args.work, FEW, SMALL)
+            added = distil(name, args.work, FEW, SMALL)
             print(f"{name:18} {len(added):4} new inputs")
     return 0
 
 
 def _child(args: argparse.Namespace) -> int:
-    if args.mode == "plain":
-        return engine.run_plain(args.target, args.seconds, args.folder, args.seed)
-    merge = str(args.folder / "chosen") if args.mode == "merge" else ""
-    return engine.run_guided(args.target, args.seconds, args.folder, args.seed, merge)
+    how = engine.run_plain if args.mode == "plain" else engine.run_guided
+    return how(args.target, args.seconds, args.folder, args.seed)
 
 
 if __name__ == "__main__":

@@ -108,12 +108,8 @@ def _shape(message: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\d+", "N", message)[:200]
 
 
-def run_guided(name: str, seconds: float, folder: Path, seed: int, merge: str = "") -> int:
-    """libFuzzer, told by atheris which code an input reached; never returns.
-
-    ``merge``: instead of fuzzing, put the fewest inputs that reach all that is known into this
-    directory.
-    """
+def run_guided(name: str, seconds: float, folder: Path, seed: int) -> int:
+    """libFuzzer, told by atheris which code an input reached; never returns."""
     import atheris
 
     with atheris.instrument_imports(include=["vdisk"], enable_loader_override=False):
@@ -146,40 +142,12 @@ def run_guided(name: str, seconds: float, folder: Path, seed: int, merge: str = 
         "print_final_stats": 1,
     }
     words = ["fuzz", *(f"-{key}={value}" for key, value in options.items())]
-    words += ["-merge=1", merge] if merge else []
     atheris.Setup([*words, str(corpus)], try_input, custom_mutator=mutate)
     atheris.Fuzz()
     return 0
 
 
-# -- keeping a corpus small ------------------------------------------------------------------------
-
-
-def distil(name: str, work: Path, most: int, largest: int) -> list[str]:
-    """Add to the tree's corpus the smallest inputs that between them reach the most code.
-
-    ``most``: files; ``largest``: bytes of one as it is stored.  The names of the new files.
-    """
-    folder = work / name
-    chosen = folder / "chosen"
-    chosen.mkdir(exist_ok=True)
-    for old in chosen.iterdir():
-        old.unlink()
-    words = [sys.executable, "-m", "fuzz", "child", "merge", name, "0", str(folder), "1"]
-    subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, check=True)
-    target = targets.load(name)
-    known = {hashlib.sha256(data).digest() for data in target.inputs()}
-    shelf = targets.CORPUS / name
-    shelf.mkdir(parents=True, exist_ok=True)
-    added: list[str] = []
-    for path in sorted(chosen.iterdir(), key=lambda path: path.stat().st_size):
-        data = path.read_bytes()
-        digest = hashlib.sha256(data)
-        if digest.digest() in known or len(list(shelf.iterdir())) >= most:
-            continue
-        if targets.stored_size(data) <= largest:
-            added.append(targets.write_input(shelf, digest.hexdigest()[:12], data))
-    return added
+# -- what is kept of a run -------------------------------------------------------------------------
 
 
 def save_figures(path: Path, figures: list[Figures]) -> None:

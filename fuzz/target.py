@@ -30,7 +30,7 @@ PACKED = ".gz"
 
 
 class Target(NamedTuple):
-    """A target by name; ``code``: the modules of the library that it is for."""
+    """A target by name."""
 
     name: str
     invariant: str
