@@ -111,7 +111,7 @@ def main() -> None:
     from coverage import Coverage
 
     name, work, folder = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    measured = Coverage(data_file=f"{folder}/.coverage.{name}", branch=True, source=["vdisk"])
+    measured = Coverage(data_file=f"{folder}/all.{name}", branch=True, source=["vdisk"])
     measured.start()
     target = targets.load(name)
     inputs = [*target.inputs(), *found(work, name)]

@@ -13,7 +13,7 @@ This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the by
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -22,23 +22,15 @@ from vdisk.errors import (
     InvalidRequestError,
     UnsupportedFeatureError,
 )
-from vdisk.formats import NO_SECRETS, CreateOption, OpenContext
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.bitmaps import Bitmaps
 from vdisk.formats._qcow2.compression import CompressedClusters, compress
 from vdisk.formats._qcow2.core import Core
-from vdisk.formats._qcow2.create import (
-    AMEND_OPTIONS,
-    OPTIONS,
-    header_from_options,
-    write_empty_image,
-)
+from vdisk.formats._qcow2.driver import Qcow2Driver
 from vdisk.formats._qcow2.gate import Writing
 from vdisk.formats._qcow2.mapping import Mapping
-from vdisk.formats._qcow2.measure import measure
-from vdisk.formats._qcow2.opening import open_parts, prepare_for_writing, read_header
-from vdisk.formats._qcow2.runtime import typed_options
+from vdisk.formats._qcow2.opening import read_header
 
 __all__ = ["DRIVER", "Qcow2Image", "read_header"]
 
@@ -433,15 +425,8 @@ class Qcow2Image(BlockDevice):
 
     def used_clusters(self, enough: int) -> int:
         """Host clusters whose reference count is not 0, counted until they are ``enough``."""
-        used, refcounts = 0, self._core.refcounts
         with self._core.lock:
-            for index in range(len(refcounts.table.words)):
-                block = refcounts.block(index)
-                if block is not None:
-                    used += len(block.words) - block.words.count(0)
-                if used >= enough:
-                    break
-        return used
+            return self._core.refcounts.used(enough)
 
     def check(
         self,
@@ -515,63 +500,4 @@ class Qcow2Image(BlockDevice):
                 progress(run.start, self.size)
 
 
-class Qcow2Driver:
-    """Opens and creates qcow2 images."""
-
-    name = "qcow2"
-    create_options: tuple[CreateOption, ...] = OPTIONS
-    amend_options: tuple[CreateOption, ...] = AMEND_OPTIONS
-
-    def open(self, file: BlockDevice, context: OpenContext) -> Qcow2Image:
-        """The image in ``file`` with its data file and backing chain."""
-        with ExitStack() as opened:
-            opened.callback(file.close)
-            parts = open_parts(file, context)
-            opened.callback(parts.close)
-            image = Qcow2Image(
-                file,
-                parts.header,
-                readonly=context.readonly,
-                backing=parts.backing,
-                data_file=parts.data_file,
-                encryption=parts.encryption,
-                options=typed_options(context.options),
-            )
-            opened.callback(image.close)
-            if not context.readonly:
-                prepare_for_writing(image, context)
-            opened.pop_all()
-        return image
-
-    def create(
-        self,
-        file: BlockDevice,
-        size: int,
-        options: Options[str, Any],
-        secrets: Options[str, bytes] = NO_SECRETS,
-    ) -> None:
-        header = header_from_options(size, options)
-        encryption = None
-        if any(name.startswith("encrypt.") for name in options):
-            from vdisk.formats._qcow2.crypto import create_encrypted
-
-            encryption = create_encrypted(file, header, options, secrets)
-        else:
-            write_empty_image(file, header)
-        mode = options.get("preallocation", "off")
-        if header.data_file_raw and mode == "off":
-            mode = "metadata"  # so that every byte of the disk is the data file's, written or not
-        if mode != "off":
-            from vdisk.formats._qcow2.resize import preallocate_new
-
-            image = Qcow2Image(file, header, readonly=False, encryption=encryption)
-            preallocate_new(image, mode)
-
-    def measure(
-        self, size: int, options: Options[str, Any], allocated: int | None = None
-    ) -> tuple[int, int]:
-        """Bytes of a new file: holding ``allocated`` bytes in whole clusters, and all of them."""
-        return measure(size, options, allocated)
-
-
-DRIVER = Qcow2Driver()
+DRIVER = Qcow2Driver(Qcow2Image)

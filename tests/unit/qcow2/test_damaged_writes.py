@@ -70,7 +70,7 @@ def test_a_refcount_block_that_is_missing_does_not_become_the_header() -> None:
     content = damaged_image("refcount block missing")
     file = MemoryStore(content)
     image = DRIVER.open(file, OpenContext(readonly=False))
-    with pytest.raises(CorruptImageError, match="holds the image's own metadata"):
+    with pytest.raises(CorruptImageError, match="overlaps the image's own metadata"):
         image.write(30 * UNIT, b"new")
     with suppress(VdiskError):
         image.close()
@@ -85,7 +85,7 @@ def test_a_new_refcount_block_is_not_put_over_a_table() -> None:
     metadata.set_refcount(metadata.cluster_of(metadata.l1), 0)
     file = MemoryStore(metadata.content)
     image = DRIVER.open(file, OpenContext(readonly=False))
-    with pytest.raises(CorruptImageError, match="holds the image's own metadata"):
+    with pytest.raises(CorruptImageError, match="overlaps the image's own metadata"):
         image.write(30 * UNIT, bytes(8 * UNIT) + b"new")
     with suppress(VdiskError):
         image.close()

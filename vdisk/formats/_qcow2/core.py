@@ -25,7 +25,8 @@ from vdisk.errors import CorruptImageError, DeviceError, VdiskError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.gate import AtWork, Gate, Work
 from vdisk.formats._qcow2.header_file import HeaderFile
-from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts, write_structures
+from vdisk.formats._qcow2.refcounts import Refcounts, write_structures
+from vdisk.formats._qcow2.saving import Saving
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
 
 if TYPE_CHECKING:
@@ -35,28 +36,6 @@ if TYPE_CHECKING:
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.crypto import Encryption
     from vdisk.formats._qcow2.header import Header
-
-
-class _Write:
-    """The unsaved entries of a table, on their way to the disk."""
-
-    __slots__ = ("data", "offset", "span", "table")
-
-    def __init__(self, table: Table, bits: int = 64) -> None:
-        self.table = table
-        self.span = start, end = table.take_dirty()
-        table.saving += 1
-        if bits >= 8:
-            self.offset = table.offset + start * table.words.itemsize
-            self.data = words_to_bytes(table.words[start:end])
-        else:
-            self.offset = table.offset
-            self.data = pack_counts(table.words, bits)
-
-    def restore(self) -> None:
-        """It did not get there: the entries are unsaved again."""
-        self.table.saving -= 1
-        self.table.touch(*self.span)
 
 
 class Core:
@@ -312,7 +291,7 @@ class Core:
         for cluster in range(start, min(end, start + 64 * size), size):
             hit = hit or cluster in counts.blocks or cluster in self.l2
         if hit:
-            raise self.corrupt("a cluster to be written holds the image's own metadata", offset)
+            raise self.corrupt("a cluster to be written overlaps the image's own metadata", offset)
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -487,19 +466,16 @@ class Core:
         self.check_usable()
         with self.lock:
             frees, self._frees = self._frees, []
-            moved = self.refcounts.table_moved_from if counts else None
-            stages = self._collect(counts)
+            saving = Saving(self, counts=counts)
         try:
-            self._write_stages(stages, moved)
+            saving.write()
         except BaseException:
             with self.lock:
-                for write in (write for stage in stages for write in stage):
-                    write.restore()
+                saving.restore()
                 self._frees = frees + self._frees
             raise
         with self.lock:
-            for write in (write for stage in stages for write in stage):
-                write.table.saving -= 1
+            saving.end()
             self._stable_frees += frees
 
     def _unsaved(self) -> bool:
@@ -509,52 +485,6 @@ class Core:
             return bool(
                 tables or counts.blocks.dirty() or self.l1.dirty_end or counts.table.dirty_end
             )
-
-    def _collect(self, counts: bool) -> list[list[_Write]]:
-        """All unsaved metadata as it is at this moment: blocks, table, L2, L1."""
-        refcounts = self.refcounts
-        blocks: list[_Write] = []
-        table: list[_Write] = []
-        if counts:
-            bits = refcounts.bits
-            blocks = [_Write(block, bits) for block in refcounts.blocks.dirty()]
-            table = [_Write(refcounts.table)] if refcounts.table.dirty_end else []
-        l2 = [_Write(slice_) for slice_ in self.l2.dirty()]
-        l1 = [_Write(self.l1)] if self.l1.dirty_end else []
-        return [blocks, table, l2, l1]
-
-    def _write_stages(self, stages: list[list[_Write]], moved: tuple[int, int] | None) -> None:
-        blocks, table, l2, l1 = stages
-        for write in blocks:
-            self.file.note("refblock_update_part")
-            self.write(write.offset, write.data)
-        if l2 or l1 or table:
-            self.barrier()
-        if table:
-            self._write_refcount_table(table[0], moved)
-        for write in l2:
-            self.file.note("l2_update")
-            self.write(write.offset, write.data)
-        if l1:
-            self.barrier()
-            self.file.note("l1_update")
-            self.write(l1[0].offset, l1[0].data)
-        self.file.note("flush_to_disk")
-        self.barrier()
-
-    def _write_refcount_table(self, write: _Write, moved: tuple[int, int] | None) -> None:
-        self.file.note("reftable_update" if moved is None else "refblock_alloc_write_table")
-        self.write(write.offset, write.data)
-        self.barrier()
-        if moved is None:
-            return
-        self.file.note("refblock_alloc_switch_table")
-        with self.lock:
-            with self.header_file.changing() as header:
-                header.refcount_table_offset = write.table.offset
-                header.refcount_table_clusters = len(write.table.words) * 8 // self.cluster_size
-            self.refcounts.table_moved_from = None
-            self.free_later(moved[0] >> self.cluster_bits, moved[1])
 
     def _release(self) -> None:
         """Lower the counts of clusters that nothing on the disk, and nobody at work, refers to."""

@@ -239,6 +239,17 @@ class Refcounts:
                 return index * self.block_entries + last
         return 0
 
+    def used(self, enough: int) -> int:
+        """Clusters whose count is not 0, counted until they are ``enough``."""
+        used = 0
+        for index in range(len(self.table.words)):
+            block = self.block(index)
+            if block is not None:
+                used += len(block.words) - block.words.count(0)
+            if used >= enough:
+                break
+        return used
+
     # -- allocation ----------------------------------------------------------------------------
 
     def allocate(self, count: int) -> tuple[int, bool]:
