@@ -21,6 +21,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+from vdisk.errors import DeviceError
 from vdisk.formats._qcow2 import layout, snapshots, trees
 from vdisk.formats._qcow2.census import join_digits
 from vdisk.formats._qcow2.check import examine
@@ -91,8 +92,17 @@ class Repair:
                 self._set_copied()
 
     def _look_again(self) -> None:
+        """After a step of the repair; raises where something cannot be read any more."""
         self._core.reload()
         self._comparison = examine(self._image)
+        if self._survey.report.errors:
+            raise self._unreadable()
+
+    def _unreadable(self) -> DeviceError:
+        return DeviceError(
+            "a part of the image cannot be read, so the repair stops here: repair it again",
+            path=self._file.name,
+        )
 
     def _exact(self, stored: int, found: int) -> int:
         return found if self._survey.certain else max(stored, found)
@@ -125,7 +135,10 @@ class Repair:
         comparison, blocks = self._comparison, self._survey.refcount_blocks
         index, length = first // comparison.block_entries, comparison.block_entries
         found = self._survey.census.counts(first, length)
-        digits = comparison.stored(blocks[index]) if index < len(blocks) else []
+        offset = blocks[index] if index < len(blocks) else 0
+        digits = comparison.stored(offset)
+        if offset and not digits:  # not zeroes: the next attempt may well succeed
+            raise self._unreadable()
         stored = join_digits(digits) if digits else array("Q", bytes(8 * length))
         most = (1 << comparison.bits) - 1
         chosen = (min(choose(*pair), most) for pair in zip(stored, found, strict=True))
@@ -214,7 +227,7 @@ class Repair:
         """Write an L1 table with its mendable entries mended and its moved tables found."""
         words = self._survey.read_l1(table)
         if words is None:
-            return
+            raise self._unreadable()
         rules, bits = self._survey.rules, self._core.cluster_bits
         for index, entry in enumerate(words):
             mended = rules.mended_l1(entry)
