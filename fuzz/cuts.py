@@ -95,12 +95,14 @@ def main() -> int:
     seed = int(time.time()) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory(prefix="vdisk-cuts-") as folder:
         run = CutRun(seed, Path(folder))
-        if args.story is not None:
-            run.one(args.story)
-        else:
-            print(f"{args.time:g} s of cuts; seed {seed}", flush=True)
-            run.run(args.time)
-    print(run.report())
+        try:
+            if args.story is not None:
+                run.one(args.story)
+            else:
+                print(f"{args.time:g} s of cuts; seed {seed}", flush=True)
+                run.run(args.time)
+        finally:
+            print(run.report(), flush=True)
     return 0
 
 

@@ -129,14 +129,16 @@ def main() -> int:
     seed = int(time.time()) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory(prefix="vdisk-soak-") as folder:
         soak = Soak(seed, Path(folder))
-        if args.life is not None:
-            soak.one(args.life)
-        elif args.lives is not None:
-            soak.run(lives=args.lives)
-        else:
-            print(f"{args.time:g} s of lives; seed {seed}", flush=True)
-            soak.run(args.time)
-    print(soak.report())
+        try:
+            if args.life is not None:
+                soak.one(args.life)
+            elif args.lives is not None:
+                soak.run(lives=args.lives)
+            else:
+                print(f"{args.time:g} s of lives; seed {seed}", flush=True)
+                soak.run(args.time)
+        finally:
+            print(soak.report(), flush=True)
     return 0
 
 

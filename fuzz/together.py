@@ -113,8 +113,10 @@ def main() -> int:
     print(f"{args.time:g} s of many at once; seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vdisk-together-") as folder:
         together = Together(Path(folder))
-        together.run(args.time, seed)
-    print(together.report())
+        try:
+            together.run(args.time, seed)
+        finally:
+            print(together.report(), flush=True)
     return 0
 
 
