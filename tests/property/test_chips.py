@@ -177,7 +177,7 @@ def test_a_loaded_board_goes_on_as_the_saved_one(
 
 @given(steps=_steps)
 def test_a_reset_board_is_as_a_new_one(steps: list[tuple[str, int, int, int]]) -> None:
-    """But for the battery's memory, the time and the tones that were heard."""
+    """But for video memory, the battery's memory, the time and the tones that were heard."""
     board, new = Board(), Board()
     for step in steps:
         take(board, step)
@@ -186,7 +186,12 @@ def test_a_reset_board_is_as_a_new_one(steps: list[tuple[str, int, int, int]]) -
         for device in each.devices:
             device.reset()
     for name in ("pci", "bridge", "piix3", "vga", "keyboard", "port92", "fw_cfg", "ioapic"):
-        assert getattr(board, name).save_state() == getattr(new, name).save_state(), name
+        states = [getattr(each, name).save_state() for each in (board, new)]
+        for state in states:
+            state.pop("levels", None)  # of wires, which others drive
+            if name == "vga":
+                del state["memory"]
+        assert states[0] == states[1], name
 
 
 @pytest.mark.parametrize("name", [type(device).__name__ for device in Board().devices])

@@ -56,6 +56,7 @@ class Keyboard(Ps2Device):
         """Power-on; the basic assurance test has passed before anybody looked."""
         self.queue.clear()
         self.answers.clear()
+        self._last_sent = 0
         self._held[:] = bytes(256)
         self._defaults()
         self._scanning = True

@@ -54,6 +54,7 @@ class Mouse(Ps2Device):
     def reset(self) -> None:
         self.queue.clear()
         self.answers.clear()
+        self._last_sent = 0
         self._rates.clear()
         self._identity = PLAIN
         self._command = 0

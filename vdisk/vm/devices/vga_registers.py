@@ -80,6 +80,7 @@ class VgaRegisters(Device):
         self.dac_mask = 0xFF
         for registers in (self.sequencer, self.graphics, self.crtc, self.attribute, self.dac):
             registers[:] = bytes(len(registers))
+        self._dac_latch[:] = bytes(3)
         self._sequencer_index = self._graphics_index = self._crtc_index = 0
         self._dac_index = self._dac_part = self._dac_state = 0
         self._flip_flop = self.dac_8_bit = False
