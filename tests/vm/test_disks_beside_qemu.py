@@ -153,8 +153,8 @@ def _reset(driver: IdeDriver) -> list[int]:
     return [driver.get(number) for number in range(1, 6)]
 
 
-# Not: the event descriptor's length, which QEMU counts without its own header, and sessions, of which it
-# leaves out the control field.
+# Not: the event descriptor's length, which QEMU counts without its own header, and sessions, of
+# which it leaves out the control field.
 PACKETS = {
     "test unit ready": (bytes(12), 0),
     "read capacity": (bytes([0x25]), 8),
