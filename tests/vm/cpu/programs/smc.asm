@@ -84,20 +84,20 @@ start64:
         RESULT "by LOCK XADD: "
 ;= by LOCK XADD: 00000099
         xor eax, eax
-        mov ebp, 100000
+        mov ebp, 20000
 .hot:   call target
         dec ebp
         jnz .hot
-        RESULT "100000 turns: "
-;= 100000 turns: 000186a0
+        RESULT "20000 turns: "
+;= 20000 turns: 00004e20
         mov byte [target + 2], 3        ; ADD EAX, 3
         xor eax, eax
-        mov ebp, 100000
+        mov ebp, 20000
 .hot2:  call target
         dec ebp
         jnz .hot2
         RESULT "after a change: "
-;= after a change: 000493e0
+;= after a change: 0000ea60
         END
 
 subroutine:
