@@ -283,11 +283,11 @@ class VncClient:
         size = (frame.width, frame.height)
         found = []
         for encoding in self._announce:
-            data = b""
+            area, data = Rect(0, 0, *size), b""
             if encoding == Encoding.DESKTOP_NAME:
                 name = self._server.name.encode("utf-8", "replace")[:256]
-                data = len(name).to_bytes(4, "big") + name
-            found.append(wire.rectangle(Rect(0, 0, *size), encoding, data))
+                area, data = Rect(0, 0, 0, 0), len(name).to_bytes(4, "big") + name
+            found.append(wire.rectangle(area, encoding, data))
         self._announce.clear()
         if self._refuse_size and Encoding.EXTENDED_DESKTOP_SIZE in self._extensions:
             found.append(self._size_rectangle(size, _SIZE_BY_CLIENT, _SIZE_PROHIBITED))
