@@ -110,9 +110,14 @@ class VmSnapshot(NamedTuple):
 class MachineControl(Protocol):
     """A machine to someone who controls it."""
 
-    name: str
-    screen: Screen
-    input: InputSink
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def screen(self) -> Screen: ...
+
+    @property
+    def input(self) -> InputSink: ...
 
     def status(self) -> RunState: ...
 

@@ -1,0 +1,209 @@
+"""One browser that shows the web page: pictures out, keys and the mouse in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from vdisk.errors import VdiskError
+from vdisk.vm.display.changes import all_tiles, rectangles
+from vdisk.vm.display.keys import BY_BROWSER_CODE
+from vdisk.vm.display.rfb.encodings import cut
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from vdisk.vm.display.base import Frame
+    from vdisk.vm.display.changes import Tile
+    from vdisk.vm.display.rfb.wire import Rect
+    from vdisk.vm.display.web import WebDisplay
+
+LONGEST_MESSAGE: Final = 1024
+"""Bytes that a browser may send at once: its messages are shorter than 100."""
+LARGEST_MOTION: Final = 1 << 15
+STALL_SECONDS: Final = 60.0
+"""How long a browser may not take what is sent to it."""
+REFUSED: Final = 4000
+"""The code of a close whose reason the page shows."""
+_ACTIONS: Final = ("stop", "cont", "reset", "powerdown")
+_SIZE = Struct(">BxHH")
+_PICTURE = Struct(">BxH")
+_RECT = Struct(">HHHH")
+_MOST_RECTANGLES: Final = 1000
+
+
+class WebProtocolError(VdiskError):
+    """What came is none of the page's messages."""
+
+    kind = "protocol"
+
+
+def to_rgba(pixels: bytes) -> bytes:
+    """Pixels as a canvas has them: red, green, blue, opaque."""
+    rgba = bytearray(b"\xff") * len(pixels)
+    rgba[0::4] = pixels[2::4]
+    rgba[1::4] = pixels[1::4]
+    rgba[2::4] = pixels[0::4]
+    return bytes(rgba)
+
+
+def encode_picture(frame: Frame, areas: list[Rect]) -> bytes:
+    """A message with rectangles of a picture."""
+    parts = [_PICTURE.pack(2, len(areas))]
+    for area in areas:
+        parts += [_RECT.pack(*area), to_rgba(cut(frame, area))]
+    return b"".join(parts)
+
+
+class WebClient:
+    """Shows ``display`` in a browser until it goes away."""
+
+    def __init__(self, display: WebDisplay, socket: web.WebSocketResponse) -> None:
+        self._display = display
+        self._socket = socket
+        self._frame: Frame | None = None
+        self._dirty: set[Tile] = set()
+        self._size = (0, 0)
+        self._state: str | None = None
+        self._ready = True
+        self._awake = asyncio.Event()
+        self._pressed: set[str] = set()
+        self._buttons = 0
+
+    async def run(self) -> None:
+        """Until the browser leaves.  Raises WebProtocolError."""
+        self._display.watch.add(self._changed)
+        sender = asyncio.create_task(self._send(), name="web pictures")
+        try:
+            self._changed(await self._display.watch.frame(), None)
+            receiver = asyncio.create_task(self._receive(), name="web input")
+            try:
+                done, _ = await asyncio.wait(
+                    (sender, receiver), return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+            finally:
+                receiver.cancel()
+        except (OSError, TimeoutError):
+            pass  # the browser has gone, or sleeps
+        finally:
+            sender.cancel()
+            self._display.watch.remove(self._changed)
+            await self._release_all()
+
+    async def end(self, reason: str) -> None:
+        """Close, and let the page say why."""
+        with contextlib.suppress(OSError):
+            await self._socket.close(code=REFUSED, message=reason.encode()[:120])
+
+    def tell(self, state: str) -> None:
+        """What the machine does, as JSON."""
+        self._state = state
+        self._awake.set()
+
+    # -- pictures ----------------------------------------------------------------------------
+
+    def _changed(self, frame: Frame, tiles: set[Tile] | None) -> None:
+        self._frame = frame
+        self._dirty |= all_tiles(frame.width, frame.height) if tiles is None else tiles
+        self._awake.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._awake.wait()
+            self._awake.clear()
+            async with asyncio.timeout(STALL_SECONDS):
+                state, self._state = self._state, None
+                if state is not None:
+                    await self._socket.send_str(state)
+                if self._ready and self._dirty and self._frame is not None:
+                    await self._send_picture(self._frame)
+
+    async def _send_picture(self, frame: Frame) -> None:
+        size = (frame.width, frame.height)
+        if size != self._size:
+            self._size, self._dirty = size, all_tiles(*size)
+            await self._socket.send_bytes(_SIZE.pack(1, *size))
+        areas = rectangles(self._dirty, frame)
+        if len(areas) > _MOST_RECTANGLES:
+            areas = rectangles(all_tiles(*size), frame)
+        self._dirty = set()
+        if areas:
+            self._ready = False
+            message = await asyncio.to_thread(encode_picture, frame, areas)
+            await self._socket.send_bytes(message)
+
+    # -- input -------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        from aiohttp import WSMsgType
+
+        async for message in self._socket:
+            if message.type is WSMsgType.TEXT:
+                await self._handle(parse_message(message.data))
+            elif message.type is WSMsgType.BINARY:
+                raise WebProtocolError("a message that is not text")
+
+    async def _handle(self, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "shown":
+                self._ready = True
+                self._awake.set()
+            case "key":
+                await self._key(message["code"], message["down"])
+            case "move":
+                motion = (message["dx"], message["dy"], message["wheel"])
+                await self._display.input.pointer(*motion, None)
+            case "buttons":
+                self._buttons = message["buttons"]
+                await self._display.input.pointer(0, 0, 0, self._buttons)
+            case "power":
+                await self._display.act(message["action"])
+
+    async def _key(self, code: str, down: bool) -> None:
+        qcode = BY_BROWSER_CODE.get(code)
+        if qcode is None:
+            return  # a key that a PC of this kind does not have
+        (self._pressed.add if down else self._pressed.discard)(qcode)
+        await self._display.input.keys([(qcode, down)])
+
+    async def _release_all(self) -> None:
+        """Nobody is left to release what this browser holds."""
+        with contextlib.suppress(RuntimeError):  # the input thread has ended with the display
+            await self._display.input.keys((qcode, False) for qcode in sorted(self._pressed))
+            if self._buttons:
+                await self._display.input.pointer(0, 0, 0, 0)
+
+
+_FIELDS: Final[dict[str, dict[str, type]]] = {
+    "shown": {},
+    "key": {"code": str, "down": bool},
+    "move": {"dx": int, "dy": int, "wheel": int},
+    "buttons": {"buttons": int},
+    "power": {"action": str},
+}
+
+
+def parse_message(text: str) -> dict[str, Any]:
+    """A message of the page, all of whose members are there and of their type and range."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WebProtocolError(f"a message that is no JSON: {error}") from error
+    kind = message.get("type") if isinstance(message, dict) else None
+    fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+    if fields is None or message.keys() != {"type", *fields}:
+        raise WebProtocolError("none of the page's messages")
+    for name, wanted in fields.items():
+        value = message[name]
+        if type(value) is not wanted or (type(value) is int and abs(value) > LARGEST_MOTION):
+            raise WebProtocolError(f"the member {name} of a message is wrong")
+    if kind == "buttons" and not 0 <= message["buttons"] <= 7:
+        raise WebProtocolError("a mouse has three buttons")
+    if kind == "power" and message["action"] not in _ACTIONS:
+        raise WebProtocolError("a machine has no such button")
+    return dict(message)
