@@ -264,12 +264,14 @@ class Qcow2Image(BlockDevice):
         *,
         date: float | None = None,
         vm_state: Buffer = b"",
+        vm_state_size: int = 0,
         vm_clock_nsec: int = 0,
     ) -> SnapshotInfo:
         """Keep the disk as it is now under ``name``; its id is chosen.
 
         ``date``: seconds since the Epoch (default: now).  ``vm_state``: machine state to keep
-        with it; ``vm_clock_nsec``: how long that machine had been running.
+        with it, or ``vm_state_size``: so much of it stands in :meth:`vm_state` already;
+        ``vm_clock_nsec``: how long that machine had been running.
         Raises :class:`UnsupportedFeatureError` where another reference does not fit in the
         image's reference counts, or the image has an external data file.
         """
@@ -277,16 +279,17 @@ class Qcow2Image(BlockDevice):
 
         self._check_snapshot_change("create")
         state = memoryview(vm_state).cast("B")
+        size = len(state) or vm_state_size
         with self._core.gate.alone:
             snapshots.write_vm_state(self._core, self._mapping, state)
             taken = snapshots.create(
                 self._core,
                 name,
-                vm_state_size=len(state),
+                vm_state_size=size,
                 vm_clock_nsec=vm_clock_nsec,
                 date=date,
             )
-            snapshots.drop_vm_state(self._core, self._mapping, len(state))
+            snapshots.drop_vm_state(self._core, self._mapping, size)
         return taken
 
     def apply_snapshot(self, tag: str) -> None:

@@ -59,6 +59,10 @@ class Clock:
         assert timer.deadline is not None
         heapq.heappush(self._queue, (timer.deadline, next(self._order), timer))
 
+    def restore(self, now: int) -> None:
+        """Go on from a saved time; nothing runs meanwhile, and devices arm their timers anew."""
+        raise NotImplementedError
+
     def next_deadline(self) -> int | None:
         """When the next timer fires; None if none is armed."""
         queue = self._queue
@@ -83,6 +87,9 @@ class VirtualClock(Clock):
 
     def now(self) -> int:
         return self._now
+
+    def restore(self, now: int) -> None:
+        self._now = now
 
     def advance(self, until: int) -> None:
         """Move to ``until``, firing each timer on the way at its own time."""
@@ -117,6 +124,13 @@ class RealClock(Clock):
             super().schedule(timer)
             if earlier is None or (timer.deadline or 0) < earlier:
                 self._wake.notify()
+
+    def restore(self, now: int) -> None:
+        with self._wake:
+            if self._started is not None:
+                self._started = time.monotonic_ns()
+            self._base = now
+            self._wake.notify()
 
     def start(self) -> None:
         """Let time pass."""

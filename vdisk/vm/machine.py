@@ -31,6 +31,7 @@ from vdisk.vm._machine.life import Life
 from vdisk.vm._machine.options import Options
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
+from vdisk.vm._machine.saving import Saving
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
 from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
 from vdisk.vm.bus import Bus
@@ -168,6 +169,9 @@ class Machine(Life):
         else:
             self._install_own_bios(options, acpi)
         self.running = self._make_running()
+        self.saving = Saving(
+            self.memory, self.board, self.processors, self.drives, self.accelerator
+        )
         with self.bus.lock:
             self._power_on()
 
@@ -347,6 +351,31 @@ class Machine(Life):
     def save_journal(self, path: str) -> None:
         """Write what came from outside in a deterministic run, for ``replay``."""
         self.journal.save(path)
+
+    # -- saving ----------------------------------------------------------------------------------
+
+    def save(self, tag: str) -> None:
+        """Save the whole machine as a snapshot of its qcow2 disks (savevm); then it goes on.
+
+        Raises :class:`InvalidRequestError` where a disk that can be written to is no qcow2.
+        """
+        with self._standing_still(RunState.SAVE_VM):
+            self.saving.save(tag)
+
+    def load(self, tag: str) -> None:
+        """Become the machine that was saved under this name (loadvm); it goes on if it ran.
+
+        A machine that has not been started may be loaded into as well.  Raises
+        :class:`CorruptImageError` for a state that cannot be; where that shows only when the
+        machine has been changed already, it is left with an internal error, and can be reset.
+        """
+        with self._standing_still(RunState.RESTORE_VM):
+            try:
+                self.saving.load(tag)
+            except VdiskError as error:
+                if self.saving.half_loaded:
+                    self.error = f"the machine could not be loaded: {error}"
+                raise
 
     def statistics(self) -> dict[str, Any]:
         """How long it has run (ns), instructions of each processor (0: not counted), drives."""

@@ -12,6 +12,7 @@ no processor can wait for itself to stand still.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.monitor.control import MachineEvent, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -154,6 +155,23 @@ class Life:
         self.drives.drain()
         self._state = state
         self._emit(MachineEvent("STOP"))
+
+    @contextlib.contextmanager
+    def _standing_still(self, state: RunState) -> Iterator[None]:
+        """While the machine is saved or loaded; an :attr:`error` met on the way stays."""
+        with self._control:
+            before, self.error = self._state, ""
+            if before is RunState.RUNNING:
+                self.running.pause()
+                self.drives.drain()
+            self._state = state
+            try:
+                with self.bus.lock:
+                    yield
+            finally:
+                self._state = RunState.INTERNAL_ERROR if self.error else before
+                if self._state is RunState.RUNNING:
+                    self.running.resume()
 
     def _reset(self, *, guest: bool) -> None:
         with self._control:

@@ -84,10 +84,6 @@ class TurnClock(VirtualClock):
         self.advance(deadline)
         return True
 
-    def restore(self, now: int) -> None:
-        """Go on from a saved time."""
-        self._now = now
-
 
 class Stimulus(NamedTuple):
     """Something from outside: ``time`` in ns, the name of its handler, JSON arguments."""

@@ -1,0 +1,271 @@
+"""Machines saved in their disks, loaded again, and loaded from files that somebody has damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+import vdisk
+from tests.tools import peers, small_guests
+from tests.tools.peers import requires_peer
+from vdisk.errors import (
+    CorruptImageError,
+    FormatError,
+    InvalidRequestError,
+    NotFoundError,
+    VdiskError,
+)
+from vdisk.formats.qcow2 import Qcow2Image
+from vdisk.vm import Machine
+from vdisk.vm._machine import sections
+from vdisk.vm.monitor.control import RunState
+
+pytestmark = requires_peer("nasm")
+MIB = 1 << 20
+PATIENCE = 10
+
+COUNTER = """
+    ; for each byte received: the next letter, from a register, from memory, from a timer's ticks
+    mov word [0x20], tick
+    mov word [0x22], cs
+    mov al, 0x11
+    out 0x20, al
+    mov al, 8
+    out 0x21, al
+    mov al, 4
+    out 0x21, al
+    mov al, 1
+    out 0x21, al
+    mov al, 0xfe
+    out 0x21, al
+    mov al, 0x34
+    out 0x43, al
+    mov al, 0xa9
+    out 0x40, al
+    mov al, 4
+    out 0x40, al
+    mov bl, 'A'
+    mov byte [0x5000], 'a'
+    sti
+    mov al, '>'
+    call putc
+again:
+    hlt
+    mov dx, 0x3fd
+    in al, dx
+    test al, 1
+    jz again
+    mov dx, 0x3f8
+    in al, dx
+    mov al, bl
+    call putc
+    inc bl
+    mov al, [0x5000]
+    call putc
+    inc byte [0x5000]
+    jmp again
+tick:
+    push ax
+    mov al, 0x20
+    out 0x20, al
+    pop ax
+    iret
+"""
+
+Make = Callable[..., Machine]
+
+
+@pytest.fixture(params=small_guests.accelerators())
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    machines: list[Machine] = []
+
+    def make(**options: Any) -> Machine:
+        if not (tmp_path / "bios.bin").exists():
+            small_guests.assemble_bios(tmp_path, COUNTER)
+        if not (tmp_path / "disk.qcow2").exists():
+            vdisk.create(tmp_path / "disk.qcow2", 4 * MIB, format="qcow2")
+        settings: dict[str, Any] = {
+            "memory": 4 * MIB,
+            "accel": request.param,
+            "bios": str(tmp_path / "bios.bin"),
+            "disks": [tmp_path / "disk.qcow2"],
+        }
+        machines.append(Machine(**{**settings, **options}))
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.close()
+
+
+def ask(machine: Machine, expected: str) -> None:
+    machine.serial[0].send(".")
+    machine.run_until(serial=expected, timeout=PATIENCE)
+
+
+def test_a_machine_goes_on_from_where_it_was_saved(make: Make, tmp_path: Path) -> None:
+    machine = make()
+    machine.run_until(serial=">", timeout=PATIENCE)
+    ask(machine, "Aa")
+    machine.save("first")
+    assert machine.state is RunState.RUNNING
+    ask(machine, "Bb")
+    ask(machine, "Cc")
+    machine.load("first")
+    ask(machine, "Bb")
+    (saved,) = machine.saving.snapshots()
+    assert saved.tag == "first" and saved.vm_clock_ns > 0
+    machine.close()
+    other = make()  # another process might do this
+    other.load("first")
+    assert other.state is RunState.PRELAUNCH
+    other.start()
+    ask(other, "Bb")
+
+
+@requires_peer("qemu-img")
+def test_disks_are_saved_with_the_machine(make: Make, tmp_path: Path) -> None:
+    vdisk.create(tmp_path / "second.qcow2", MIB, format="qcow2")
+    machine = make(disks=[tmp_path / "disk.qcow2", f"{tmp_path}/second.qcow2,if=virtio"])
+    disk = machine.drives.find("virtio0").disk.device
+    assert disk is not None
+    disk.write(0, b"before")
+    machine.run_until(serial=">", timeout=PATIENCE)
+    machine.save("one")
+    disk.write(0, b"after!")
+    machine.save("one")  # replaces it
+    disk.write(0, b"later!")
+    machine.load("one")
+    assert disk.read(0, 6) == b"after!"
+    machine.saving.delete("one")
+    with pytest.raises(NotFoundError):
+        machine.saving.delete("one")
+    machine.close()
+    for name in ("disk", "second"):
+        peers.run("qemu-img", "check", tmp_path / f"{name}.qcow2")
+
+
+def test_what_cannot_be_saved_says_why(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(bytes(MIB))
+    with pytest.raises(InvalidRequestError, match="ide0-hd0 is not a qcow2 image"):
+        make(disks=[f"{tmp_path}/raw,format=raw"]).save("x")
+    with pytest.raises(InvalidRequestError, match="no writable qcow2 disk"):
+        make(disks=[]).save("x")
+    with pytest.raises(InvalidRequestError, match="needs a name"):
+        make().save("")
+
+
+def test_another_machine_is_refused_and_nothing_has_changed(make: Make) -> None:
+    machine = make()
+    machine.run_until(serial=">", timeout=PATIENCE)
+    machine.save("here")
+    ask(machine, "Aa")
+    with pytest.raises(NotFoundError, match="no snapshot 'there'"):
+        machine.load("there")
+    ask(machine, "Bb")
+    machine.close()
+    other = make(memory=8 * MIB)
+    other.run_until(serial=">", timeout=PATIENCE)
+    with pytest.raises(InvalidRequestError, match="other memory: 4194304"):
+        other.load("here")
+    ask(other, "Aa")
+
+
+def test_a_snapshot_of_the_disk_alone_is_no_machine(make: Make, tmp_path: Path) -> None:
+    machine = make()
+    image = machine.drives.find("ide0-hd0").disk.device
+    assert isinstance(image, Qcow2Image)
+    image.create_snapshot("disk only")
+    assert machine.saving.snapshots() == []
+    with pytest.raises(FormatError, match="no state of a machine"):
+        machine.load("disk only")
+    image.create_snapshot("other", vm_state=b"QEVM" + bytes(100))
+    with pytest.raises(FormatError, match="not vdisk's"):
+        machine.load("other")
+
+
+def saved_file(machine: Machine) -> list[sections.Section]:
+    image = machine.drives.find("ide0-hd0").disk.device
+    assert isinstance(image, Qcow2Image)
+    view = image.open_snapshot("good")
+    found = list(sections.sections(view.read_vm_state, view.snapshot.vm_state_size))
+    view.close()
+    return found
+
+
+def store(machine: Machine, found: list[sections.Section], tag: str) -> None:
+    data = bytearray()
+
+    def write(offset: int, piece: bytes) -> None:
+        data[offset : offset + len(piece)] = piece
+
+    writer = sections.Writer(write)
+    for section in found:
+        writer.section(section.kind, section.data)
+    writer.finish()
+    image = machine.drives.find("ide0-hd0").disk.device
+    assert isinstance(image, Qcow2Image)
+    image.create_snapshot(tag, vm_state=bytes(data))
+
+
+def changed(section: sections.Section, change: Callable[[Any], None]) -> sections.Section:
+    state = sections.read_state(section)
+    change(state)
+    text = json.dumps(state, default=sections._encode).encode()
+    return section._replace(data=zstandard.compress(text))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("devices"),
+        lambda state: state["devices"].pop("pic"),
+        lambda state: state["devices"]["pit"].update(counters=3),
+        lambda state: state.update(clock=-1),
+        lambda state: state["processors"].clear(),
+        lambda state: state["processors"][0]["vcpu"]["registers"].update(gprs=[0]),
+        lambda state: state["processors"][0]["vcpu"]["system"].update(cs=None),
+    ],
+    ids=["no devices", "no pic", "no counters", "clock", "no processors", "gprs", "cs"],
+)
+def test_impossible_chips_are_an_error_and_a_reset_helps(
+    make: Make, change: Callable[[Any], None]
+) -> None:
+    machine = make()
+    machine.run_until(serial=">", timeout=PATIENCE)
+    machine.save("good")
+    found = saved_file(machine)
+    store(machine, [*found[:-1], changed(found[-1], change)], "bad")
+    with pytest.raises(CorruptImageError):
+        machine.load("bad")
+    assert machine.state is RunState.INTERNAL_ERROR and "could not be loaded" in machine.error
+    machine.reset()
+    machine.run_until(serial=">", timeout=PATIENCE)
+
+
+def test_a_damaged_file_leaves_the_machine_as_it_is(make: Make) -> None:
+    machine = make()
+    machine.run_until(serial=">", timeout=PATIENCE)
+    machine.save("good")
+    found = saved_file(machine)
+    ram = next(section for section in found if section.kind == sections.RAM)
+    head = sections.RAM_HEAD
+    damaged = {
+        "cut": [found[0]],
+        "elsewhere": [*found, ram._replace(data=head.pack(64 * MIB, 0, 4) + bytes(4))],
+        "length": [*found, ram._replace(data=head.pack(0, 0, 4) + bytes(5))],
+        "bomb": [*found, ram._replace(data=head.pack(0, 1, 4) + zstandard.compress(bytes(MIB)))],
+        "form": [*found, ram._replace(data=head.pack(0, 7, 4) + bytes(4))],
+        "json": [found[0], *found[1:-1], found[-1]._replace(data=zstandard.compress(b"[" * 9999))],
+    }
+    for tag, content in damaged.items():
+        store(machine, content, tag)
+        with pytest.raises(VdiskError):
+            machine.load(tag)
+    ask(machine, "Aa")
+    assert machine.state is RunState.RUNNING
