@@ -239,9 +239,14 @@ def test_connections_are_opened_when_there_is_work() -> None:
     disk = SlowDisk.of(SIZE)
     settings = NbdSettings(PoolSettings(connections=3), request_size=4096)
     with HostileServer(honest(disk)) as server, NbdStore(server.uri, settings=settings) as store:
-        store.read(0, SIZE)
+        store.read(0, SIZE // 4)
         assert (store.connections, server.connections) == (1, 1)  # one thread: one connection
-        threads = [threading.Thread(target=store.read, args=(0, SIZE)) for _ in range(6)]
+
+        def keep_reading() -> None:
+            for _ in range(8):  # each of them chooses a connection
+                store.read(0, SIZE // 16)
+
+        threads = [threading.Thread(target=keep_reading) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
