@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROM_BASE", "AtaPorts", "Bios", "DevicePath", "Drive", "DriveKind", "rom_image"]
 
+OUT_LENGTH = 2
 TOP_OF_FIRST_4_GIB = (1 << 32) - ROM_SIZE
 
 
@@ -98,5 +99,13 @@ class Bios:
 
 
 def _places(traps: dict[int, str]) -> dict[int | None, str]:
-    """Physical addresses that RIP may show: the OUT itself, or what follows it."""
-    return {ROM_BASE + at + step: name for at, name in traps.items() for step in (0, 2)}
+    """Physical addresses that RIP may show: the OUT itself, or what follows it.
+
+    That must not be a trap again, or the two could not be told apart.
+    """
+    places: dict[int | None, str] = {}
+    for at, name in traps.items():
+        for address in (ROM_BASE + at, ROM_BASE + at + OUT_LENGTH):
+            if places.setdefault(address, name) != name:
+                raise AssertionError(f"the trap {name} follows {places[address]} at once")
+    return places

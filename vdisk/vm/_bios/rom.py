@@ -49,6 +49,7 @@ post.boot:
 
 boot_failed:                    ; int 18h: try the next device
     trap boot_failed
+    nop
 bootstrap:                      ; int 19h
     cli
     xor ax, ax
