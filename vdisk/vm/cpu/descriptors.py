@@ -123,7 +123,8 @@ def load_real(cpu: Core, name: str, selector: int) -> None:
     setattr(state, f"{name}_selector", selector)
     setattr(state, f"{name}_base", selector << 4)
     if name == "cs":
-        state.cs_attributes = state.cs_attributes & ~0x60 | 0x93
+        # Readable, writable data: nothing is protected in real mode, code neither.
+        state.cs_attributes = state.cs_attributes & ~0x6F | 0x93
     cpu.update_mode()
 
 
