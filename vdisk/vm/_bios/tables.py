@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.vm._bios import pci_bios
+from vdisk.vm._bios import pci, pci_bios
 from vdisk.vm._bios.memory_map import Entry, MemoryType, memory_map
 from vdisk.vm._bios.rom import CODE, ROM_BASE, TABLES
+from vdisk.vm.devices.mp_table import mp_tables
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 16
 PAGE = 4096
+MORE_PROCESSORS = 0x5F  # in CMOS: how many there are beside the first
 
 
 class Tables:
@@ -40,8 +42,18 @@ class Tables:
         entry = ROM_BASE + self.hw.rom.labels[pci_bios.BIOS32_ENTRY]
         self.put(pci_bios.bios32_header(entry))
         self.put(pci_bios.routing_table(self.hw))
+        self._place_mp_tables()
         entries = [] if self.acpi is None else [self._place_acpi(self.acpi)]
         self.all.system.entries = memory_map(self.hw.low_end, self.hw.high_end, entries)
+
+    def _place_mp_tables(self) -> None:
+        pins = {
+            (each.device, each.read(pci.INTERRUPT_PIN, 1) - 1)
+            for each in pci.functions(self.hw.ports)
+            if each.read(pci.INTERRUPT_PIN, 1)
+        }
+        processors = self.hw.cmos(MORE_PROCESSORS) + 1
+        self.put(mp_tables(self._next, processors, sorted(pins), pci.PIRQ_LINES))
 
     def _place_acpi(self, acpi: AcpiTables) -> Entry:
         """Write the ACPI tables; gives the memory that they take."""
