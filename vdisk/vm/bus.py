@@ -5,6 +5,11 @@ A device maps ranges with two callables::
     read(offset, size) -> value          size is 1, 2, 4 (ports, MMIO) or 8 (MMIO)
     write(offset, size, value)           offset counts from the start of the range
 
+A port through which much passes may be mapped with two more, for string instructions::
+
+    read_many(offset, size, count) -> bytes       as so many reads of ``size`` bytes would give
+    write_many(offset, size, data)                as so many writes
+
 Values are unsigned integers of ``size`` bytes, little-endian as on the wire.  An access that
 reaches past the range it begins in is split into bytes, as a bus does; where nobody answers,
 reads give ones and writes are lost.  A vCPU holds :attr:`Bus.lock` around every access, the one
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
     Read = Callable[[int, int], int]
     Write = Callable[[int, int, int], None]
+    ReadMany = Callable[[int, int, int], bytes]
+    WriteMany = Callable[[int, int, bytes], None]
 
 PORTS = 1 << 16
 LARGEST_ADDRESS = 1 << 52
@@ -37,6 +44,8 @@ class Range(NamedTuple):
     read: Read
     write: Write
     name: str
+    read_many: ReadMany | None = None
+    write_many: WriteMany | None = None
 
 
 class IoSpace:
@@ -51,11 +60,21 @@ class IoSpace:
         self._starts: list[int] = []
         self._ranges: list[Range] = []
 
-    def map(self, start: int, length: int, read: Read, write: Write, name: str) -> Range:
+    def map(
+        self,
+        start: int,
+        length: int,
+        read: Read,
+        write: Write,
+        name: str,
+        *,
+        read_many: ReadMany | None = None,
+        write_many: WriteMany | None = None,
+    ) -> Range:
         """Let a device answer [start, start + length); gives what :meth:`unmap` takes."""
         if start < 0 or length <= 0 or start + length > self.size:
             raise InvalidRequestError(f"{name}: {start:#x}+{length:#x} is outside {self.name}")
-        wanted = Range(start, start + length, read, write, name)
+        wanted = Range(start, start + length, read, write, name, read_many, write_many)
         place = bisect_right(self._starts, start)
         for other in self._ranges[max(place - 1, 0) : place + 1]:
             if other.start < wanted.end and wanted.start < other.end:
@@ -97,6 +116,22 @@ class IoSpace:
         elif size > 1:
             for i in range(size):
                 self.write(address + i, 1, value >> 8 * i & 0xFF)
+
+    def read_many(self, address: int, size: int, count: int) -> bytes:
+        """``count`` reads of ``size`` bytes at one address, as INS does them."""
+        found = self.find(address)
+        if found is not None and found.read_many is not None and address + size <= found.end:
+            return found.read_many(address - found.start, size, count)
+        return b"".join(self.read(address, size).to_bytes(size, "little") for _ in range(count))
+
+    def write_many(self, address: int, size: int, data: bytes) -> None:
+        """Writes of ``size`` bytes each at one address, as OUTS does them."""
+        found = self.find(address)
+        if found is not None and found.write_many is not None and address + size <= found.end:
+            found.write_many(address - found.start, size, data)
+            return
+        for start in range(0, len(data), size):
+            self.write(address, size, int.from_bytes(data[start : start + size], "little"))
 
 
 class Bus:

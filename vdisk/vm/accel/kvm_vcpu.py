@@ -184,13 +184,12 @@ class KvmVcpu(Vcpu):
         direction, size, port, count, offset = abi.RUN_IO.unpack_from(self._run, abi.RUN_UNION)
         run, ports = self._run, self._bus.ports
         self._io_waits = True
+        end = offset + size * count  # INS, OUTS: many at once
         with self._bus.lock:
-            for place in range(offset, offset + size * count, size):  # INS, OUTS: many at once
-                if direction == abi.EXIT_IO_IN:
-                    value = ports.read(port, size)
-                    run[place : place + size] = value.to_bytes(size, "little")
-                else:
-                    ports.write(port, size, int.from_bytes(run[place : place + size], "little"))
+            if direction == abi.EXIT_IO_IN:
+                run[offset:end] = ports.read_many(port, size, count)
+            else:
+                ports.write_many(port, size, bytes(run[offset:end]))
 
     def _mmio(self) -> None:
         address, data, length, is_write = abi.RUN_MMIO.unpack_from(self._run, abi.RUN_UNION)

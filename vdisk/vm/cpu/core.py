@@ -165,6 +165,16 @@ class Core(Vcpu):
         with self.bus.lock:
             self.bus.ports.write(port, size, value)
 
+    def port_in_many(self, port: int, size: int, count: int) -> bytes:
+        """Read an I/O port again and again."""
+        with self.bus.lock:
+            return self.bus.ports.read_many(port, size, count)
+
+    def port_out_many(self, port: int, size: int, data: bytes) -> None:
+        """Write an I/O port again and again."""
+        with self.bus.lock:
+            self.bus.ports.write_many(port, size, data)
+
     def push(self, value: int, size: int) -> None:
         """Push on the present stack."""
         stack = transfers.current_stack(self)

@@ -12,6 +12,7 @@ from iced_x86 import Mnemonic, OpKind
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 MAP_BASE = 102  # offset of the bitmap's offset in a 32-bit and a 64-bit TSS
 CHUNK = 256
 """Elements of a repeated instruction between looks at interrupts."""
+SHORTEST_RUN = 4
+"""Elements that are worth doing together."""
+WORD = 8
 
 _SIZES = {
     Mnemonic.INSB: 1,
@@ -86,12 +90,59 @@ def _string(core: Core, n: Instruction) -> None:
     repeat = i.has_rep_prefix or i.has_repne_prefix
     count = state.rcx & mask if repeat else 1
     number = 7 if is_in else 6
-    for _ in range(min(count, CHUNK)):
-        _element(core, n, port, size, number, mask)
+    left = min(count, CHUNK)
+    while left:
+        done = _run(core, n, port, size, number, mask, left) or 1
+        if done == 1:
+            _element(core, n, port, size, number, mask)
+        left -= done
         if repeat:
-            _set_part(core, 1, state.rcx - 1, mask)
+            _set_part(core, 1, state.rcx - done, mask)
     if count > CHUNK:
         core.next_rip = state.rip
+
+
+def _run(
+    core: Core, n: Instruction, port: int, size: int, number: int, mask: int, count: int
+) -> int:
+    """Elements inside one page, upwards, all at once; how many: 0 where there is no such run.
+
+    Whatever may fault is looked at before the port is: a fault leaves nothing half done.
+    """
+    offset = core.state.gpr(number) & mask
+    if count < SHORTEST_RUN or core.state.direction >> 63 or offset + size * count > mask:
+        return 0
+    is_in = number == 7
+    try:
+        name = "es" if is_in else n.segment_name()
+        linear = core.segment_linear(name, offset, size * count, write=is_in)
+        count = min(count, (PAGE_SIZE - (linear & PAGE_SIZE - 1)) // size)
+        if count < SHORTEST_RUN:
+            return 0
+        if is_in:
+            core.check_write(linear, size * count)
+    except GuestFault:
+        return 0
+    if is_in:
+        _store_many(core, linear, core.port_in_many(port, size, count))
+    else:
+        core.port_out_many(port, size, _load_many(core, linear, size * count))
+    _set_part(core, number, core.state.gpr(number) + size * count, mask)
+    return count
+
+
+def _store_many(core: Core, linear: int, data: bytes) -> None:
+    whole = len(data) & -WORD
+    for start in range(0, whole, WORD):
+        core.store(linear + start, WORD, int.from_bytes(data[start : start + WORD], "little"))
+    for start in range(whole, len(data)):
+        core.store(linear + start, 1, data[start])
+
+
+def _load_many(core: Core, linear: int, length: int) -> bytes:
+    whole = length & -WORD
+    parts = [core.load(linear + at, WORD).to_bytes(WORD, "little") for at in range(0, whole, WORD)]
+    return b"".join(parts) + bytes(core.load(linear + at, 1) for at in range(whole, length))
 
 
 def _set_part(core: Core, number: int, value: int, mask: int) -> None:

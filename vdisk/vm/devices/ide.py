@@ -54,7 +54,15 @@ class Piix3Ide(PciDevice):
             name = f"ide{number}"
             dma = BusMaster(f"{name} bus master", memory, lambda: self.bus_master)
             channel = IdeChannel(name, irqs[number], dma, clock)
-            bus.ports.map(command, 8, channel.read, channel.write, name)
+            bus.ports.map(
+                command,
+                8,
+                channel.read,
+                channel.write,
+                name,
+                read_many=channel.read_many,
+                write_many=channel.write_many,
+            )
             bus.ports.map(
                 control, 1, channel.read_control, channel.write_control, f"{name} control"
             )

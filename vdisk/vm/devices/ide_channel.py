@@ -98,6 +98,22 @@ class IdeChannel(Device):
             self._write_register(register, value & 0xFF)
             value >>= 8
 
+    def read_many(self, offset: int, size: int, count: int) -> bytes:
+        """INS: the data register, mostly."""
+        drive = self.drives[self._selected]
+        if offset or drive is None:
+            return b"".join(self.read(offset, size).to_bytes(size, "little") for _ in range(count))
+        return drive.data_in_many(size, count)
+
+    def write_many(self, offset: int, size: int, data: bytes) -> None:
+        """OUTS."""
+        drive = self.drives[self._selected]
+        if not offset and drive is not None:
+            drive.data_out_many(size, data)
+            return
+        for start in range(0, len(data), size):
+            self.write(offset, size, int.from_bytes(data[start : start + size], "little"))
+
     def _write_register(self, register: int, value: int) -> None:
         self._control &= ~CONTROL_HOB
         if register == COMMAND:

@@ -140,6 +140,40 @@ class IdeDrive(Device):
         if end == self._block_end:
             self._block_done()
 
+    def data_in_many(self, size: int, count: int) -> bytes:
+        """As so many calls of :meth:`data_in`, a block at a time."""
+        parts: list[bytes] = []
+        left = size * count
+        while left:
+            position = self._position
+            length = min(self._block_end - position, left) // size * size
+            if self._incoming or length <= 0:
+                parts.append(self.data_in(size).to_bytes(size, "little"))
+                left -= size
+                continue
+            parts.append(bytes(self.buffer[position : position + length]))
+            self._position += length
+            left -= length
+            if self._position == self._block_end:
+                self._block_done()
+        return b"".join(parts)
+
+    def data_out_many(self, size: int, data: bytes) -> None:
+        """As so many calls of :meth:`data_out`."""
+        start = 0
+        while start < len(data):
+            position = self._position
+            length = min(self._block_end - position, len(data) - start) // size * size
+            if not self._incoming or length <= 0:
+                self.data_out(size, int.from_bytes(data[start : start + size], "little"))
+                start += size
+                continue
+            self.buffer[position : position + length] = data[start : start + length]
+            self._position += length
+            start += length
+            if self._position == self._block_end:
+                self._block_done()
+
     def begin_in(self, length: int, block: int, then: str = "") -> None:
         """Show ``length`` bytes of the buffer in blocks, with an interrupt for each."""
         self._incoming = False

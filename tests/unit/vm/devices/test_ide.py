@@ -452,3 +452,37 @@ def test_every_access_has_an_answer() -> None:
     driver.ports.write(driver.control, 1, 0)
     disk_of(driver).write_cache = True
     assert driver.identify()[0] == 0x40
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_many_accesses_at_once_are_so_many_accesses(width: int) -> None:
+    one, many = driver_of(store()), driver_of(store())
+    for driver in (one, many):
+        driver.address(4, 5, extended=False)
+        driver.put(7, 0xC4)
+    count = 5 * 512 // width + 7
+    wanted = b"".join(
+        one.ports.read(one.base, width).to_bytes(width, "little") for _ in range(count)
+    )
+    parts = [many.ports.read_many(many.base, width, number) for number in (1, 100, count - 101)]
+    assert b"".join(parts) == wanted
+    assert wanted[: 5 * 512] == CONTENT[4 * 512 : 9 * 512]
+    for driver in (one, many):
+        driver.get(7)
+        driver.address(4, 3, extended=False)
+        driver.put(7, 0x30)
+    data = bytes(range(256)) * 7
+    for start in range(0, len(data), width):
+        one.ports.write(one.base, width, int.from_bytes(data[start : start + width], "little"))
+    many.ports.write_many(many.base, width, data)
+    assert one.get(7) == many.get(7)
+    contents = [driver.pio_read(0x20, 4, 3) for driver in (one, many)]
+    assert contents[0] == contents[1] == data[:1536]
+
+
+def test_many_accesses_to_other_registers() -> None:
+    driver = driver_of(store())
+    driver.ports.write_many(driver.base + 3, 1, b"abc")
+    assert driver.ports.read_many(driver.base + 3, 1, 2) == b"cc"
+    assert driver.ports.read_many(0x5000, 2, 2) == b"\xff" * 4
+    driver.ports.write_many(0x5000, 2, bytes(4))
