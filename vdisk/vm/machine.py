@@ -24,6 +24,7 @@ from vdisk.vm import loader
 from vdisk.vm._machine import accelerators, configuration
 from vdisk.vm._machine.board import Board, Requests, Video
 from vdisk.vm._machine.console import SerialConsole
+from vdisk.vm._machine.control import Control
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.firmware import FirmwareFile, OwnBios
 from vdisk.vm._machine.hands import Hands
@@ -53,6 +54,8 @@ __all__ = ["DiskSpec", "Machine", "MachineError", "MachineTimeoutError", "parse_
 
 FIXED_EPOCH = 946_684_800
 """2000-01-01: when deterministic runs begin, unless told otherwise."""
+LOOK_SECONDS = 0.05
+"""Between two looks at the screen."""
 TAIL = 400
 """Bytes of serial output that an error shows."""
 
@@ -81,7 +84,9 @@ class Machine(Life):
     :mod:`~vdisk.vm.loader`); ``kernel_bits``: which of its entries.
     ``vga``: ``std`` or ``none``; ``vga_memory``: bytes.  ``apic`` False: a machine with the 8259
     pair only, and one processor.  ``serial_ports``: how many, 0-4.  ``rng``: a virtio source of
-    randomness.  ``reboot`` False: a reset by the guest ends the machine.  ``stay`` True: it
+    randomness.  ``network``: ``none``, or ``user``: a network card behind which this process
+    speaks for the guest; ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``.
+    ``reboot`` False: a reset by the guest ends the machine.  ``stay`` True: it
     stays, stopped, when the guest turns it off.
     ``epoch``: the time of day at power-on, seconds since 1970; None: the host's.
     ``deterministic``: virtual time (see :mod:`~vdisk.vm._machine.turns`), in which the same run
@@ -109,6 +114,8 @@ class Machine(Life):
         apic: bool = True,
         serial_ports: int = 1,
         rng: bool = False,
+        network: str = "none",
+        forwards: Sequence[str] = (),
         reboot: bool = True,
         stay: bool = False,
         epoch: int | None = None,
@@ -121,6 +128,7 @@ class Machine(Life):
             bios=bios, boot=boot, kernel=kernel, initrd=initrd, append=append,
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory, apic=apic,
             serial_ports=serial_ports, rng=rng, epoch=epoch,
+            network=network, forwards=forwards,
             deterministic=deterministic, replay=replay,
         )  # fmt: skip
         self.name = name
@@ -159,6 +167,8 @@ class Machine(Life):
         self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
         for drive in self.drives:
             self.board.plug_disk(drive)
+        if options.network == "user":
+            self._plug_network(options)
         if options.rng:
             self.board.plug_rng(None if real else Random(0).randbytes)
         acpi = configuration.describe(
@@ -174,6 +184,15 @@ class Machine(Life):
         )
         with self.bus.lock:
             self._power_on()
+
+    def _plug_network(self, options: Options) -> None:
+        from vdisk.vm.net.forwards import Forward
+        from vdisk.vm.net.user import UserNetwork
+
+        forwards = [Forward.parse(text) for text in options.forwards]
+        network = UserNetwork(self.clock, self.bus.lock, forwards=forwards, host_name=self.name)
+        self._closers.append(network.close)
+        self.board.plug_network(network)
 
     def _make_board(self, options: Options, firmware: FirmwareFile | None) -> Board:
         rom = b"" if firmware is None else firmware.vga_rom()
@@ -280,37 +299,57 @@ class Machine(Life):
     # -- using it --------------------------------------------------------------------------------
 
     def run_until(
-        self, *, serial: str | bytes | None = None, timeout: float | None = None, port: int = 0
+        self,
+        *,
+        serial: str | bytes | None = None,
+        screen: str | None = None,
+        timeout: float | None = None,
+        port: int = 0,
     ) -> bytes:
         """Run until the guest has written ``serial`` to a serial port: what came up to there.
 
-        ``serial`` None: until the machine is off.  The next call searches from there on.  Raises
-        :class:`MachineTimeoutError` after ``timeout`` seconds, and :class:`MachineError` when
-        the machine ends before.
+        The next call searches from there on.  ``screen``: until the screen shows this text.
+        Neither: until the machine is off.  Raises :class:`MachineTimeoutError` after
+        ``timeout`` seconds, and :class:`MachineError` when the machine ends before.
         """
         if self._state in {RunState.PRELAUNCH, RunState.PAUSED, RunState.IO_ERROR}:
             self.resume()
+        if screen is not None:
+            self._await_text(screen, timeout)
+        elif serial is None and not self.wait(timeout):
+            raise MachineTimeoutError(f"still running after {timeout} seconds")
         if serial is None:
-            if not self.wait(timeout):
-                raise MachineTimeoutError(f"still running after {timeout} seconds")
             return b""
         wanted = serial.encode() if isinstance(serial, str) else serial
         console, since = self.serial[port], self._found[port]
         end = console.wait_for(wanted, since, timeout, self.is_over)
         if end is None:
-            raise self._missed(wanted, console, since, timeout)
+            tail = console.output(since)[-TAIL:].decode("utf-8", "replace")
+            raise self._missed(wanted, "the serial port's last words", tail, timeout)
         self._found[port] = end
         return console.output(since)[: end - since]
 
+    def _await_text(self, wanted: str, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while wanted not in (shown := self.screen_text()):
+            late = deadline is not None and time.monotonic() > deadline
+            if late or self.is_over():
+                raise self._missed(wanted, "the screen", shown.rstrip(), timeout)
+            time.sleep(LOOK_SECONDS)
+
     def _missed(
-        self, wanted: bytes, console: SerialConsole, since: int, timeout: float | None
+        self, wanted: str | bytes, where: str, found: str, timeout: float | None
     ) -> MachineError:
-        tail = console.output(since)[-TAIL:].decode("utf-8", "replace")
-        shown = f"; the serial port's last words: {tail!r}" if tail else ""
+        shown = f"; {where}: {found!r}" if found else ""
         if self.is_over():
             why = self.error or "the machine ended"
             return MachineError(f"{why} before {wanted!r} came{shown}")
         return MachineTimeoutError(f"{wanted!r} did not come within {timeout} seconds{shown}")
+
+    @property
+    def control(self) -> Control:
+        """What monitors and displays need of a machine with a video card."""
+        return Control(self)
 
     @property
     def screen(self) -> Vga:

@@ -44,6 +44,7 @@ from vdisk.vm.devices.speaker import Speaker
 from vdisk.vm.devices.vga import MEMORY_SIZE as VGA_MEMORY
 from vdisk.vm.devices.vga import Vga
 from vdisk.vm.devices.virtio_blk import VirtioBlk
+from vdisk.vm.devices.virtio_net import VirtioNet
 from vdisk.vm.devices.virtio_pci import VirtioPci
 from vdisk.vm.devices.virtio_rng import VirtioRng
 
@@ -58,12 +59,13 @@ if TYPE_CHECKING:
     from vdisk.vm.clock import Clock
     from vdisk.vm.devices.base import Device
     from vdisk.vm.devices.serial import Stream
+    from vdisk.vm.devices.virtio_net import Network
     from vdisk.vm.irq import IrqLine
     from vdisk.vm.memory import GuestMemory
 
 ISA_BRIDGE, PIIX3_IDE, PIIX3_PM = (1, 0), (1, 1), (1, 3)
 IDE_IRQS = (14, 15)
-VGA_SLOT, FIRST_FREE_SLOT = 2, 4
+VGA_SLOT, NETWORK_SLOT, FIRST_FREE_SLOT = 2, 3, 4
 
 
 class Requests(NamedTuple):
@@ -146,6 +148,11 @@ class Board:
         """Put a virtio source of randomness on the PCI bus; None: the host's."""
         device = VirtioRng(self.memory, self.clock, source=source or os.urandom)
         self.plug(VirtioPci(self.bus, device))
+
+    def plug_network(self, network: Network) -> None:
+        """Put a network card on the PCI bus."""
+        card = VirtioNet(network, self.memory, self.clock)
+        self.plug(VirtioPci(self.bus, card), NETWORK_SLOT)
 
     # -- making the chips --------------------------------------------------------------------------
 

@@ -157,6 +157,19 @@ class Life:
         self._emit(MachineEvent("STOP"))
 
     @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let processors stand still for a moment; nobody is told."""
+        with self._control:
+            running = self._state is RunState.RUNNING
+            if running:
+                self.running.pause()
+            try:
+                yield
+            finally:
+                if running:
+                    self.running.resume()
+
+    @contextlib.contextmanager
     def _standing_still(self, state: RunState) -> Iterator[None]:
         """While the machine is saved or loaded; an :attr:`error` met on the way stays."""
         with self._control:

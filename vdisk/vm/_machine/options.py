@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LARGEST_CPUS = 64
 """Processors: more have no place in an 8-bit logical APIC destination's clusters."""
 VIDEO = ("std", "none")
+NETWORKS = ("none", "user")
 KERNEL_ENTRIES = (None, 16, 32, 64)
 
 
@@ -42,6 +43,8 @@ class Options:
     apic: bool
     serial_ports: int
     rng: bool
+    network: str
+    forwards: Sequence[str]
     epoch: int | None
     deterministic: bool
     replay: str | None
@@ -56,6 +59,12 @@ class Options:
         if self.vga not in VIDEO:
             raise InvalidRequestError(f"video card {self.vga!r}: one of {', '.join(VIDEO)}")
         check_boot(self.boot)
+        if self.network not in NETWORKS:
+            raise InvalidRequestError(f"network {self.network!r}: one of {', '.join(NETWORKS)}")
+        if self.network == "none" and self.forwards:
+            raise InvalidRequestError("forwarded ports need a network")
+        if self.network != "none" and (self.deterministic or self.replay):
+            raise InvalidRequestError("a deterministic machine has no network")
         self._check_kernel()
 
     def _check_kernel(self) -> None:

@@ -50,9 +50,11 @@ class Adapter(Protocol):
     """
 
     mac: bytes
-    largest_segment: int
-    completes_checksums: bool
 
+    @property
+    def largest_segment(self) -> int: ...
+    @property
+    def completes_checksums(self) -> bool: ...
     @property
     def room(self) -> bool:
         """Whether it takes another frame now."""

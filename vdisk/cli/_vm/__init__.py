@@ -1,0 +1,1 @@
+"""The subcommands of ``vdisk-vm``, and what they share."""
