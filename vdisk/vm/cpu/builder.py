@@ -253,6 +253,44 @@ class Builder(ABC):
     def divide_128(self, dividend: Value, divisor: Value) -> tuple[Value, Value]:
         """Unsigned quotient and remainder of 128 by 64 bits; the quotient must fit in 64."""
 
+    # -- SSE -----------------------------------------------------------------------------------
+    #
+    # Instructions by their lower-case mnemonic, on registers as ``i128``.
+
+    @abstractmethod
+    def sse(self, name: str, immediate: int | None, left: Value, right: Value) -> Value:
+        """What ``name left, right (, immediate)`` makes of the register ``left``."""
+
+    @abstractmethod
+    def sse_shift(self, name: str, immediate: int, value: Value) -> Value:
+        """A shift by an immediate."""
+
+    @abstractmethod
+    def sse_blend(self, name: str, left: Value, right: Value, choice: Value) -> Value:
+        """PBLENDVB and its kin, with what XMM0 holds."""
+
+    @abstractmethod
+    def sse_flags(self, name: str, left: Value, right: Value) -> Value:
+        """The arithmetic flags that an instruction leaves, as in EFLAGS (``i64``)."""
+
+    @abstractmethod
+    def sse_string(
+        self,
+        name: str,
+        immediate: int,
+        operands: tuple[Value, Value],
+        lengths: tuple[Value, Value],
+    ) -> tuple[Value, Value]:
+        """PCMPxSTRx: (ECX or XMM0 as ``i128``, flags)."""
+
+    @abstractmethod
+    def sse_to_register(self, name: str, kind: str, value: Value) -> Value:
+        """A conversion or mask into a general register."""
+
+    @abstractmethod
+    def sse_from_register(self, name: str, left: Value, value: Value) -> Value:
+        """A conversion from a general register."""
+
     # -- control -----------------------------------------------------------------------------
 
     @abstractmethod

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vdisk.vm.bus import Bus
 
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
-CR0_PE, CR0_PG = 1, 1 << 31
+CR0_PE, CR0_EM, CR0_TS, CR0_PG = 1, 4, 8, 1 << 31
+CR4_OSFXSR = 1 << 9
 assert fpu_state  # registers its instructions
 KICK = (1 << 64) - 1
 FOREVER = 1 << 62
@@ -217,8 +218,17 @@ class Core(Vcpu):
         mode = self._present_mode()
         state = self.state
         state.mode = mode.code
+        state.sse_fault, state.mmx_fault, state.x87_fault = self._coprocessor_faults()
         state.flat = int(mode == FLAT_MODE)
         self._mode_changed(mode)
+
+    def _coprocessor_faults(self) -> tuple[int, int, int]:
+        """What SSE, MMX and x87 instructions raise, as CR0 and CR4 are; 0: nothing."""
+        cr0 = self.state.cr0
+        if cr0 & CR0_EM:
+            return faults.UD, faults.UD, faults.NM
+        busy = faults.NM if cr0 & CR0_TS else 0
+        return (busy if self.state.cr4 & CR4_OSFXSR else faults.UD), busy, busy
 
     def _present_mode(self) -> Mode:
         state = self.state

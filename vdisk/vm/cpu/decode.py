@@ -437,7 +437,7 @@ STACK_OPERATIONS = {
 CODE_OPERATIONS = STACK_OPERATIONS | {
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "in", "out", "popf"),
     *("iretq", "syscall", "sysretq", "write_cr3", "invlpg", "iretd", "sysenter", "sysexit"),
-    *("movs", "stos", "lods", "scas", "cmps", "xlat"),
+    *("movs", "stos", "lods", "scas", "cmps", "xlat", "sse_masked_store"),
 }
 
 

@@ -38,6 +38,9 @@ METADATA = """
 HANDLER_PARAMETERS = "ptr noalias %st, ptr %ins, i64 %bud, i64 %tlb"
 
 
+XMM = "<2 x i64>"
+
+
 class LlvmVariable(Variable):
     """A stack slot, which LLVM makes a register."""
 
@@ -176,6 +179,81 @@ class LlvmBuilder(Builder):
         ).text
         quotient = self.assign("i64", f"extractvalue {{ i64, i64 }} {both}, 0")
         return quotient, self.assign("i64", f"extractvalue {{ i64, i64 }} {both}, 1")
+
+    # -- SSE -----------------------------------------------------------------------------------
+
+    def assembly(self, kind: str, text: str, constraints: str, *arguments: Value) -> str:
+        """An instruction of the host; gives the name of the result."""
+        given = ", ".join(f"{item.type} {item.text}" for item in arguments)
+        clobbers = "~{dirflag},~{fpsr},~{flags}"
+        return self.assign(
+            kind, f'call {kind} asm sideeffect "{text}", "{constraints},{clobbers}"({given})'
+        ).text
+
+    def _xmm(self, value: Value) -> Value:
+        return self.assign(XMM, f"bitcast i128 {value.text} to {XMM}")
+
+    def _from_xmm(self, name: str) -> Value:
+        return self.assign("i128", f"bitcast {XMM} {name} to i128")
+
+    def sse(self, name: str, immediate: int | None, left: Value, right: Value) -> Value:
+        number = "" if immediate is None else f"$${immediate}, "
+        text = f"{name} {number}$2, $0"
+        return self._from_xmm(self.assembly(XMM, text, "=x,0,x", self._xmm(left), self._xmm(right)))
+
+    def sse_shift(self, name: str, immediate: int, value: Value) -> Value:
+        return self._from_xmm(
+            self.assembly(XMM, f"{name} $${immediate}, $0", "=x,0", self._xmm(value))
+        )
+
+    def sse_blend(self, name: str, left: Value, right: Value, choice: Value) -> Value:
+        given = [self._xmm(item) for item in (left, right, choice)]
+        return self._from_xmm(self.assembly(XMM, f"{name} %xmm0, $2, $0", "=x,0,x,{xmm0}", *given))
+
+    def _flag_word(self, kind: str, results: str, first: int) -> Value:
+        """ZF, PF, CF, SF and OF of five byte results, as in EFLAGS."""
+        total = self.const("i64", 0)
+        for place, shift in enumerate((6, 2, 0, 7, 11)):
+            byte = self.assign("i8", f"extractvalue {kind} {results}, {first + place}")
+            total = total | (byte.zext("i64") << shift)
+        return total
+
+    def sse_flags(self, name: str, left: Value, right: Value) -> Value:
+        text = f"{name} $6, $5\\0Asetz $0\\0Asetp $1\\0Asetc $2\\0Asets $3\\0Aseto $4"
+        kind = "{ i8, i8, i8, i8, i8 }"
+        results = self.assembly(
+            kind, text, "=&q,=&q,=&q,=&q,=&q,x,x", self._xmm(left), self._xmm(right)
+        )
+        return self._flag_word(kind, results, 0)
+
+    def sse_string(
+        self,
+        name: str,
+        immediate: int,
+        operands: tuple[Value, Value],
+        lengths: tuple[Value, Value],
+    ) -> tuple[Value, Value]:
+        text = (
+            f"{name} $${immediate}, $8, $7\\0Asetz $2\\0Asetp $3\\0Asetc $4\\0Asets $5\\0Aseto $6"
+        )
+        kind = f"{{ i32, {XMM}, i8, i8, i8, i8, i8 }}"
+        given = [self._xmm(operands[0]), self._xmm(operands[1]), *lengths]
+        constraints = "=&{cx},=&{xmm0},=&q,=&q,=&q,=&q,=&q,x,x,{ax},{dx}"
+        results = self.assembly(kind, text, constraints, *given)
+        total = self._flag_word(kind, results, 2)
+        if name.endswith("i"):
+            return self.assign("i32", f"extractvalue {kind} {results}, 0").zext("i128"), total
+        return self._from_xmm(self.assign(XMM, f"extractvalue {kind} {results}, 1").text), total
+
+    def sse_to_register(self, name: str, kind: str, value: Value) -> Value:
+        suffix = "q" if kind == "i64" and name.startswith("cvt") else ""
+        register = "${0:q}" if kind == "i64" else "${0:k}"
+        text = f"{name}{suffix} $1, {register}"
+        return Value(self, kind, self.assembly(kind, text, "=r,x", self._xmm(value)))
+
+    def sse_from_register(self, name: str, left: Value, value: Value) -> Value:
+        text = f"{name}{'q' if value.type == 'i64' else 'l'} $2, $0"
+        return self._from_xmm(self.assembly(XMM, text, "=x,0,r", self._xmm(left), value))
 
     # -- control -----------------------------------------------------------------------------
 

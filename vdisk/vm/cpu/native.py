@@ -21,6 +21,8 @@ from vdisk.vm.cpu.state import FIELDS, TLB_USER
 
 KNOWN = {
     **ROUTINES,
+    "simd_begin": Routine("simd_begin", (), "void", lambda b: None),
+    "simd_end": Routine("simd_end", (), "void", lambda b: None),
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
@@ -144,7 +146,9 @@ def _entry(b: LlvmBuilder) -> None:
     linear = b.get("rip") + b.get("cs_base")
     wide = b.select(b.get("mode").eq(64), linear, linear & 0xFFFF_FFFF)
     budget, tlb = b.get("budget"), b.get("tlb_current")
+    b.emit("call void @guest_mxcsr(ptr %st)")
     b.emit(f"call tailcc void @goto(ptr %st, i64 {wide.text}, i64 {budget.text}, i64 {tlb.text})")
+    b.emit("call void @own_mxcsr(ptr %st)")
     b.return_()
 
 
@@ -163,13 +167,105 @@ define {PRESERVE} i64 @host_time(ptr %st) {{
 """
 """CLOCK_MONOTONIC in nanoseconds, which is time.perf_counter_ns() on Linux."""
 
+
+def _mxcsr_routines() -> str:
+    """MXCSR of the host is the guest's, all exceptions masked, while generated code runs."""
+    unmasked, flags_ = FIELDS["simd_unmasked"].offset, FIELDS["simd_flags"].offset
+    vector, pending = FIELDS["fault_vector"].offset, FIELDS["pending"].offset
+    error, cr4 = FIELDS["fault_error"].offset, FIELDS["cr4"].offset
+    return f"""
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+define {PRESERVE} void @simd_begin(ptr %st) {{
+  %m = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %m)
+  %old = load i32, ptr %m
+  %f = and i32 %old, 63
+  %fp = getelementptr i8, ptr %st, i64 {flags_}
+  store i32 %f, ptr %fp
+  %clear = and i32 %old, -64
+  store i32 %clear, ptr %m
+  call void @llvm.x86.sse.ldmxcsr(ptr %m)
+  ret void
+}}
+define {PRESERVE} void @simd_end(ptr %st) {{
+  %m = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %m)
+  %now = load i32, ptr %m
+  %fp = getelementptr i8, ptr %st, i64 {flags_}
+  %old = load i32, ptr %fp
+  %up = getelementptr i8, ptr %st, i64 {unmasked}
+  %u = load i32, ptr %up
+  %found = and i32 %now, 63
+  %early = and i32 %found, 7
+  %stop = and i32 %early, %u
+  %stopped = icmp ne i32 %stop, 0
+  %new = select i1 %stopped, i32 %early, i32 %found
+  %rest = and i32 %now, -64
+  %told = or i32 %rest, %new
+  %both = or i32 %told, %old
+  store i32 %both, ptr %m
+  call void @llvm.x86.sse.ldmxcsr(ptr %m)
+  %raised = and i32 %new, %u
+  %hit = icmp ne i32 %raised, 0
+  br i1 %hit, label %fault, label %done
+fault:
+  %cp = getelementptr i8, ptr %st, i64 {cr4}
+  %c = load i64, ptr %cp
+  %x = and i64 %c, 1024
+  %known = icmp ne i64 %x, 0
+  %v = select i1 %known, i32 {faults.XM}, i32 {faults.UD}
+  %vp = getelementptr i8, ptr %st, i64 {vector}
+  store i32 %v, ptr %vp
+  %ep = getelementptr i8, ptr %st, i64 {error}
+  store i32 0, ptr %ep
+  %pp = getelementptr i8, ptr %st, i64 {pending}
+  store i32 1, ptr %pp
+  br label %done
+done:
+  ret void
+}}
+define void @guest_mxcsr(ptr %st) {{
+  %hp = getelementptr i8, ptr %st, i64 {FIELDS["host_mxcsr"].offset}
+  call void @llvm.x86.sse.stmxcsr(ptr %hp)
+  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
+  %g = load i32, ptr %gp
+  %masks = lshr i32 %g, 7
+  %open = xor i32 %masks, 63
+  %u = and i32 %open, 63
+  %up = getelementptr i8, ptr %st, i64 {unmasked}
+  store i32 %u, ptr %up
+  %m = alloca i32
+  %masked = or i32 %g, 8064
+  store i32 %masked, ptr %m
+  call void @llvm.x86.sse.ldmxcsr(ptr %m)
+  ret void
+}}
+define void @own_mxcsr(ptr %st) {{
+  %m = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %m)
+  %now = load i32, ptr %m
+  %f = and i32 %now, 63
+  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
+  %g = load i32, ptr %gp
+  %new = or i32 %g, %f
+  store i32 %new, ptr %gp
+  %hp = getelementptr i8, ptr %st, i64 {FIELDS["host_mxcsr"].offset}
+  call void @llvm.x86.sse.ldmxcsr(ptr %hp)
+  ret void
+}}
+"""
+
+
 _ENTER_AT = f"""
   %bp = getelementptr i8, ptr %st, i64 {FIELDS["budget"].offset}
   %bud = load i64, ptr %bp
   %tp = getelementptr i8, ptr %st, i64 {FIELDS["tlb_current"].offset}
   %tlb = load i64, ptr %tp
   %h = load ptr, ptr %ins
+  call void @guest_mxcsr(ptr %st)
   call tailcc void %h(ptr %st, ptr %ins, i64 %bud, i64 %tlb)
+  call void @own_mxcsr(ptr %st)
   ret void
 """
 
@@ -228,7 +324,7 @@ def runtime_module() -> str:
     parts.append(function("", "void", "enter", "ptr noalias %st", b.body()))
     parts.append(function("", "void", "enter_at", "ptr noalias %st, ptr %ins", _ENTER_AT))
     parts += [_c_wrapper(name) for name in C_ROUTINES]
-    definitions = [_HOST_TIME]
+    definitions = [_HOST_TIME, _mxcsr_routines()]
     definitions += [part for part in parts if not part.startswith("declare")]
     declarations = sorted({part for part in parts if part.startswith("declare")})
     return "\n".join([*declarations, *definitions, METADATA])

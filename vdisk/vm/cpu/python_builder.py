@@ -114,6 +114,41 @@ class PythonBuilder(Builder):
         quotient = self.assign("i64", f"{dividend.text} // {divisor.text}")
         return quotient, self.assign("i64", f"{dividend.text} % {divisor.text}")
 
+    # -- SSE -----------------------------------------------------------------------------------
+
+    def sse(self, name: str, immediate: int | None, left: Value, right: Value) -> Value:
+        text = f"sse({name!r}, S, {left.text}, {right.text}, {immediate})"
+        return self.assign("i128", text)
+
+    def sse_shift(self, name: str, immediate: int, value: Value) -> Value:
+        return self.assign("i128", f"sse({name!r}, S, {value.text}, {immediate}, None)")
+
+    def sse_blend(self, name: str, left: Value, right: Value, choice: Value) -> Value:
+        text = f"sse_blend({name!r}, {left.text}, {right.text}, {choice.text})"
+        return self.assign("i128", text)
+
+    def sse_flags(self, name: str, left: Value, right: Value) -> Value:
+        return self.assign("i64", f"sse_flags({name!r}, S, {left.text}, {right.text})")
+
+    def sse_string(
+        self,
+        name: str,
+        immediate: int,
+        operands: tuple[Value, Value],
+        lengths: tuple[Value, Value],
+    ) -> tuple[Value, Value]:
+        given = ", ".join(item.text for item in (*operands, *lengths))
+        both = self.assign("i128", f"sse_string({name!r}, {immediate}, {given})")
+        return self.assign("i128", f"{both.text}[0]"), self.assign("i64", f"{both.text}[1]")
+
+    def sse_to_register(self, name: str, kind: str, value: Value) -> Value:
+        return self.assign(kind, f"sse_to_register({name!r}, {bits(kind)}, S, {value.text})")
+
+    def sse_from_register(self, name: str, left: Value, value: Value) -> Value:
+        width = bits(value.type)
+        text = f"sse_from_register({name!r}, {width}, S, {left.text}, {value.text})"
+        return self.assign("i128", text)
+
     # -- control -----------------------------------------------------------------------------
 
     def variable(self, kind: str, start: Value | int = 0) -> Variable:

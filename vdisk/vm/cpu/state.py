@@ -62,6 +62,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i64", "direction")  # 1 or -1: what DF says
     add("i64", "exit_argument", "fault_address", "fault_record", "tlb_current")
     add("i32", "exit_reason", "fault_vector", "fault_error", "pending", "code_dropped")
+    add("i32", "sse_fault", "mmx_fault", "x87_fault", "simd_unmasked", "simd_flags", "fpu_host")
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
         add("i64", f"{name}_base")
         add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")

@@ -527,6 +527,7 @@ def _write_cr4(core: Core, value: int) -> None:
     core.state.cr4 = value
     if changed & (CR4_PSE | CR4_PAE | CR4_PGE):
         core.state.flush_tlb()
+    core.update_mode()
 
 
 def _debug_number(core: Core, number: int) -> int:

@@ -3,7 +3,7 @@
 
 def load_all() -> None:
     """Register every semantic function and every lowering."""
-    from vdisk.vm.cpu import lowering
+    from vdisk.vm.cpu import lowering, lowering_sse
     from vdisk.vm.cpu.semantics import (
         bits,
         control,
@@ -11,7 +11,9 @@ def load_all() -> None:
         machine,
         privileged,
         shifts,
+        sse,
         strings,
     )
 
+    del lowering_sse, sse
     del lowering, bits, control, integer, machine, privileged, shifts, strings
