@@ -46,6 +46,7 @@ bench: setup peers
 	$(BIN)/python bench/images.py
 	$(BIN)/python bench/nbd.py
 	$(BIN)/python bench/nbd_client.py
+	$(BIN)/python bench/emu_blockdev.py
 
 # Without atheris (there is none for this Python or system) inputs are chosen by chance alone.
 $(VENV)/.fuzz: $(VENV)/.complete
