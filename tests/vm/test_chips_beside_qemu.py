@@ -20,6 +20,9 @@ from vdisk.vm.devices.ioapic import IoApic
 from vdisk.vm.devices.pci import PciBus
 from vdisk.vm.devices.pic import PicPair
 from vdisk.vm.devices.pit import Pit
+from vdisk.vm.devices.ps2 import BYTE_TIME, KeyboardController
+from vdisk.vm.devices.ps2_keyboard import Keyboard
+from vdisk.vm.devices.ps2_mouse import Mouse
 from vdisk.vm.devices.rtc import Rtc
 from vdisk.vm.devices.serial import COM_PORTS, Uart
 from vdisk.vm.devices.vga import Vga
@@ -248,6 +251,66 @@ def test_82093aa(pair: Pair, seed: int) -> None:
                 pair.write(IOAPIC + 0x10, value if selected & 1 else value | 0x10000, 4)
         pair.read(IOAPIC + 0x10, 4)
         pair.read(IOAPIC, 4)
+    pair.compare()
+
+
+KEYBOARD_COMMANDS = (0xED, 0xEE, 0xF0, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xFF)
+MOUSE_COMMANDS = (0xE6, 0xE7, 0xE8, 0xE9, 0xEA, 0xEB, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xFF)
+CONTROLLER_COMMANDS = (0x20, 0xA7, 0xA8, 0xA9, 0xAA, 0xAB, 0xAD, 0xAE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_8042(pair: Pair, seed: int) -> None:
+    """Commands to the controller, the keyboard and the mouse, and all that they answer.
+
+    Not: RESEND and the test inputs, which QEMU does not know.
+    """
+    source = random.Random(seed)
+    KeyboardController(
+        pair.bus, pair.clock, Keyboard(), Mouse(),
+        irq1=IrqLine(), irq12=IrqLine(),
+        set_a20=lambda _level: None, reset_processor=lambda: None,
+    )  # fmt: skip
+
+    def listen() -> None:
+        for _ in range(6):
+            pair.clock.advance(pair.clock.now() + BYTE_TIME)
+            pair.read_port(0x64, mask=0x21)
+            pair.read_port(0x60)
+
+    def tell(port: int, value: int) -> None:
+        pair.out(port, value)
+        listen()
+
+    tell(0x64, 0xAA)
+    tell(0x64, 0xAE)
+    tell(0x64, 0xA8)
+    tell(0x64, 0x60)
+    tell(0x60, 0x07)
+    tell(0x60, 0xFF)
+    tell(0x64, 0xD4)
+    tell(0x60, 0xFF)
+    for _ in range(150):
+        action = source.randrange(4)
+        if action == 0:
+            tell(0x64, source.choice(CONTROLLER_COMMANDS))
+        elif action == 1:
+            tell(0x64, 0x60)
+            tell(0x60, source.choice((0x07, 0x47, 0x44, 0x04)))  # SYS stays set
+        elif action == 2:
+            command = source.choice(KEYBOARD_COMMANDS)
+            tell(0x60, command)
+            if command in {0xED, 0xF3}:
+                tell(0x60, source.randrange(8))
+            elif command == 0xF0:
+                tell(0x60, source.choice((0, 1, 2)))
+        else:
+            command = source.choice(MOUSE_COMMANDS)
+            tell(0x64, 0xD4)
+            tell(0x60, command)
+            if command in {0xE8, 0xF3}:
+                tell(0x64, 0xD4)
+                tell(0x60, source.choice((3, 80, 100, 200) if command == 0xF3 else (0, 1, 2, 3)))
     pair.compare()
 
 
