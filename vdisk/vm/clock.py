@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SECOND = 1_000_000_000
+LONGEST_WAIT = 3600 * SECOND
+"""A guest may arm a timer for the end of time, which is more than a host can wait for."""
+SMALLEST_ROOM = 64
+"""Entries that the queue may hold before it is looked through for such as mean nothing."""
 
 
 class Timer:
@@ -45,6 +49,7 @@ class Clock:
     def __init__(self) -> None:
         self._queue: list[tuple[int, int, Timer]] = []
         self._order = count()
+        self._room = SMALLEST_ROOM
 
     def now(self) -> int:
         """Nanoseconds since power-on."""
@@ -58,6 +63,17 @@ class Clock:
         """Called by :meth:`Timer.arm`."""
         assert timer.deadline is not None
         heapq.heappush(self._queue, (timer.deadline, next(self._order), timer))
+        if len(self._queue) > self._room:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop what was cancelled or armed anew: a guest may arm as often as it likes."""
+        latest: dict[Timer, tuple[int, int, Timer]] = {}
+        for entry in sorted(self._queue, key=lambda entry: entry[:2]):
+            if entry[2].deadline == entry[0]:
+                latest.setdefault(entry[2], entry)
+        self._queue[:] = latest.values()  # sorted, which a heap may be
+        self._room = max(2 * len(self._queue), SMALLEST_ROOM)
 
     def restore(self, now: int) -> None:
         """Go on from a saved time; nothing runs meanwhile, and devices arm their timers anew."""
@@ -154,5 +170,5 @@ class RealClock(Clock):
             while self._started is not None and self._thread is threading.current_thread():
                 self.fire()
                 deadline = self.next_deadline()
-                wait = None if deadline is None else max(deadline - self.now(), 0) / SECOND
-                self._wake.wait(wait)
+                left = LONGEST_WAIT if deadline is None else deadline - self.now()
+                self._wake.wait(max(min(left, LONGEST_WAIT), 0) / SECOND)
