@@ -271,17 +271,19 @@ class BiosMachine:
             answer = self._again(following)
         raise AssertionError(f"int {number:#x} waits for ever")
 
-    def trap(self, name: str, *, es: int = 0, ds: int = 0, **registers: int) -> Answer:
+    def trap(
+        self, name: str, *, es: int = 0, ds: int = 0, flags: int = 2, **registers: int
+    ) -> Answer:
         """Reach a trap by its name, with a frame on the stack as INT makes it."""
         cpu = self.processor
-        cpu.registers = Registers(rflags=2)
+        cpu.registers = Registers(rflags=flags)
         cpu.system.cs = Segment(ROM_SEGMENT, ROM_SEGMENT << 4)
         cpu.system.ss = Segment(STACK_SEGMENT, STACK_SEGMENT << 4)
         cpu.system.es, cpu.system.ds = Segment(es, es << 4), Segment(ds, ds << 4)
         for register, value in registers.items():
             cpu.registers.gprs[NAMES.index(register.removeprefix("e"))] = value
         cpu.registers.gprs[4] = STACK - 6
-        frame = (0x1234, 0x0000, 2 | INTERRUPTS)
+        frame = (0x1234, 0x0000, flags | INTERRUPTS)
         self.memory.write(STACK - 6, b"".join(word.to_bytes(2, "little") for word in frame))
         return self._again(name)
 

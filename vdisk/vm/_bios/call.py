@@ -92,6 +92,7 @@ class Call:
         self.system: SystemRegisters = processor.get_system_registers()
         self._segments_changed = False
         self._translation = Translation(self.system, space)
+        self.wait = self.spin = False  # the flags of the caller are still in force
 
     @property
     def code_address(self) -> int | None:

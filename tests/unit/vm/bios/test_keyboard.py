@@ -143,3 +143,8 @@ def test_a_program_may_move_the_buffer(pc: BiosMachine) -> None:
         pc.memory.write(0x400 + offset, value.to_bytes(2, "little"))
     pc.type(*[0x1E] * 20)
     assert len(taken(pc)) == 15
+
+
+def test_the_callers_carry_does_not_make_the_rom_wait(pc: BiosMachine) -> None:
+    answer = pc.trap("keyboard", flags=3, ax=0x0200)
+    assert not answer.waits
