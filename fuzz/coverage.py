@@ -49,6 +49,13 @@ PARSERS = {
     "NBD client negotiation": ["nbd/client_negotiation.py", "nbd/connect.py"],
     "NBD client transmission": ["nbd/client_transmission.py", "nbd/chunks.py", "nbd/replies.py"],
     "NBD URI": ["nbd/uri.py"],
+    "virtqueues": ["vm/devices/virtqueue.py", "vm/devices/virtqueue_packed.py"],
+    "virtio-blk": ["vm/devices/virtio_blk.py", "vm/devices/virtio.py", "vm/devices/virtio_pci.py"],
+    "IDE": [
+        *(f"vm/devices/ide{part}.py" for part in ("", "_channel", "_disk", "_dma", "_drive")),
+        *(f"vm/devices/{name}.py" for name in ("ide_smart", "atapi", "atapi_mmc")),
+    ],
+    "user network": [f"vm/net/{name}.py" for name in ("packets", "tcp", "user")],
 }
 """The parsers of what strangers send, and the modules of the library that they are."""
 
