@@ -1,0 +1,215 @@
+"""``vdisk-vm``, the command, as a person and a script use it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tools import small_guests
+from tests.tools.peers import requires_peer
+from tests.vm.test_machine import ECHO
+
+pytestmark = requires_peer("nasm")
+PATIENCE = 30
+COMMAND = [sys.executable, "-m", "vdisk.cli.vm"]
+
+
+@pytest.fixture(scope="module", params=small_guests.accelerators()[-1:])
+def accel(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> str:
+    """Firmware that says hello, then swaps the case of letters; Escape ends the machine."""
+    source = "mov al, '>'\n call putc\n" + ECHO.replace(
+        "    xor al, 0x20\n",
+        "    cmp al, 27\n    jne swap\n    mov al, 7\n    out 0xf4, al\nswap:\n    xor al, 0x20\n",
+    )
+    return small_guests.assemble_bios(tmp_path, source)
+
+
+def words(accel: str, *arguments: str) -> list[str]:
+    return [*COMMAND, "run", "--accel", accel, "-m", "4", *arguments]
+
+
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        list(arguments), input=stdin, capture_output=True, timeout=PATIENCE, check=False
+    )
+
+
+def test_input_and_output_through_pipes(accel: str, echo: str) -> None:
+    done = run(*words(accel, "--bios", echo, "--serial", "stdio"), stdin=b"Hello\x1b")
+    assert done.stdout == b">hELLO"
+    assert done.returncode == 7 << 1 | 1  # as isa-debug-exit of QEMU
+    assert done.stderr == b""
+
+
+def test_a_serial_line_into_a_file_and_at_a_socket(accel: str, echo: str, tmp_path: Path) -> None:
+    path = tmp_path / "com2"
+    program = subprocess.Popen(
+        words(accel, "--bios", echo, "--serial", f"unix:{path}", "--serial", f"{tmp_path}/log")
+    )
+    try:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(PATIENCE)
+        for _ in range(PATIENCE * 20):
+            if path.exists():
+                break
+            time.sleep(0.05)
+        client.connect(os.fspath(path))
+        received = b""
+        while b"A" not in received:
+            client.send(b"a")
+            received += client.recv(100)
+        client.send(b"\x1b")
+        assert program.wait(PATIENCE) == 15
+        client.close()
+    finally:
+        program.kill()
+        program.wait()
+    assert (tmp_path / "log").read_bytes() == b""
+    assert not path.exists()
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.master, slave = pty.openpty()
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.program = subprocess.Popen(arguments, stdin=slave, stdout=slave, stderr=slave)
+        self.seen = b""
+
+    def wait_for(self, text: bytes) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            self.seen += os.read(self.master, 4096)
+        self.seen = self.seen.split(text, 1)[1]
+
+    def type(self, data: bytes) -> None:
+        os.write(self.master, data)
+
+    def close(self) -> None:
+        self.program.kill()
+        self.program.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def terminal(accel: str, echo: str) -> Iterator[Terminal]:
+    found = Terminal(words(accel, "--bios", echo, "--serial", "stdio"))
+    yield found
+    found.close()
+
+
+def test_a_raw_terminal_gives_ctrl_c_to_the_guest_and_ctrl_a_x_to_us(terminal: Terminal) -> None:
+    terminal.wait_for(b"Ctrl-A X ends")
+    terminal.wait_for(b">")
+    terminal.type(b"\x03q\x01\x01")
+    terminal.wait_for(b"\x23Q\x21")  # ^C, q and ^A with bit 5 changed
+    terminal.type(b"\x01h")
+    terminal.wait_for(b"this help")
+    terminal.type(b"\x01x")
+    assert terminal.program.wait(PATIENCE) == 0
+    assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+def test_a_signal_gives_the_terminal_back(terminal: Terminal) -> None:
+    terminal.wait_for(b">")
+    terminal.program.send_signal(signal.SIGTERM)
+    assert terminal.program.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+def test_ctrl_c_ends_a_machine_without_a_terminal(accel: str, echo: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = subprocess.Popen(
+        words(accel, "--bios", echo, "--serial", str(log)), stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + PATIENCE
+    while not (log.exists() and log.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=PATIENCE)
+    assert (program.returncode, errors) == (130, b"")
+
+
+def test_a_screenshot_of_our_bios(accel: str, tmp_path: Path) -> None:
+    picture = tmp_path / "screen.png"
+    done = run(
+        *COMMAND, "screenshot", "--accel", accel, "-m", "16", "-o", str(picture),
+        "--until-text", "No bootable device",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    program = subprocess.Popen(words(accel, "--display", "none", "--qmp", f"unix:{path}"))
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            deadline = time.monotonic() + PATIENCE
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            client.connect(os.fspath(path))
+            answers = client.makefile("rb")
+            assert b"QMP" in answers.readline()
+            for command in (b"qmp_capabilities", b"query-status", b"quit"):
+                client.send(b'{"execute": "%s"}\n' % command)
+                answer = answers.readline()
+                while b"return" not in answer:
+                    answer = answers.readline()
+                if command == b"query-status":
+                    assert b'"running"' in answer
+        assert program.wait(PATIENCE) == 0
+    finally:
+        program.kill()
+        program.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere.qcow2"], "/nowhere.qcow2: cannot open: No such file"),
+        (["--disk", "x,if=scsi"], "a disk is on ide or on virtio"),
+        (["--disk", "x,speed=9"], "has no option 'speed'"),
+        (["--memory", "lots"], "lots"),
+        (["--cpus", "0"], "0 processors"),
+        (["--initrd", "x"], "needs a kernel"),
+        (["--kernel", "x", "--bios", "y"], "leave bios out"),
+        (["--kernel", "/etc/passwd"], "neither a Linux kernel"),
+        (["--display", "window"], "one of none, text, vnc, web"),
+        (["--display", "text", "--serial", "stdio"], "one of them can have the terminal"),
+        (["--vga", "none", "--display", "vnc"], "without a video card"),
+        (["--net", "bridge"], "network 'bridge'"),
+        (["--loadvm", "x"], "no writable qcow2 disk"),
+        (["--replay", "/etc/passwd", "--accel", "interp"], "not a journal"),
+        (["--qmp", "nonsense", "--display", "none"], "is no address"),
+        (["--display", "vnc=:99999"], "there is no port"),
+        (["--bios", "/etc/passwd"], "not whole 64 KiB"),
+        (["--boot", "x"], "boot order 'x'"),
+    ],
+)
+def test_mistakes_are_one_line(accel: str, arguments: list[str], message: str) -> None:
+    done = run(*words(accel, *arguments))
+    assert done.returncode == 1
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("vdisk-vm: ") and message in lines[0]
