@@ -250,7 +250,7 @@ class Machine(Life):
             **{kind: self._locked(handler) for kind, handler in chips.items()},
             "eject": lambda drive, force: self.drives.eject(drive, force=force),
             "insert": lambda drive, name, form: self.drives.insert(drive, name, format=form),
-            "reset": lambda: self._order(lambda: self._reset(guest=False)),
+            "reset": self._reset_between_turns,
         }
         for port, console in enumerate(self.serial):
             console.deliver_by(partial(self._deliver, port))

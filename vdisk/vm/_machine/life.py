@@ -202,6 +202,11 @@ class Life:
             elif self._state in {RunState.INTERNAL_ERROR, RunState.SHUTDOWN}:
                 self._state = RunState.PAUSED
 
+    def _reset_between_turns(self) -> None:
+        """A reset that a journal repeats: nothing runs, and the bus lock is held."""
+        self._power_on()
+        self._emit(MachineEvent("RESET", {"guest": False, "reason": "host-qmp-system-reset"}))
+
     def _turn_off(self, *, guest: bool, reason: str) -> None:
         self.running.pause()
         self.drives.drain()
@@ -223,6 +228,7 @@ class Life:
             with self._control:
                 if not self._ended.is_set():
                     order()
+                self.running.thaw()
 
     def _order(self, order: Callable[[], None]) -> None:
         """Let processors stop at once, and the order be carried out."""

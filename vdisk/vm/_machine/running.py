@@ -33,6 +33,9 @@ class Running(Protocol):
     def freeze(self) -> None:
         """Let no processor go on, without waiting; the bus lock is held.  :meth:`pause` follows."""
 
+    def thaw(self) -> None:
+        """What :meth:`freeze` was for has been done."""
+
     def stimulate(self, kind: str, *arguments: Any) -> None:
         """Let something from outside (a key, a serial byte) happen; by the name of its handler."""
 
@@ -90,6 +93,9 @@ class Threads:
 
     def stimulate(self, kind: str, *arguments: Any) -> None:
         self._handlers[kind](*arguments)
+
+    def thaw(self) -> None:
+        """Nobody has waited for this."""
 
     def note(self, kind: str) -> None:
         """Runs on the host's clock are not repeated."""

@@ -180,6 +180,7 @@ class Turns:
         self._change = threading.Condition(bus.lock)
         self._running = self._closing = False
         self._still = True
+        self._frozen = False  # an order is about to be carried out, before anything else happens
         self._stuck: set[Processor] = set()
         self._thread: threading.Thread | None = None
 
@@ -193,7 +194,7 @@ class Turns:
         waiting = _Waiting(kind, list(arguments))
         with self._change:
             self._waiting.append(waiting)
-            if self._still:
+            if self._still and not self._frozen:
                 self._take_stimuli()
             self._change.notify_all()
             self._change.wait_for(lambda: waiting.done)
@@ -215,9 +216,15 @@ class Turns:
             self._change.notify_all()
 
     def freeze(self) -> None:
-        self._running = False
+        self._running, self._frozen = False, True
         for processor in self._processors:
             processor.vcpu.request_exit()
+
+    def thaw(self) -> None:
+        with self._change:
+            self._frozen = False
+            if self._still:
+                self._take_stimuli()
 
     def pause(self) -> None:
         with self._change:
@@ -255,7 +262,7 @@ class Turns:
         for stimulus in self.journal.due(now):
             try:
                 self._handle(stimulus)
-            except (VdiskError, TypeError, ValueError) as error:
+            except (VdiskError, TypeError, ValueError, LookupError) as error:
                 self._running = False
                 self._fail(f"the journal's {stimulus.kind!r} at {stimulus.time} ns: {error}")
         while self._waiting:
