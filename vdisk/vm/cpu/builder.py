@@ -291,6 +291,14 @@ class Builder(ABC):
     def sse_from_register(self, name: str, left: Value, value: Value) -> Value:
         """A conversion from a general register."""
 
+    @abstractmethod
+    def x87(self, name: str, first: Value, second: Value) -> tuple[Value, Value, Value]:
+        """One x87 operation on 80-bit values (``i128``) with the guest's control word.
+
+        (result, second result, status word as ``i32``): exceptions and condition codes of this
+        operation alone.  Memory operands and results have their own format.
+        """
+
     # -- control -----------------------------------------------------------------------------
 
     @abstractmethod

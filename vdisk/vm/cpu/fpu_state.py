@@ -1,4 +1,4 @@
-"""The x87 and SSE state as a whole: FNINIT, control and status words, FXSAVE, FXRSTOR.
+"""The x87 and SSE state as a whole: FXSAVE, FXRSTOR, FNSAVE, FNSTENV and their kin, MXCSR.
 
 SDM volume 1, sections 8.1 and 10.5; volume 2, the instructions' pages.  ``fpu_tag`` holds a bit
 pair for each physical register (3: empty); ``fpu_top`` is kept apart from the status word.
@@ -7,8 +7,6 @@ pair for each physical register (3: empty); ``fpu_top`` is kept apart from the s
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from iced_x86 import Mnemonic
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.faults import GuestFault
@@ -39,33 +37,6 @@ def abridged_tag(core: Core) -> int:
     """FXSAVE's tag byte: a bit for each physical register that is not empty."""
     tag = core.state.fpu_tag
     return sum(1 << number for number in range(8) if tag >> 2 * number & 3 != 3)
-
-
-@on("FNINIT")
-def _fninit(core: Core, _: Instruction) -> None:
-    available(core)
-    state = core.state
-    state.fpu_control, state.fpu_status, state.fpu_top = INITIAL_CONTROL, 0, 0
-    state.fpu_tag, state.fpu_opcode, state.fpu_ip, state.fpu_dp = ALL_EMPTY, 0, 0, 0
-
-
-@on("FNSTCW", "FNSTSW")
-def _store_word(core: Core, n: Instruction) -> None:
-    available(core)
-    is_control = n.i.mnemonic == Mnemonic.FNSTCW
-    n.write(core.state.fpu_control if is_control else status_word(core), 0, 2)
-
-
-@on("FLDCW")
-def _fldcw(core: Core, n: Instruction) -> None:
-    available(core)
-    core.state.fpu_control = n.read(0, 2) & 0x1F7F | 0x40
-
-
-@on("FNCLEX")
-def _fnclex(core: Core, _: Instruction) -> None:
-    available(core)
-    core.state.fpu_status &= 0x7F00
 
 
 def _area(core: Core, n: Instruction, *, write: bool) -> int:
@@ -149,3 +120,110 @@ def _ldmxcsr(core: Core, n: Instruction) -> None:
 @on("STMXCSR")
 def _stmxcsr(core: Core, n: Instruction) -> None:
     n.write(core.state.mxcsr, 0, 4)
+
+
+# -- FNSTENV, FLDENV, FNSAVE, FRSTOR -----------------------------------------------------------
+
+ENVIRONMENT = {2: 14, 4: 28}
+"""Bytes of the environment by operand size (SDM volume 1, figures 8-9 to 8-12)."""
+
+
+def _operand_size(n: Instruction) -> int:
+    return 2 if n.operand_size() == 2 else 4
+
+
+def full_tag(core: Core) -> int:
+    """The tag word, with each register's class worked out."""
+    state, abridged = core.state, abridged_tag(core)
+    values = [getattr(state, f"st{number}") & ((1 << 80) - 1) for number in range(8)]
+    return sum(_tag(abridged, number, values[number]) << 2 * number for number in range(8))
+
+
+def _environment(core: Core, size: int) -> list[int]:
+    state = core.state
+    words = [state.fpu_control, status_word(core), full_tag(core)]
+    pointer = [state.fpu_ip & 0xFFFF_FFFF, state.fpu_opcode << 16, state.fpu_dp & 0xFFFF_FFFF, 0]
+    if size == 2:
+        return [*words, *(value & 0xFFFF for value in pointer)]
+    return [*(word | 0xFFFF_0000 for word in words), *pointer[:3], 0xFFFF_0000]
+
+
+def _load_environment(core: Core, values: list[int]) -> None:
+    state = core.state
+    control, status, tag = (value & 0xFFFF for value in values[:3])
+    state.fpu_control = control & 0x1F7F | 0x40
+    state.fpu_top, state.fpu_tag = status >> 11 & 7, tag
+    pending = status & ~control & 0x3F
+    summary = 0x8080 if pending else 0
+    state.fpu_status = status & 0x477F | summary
+    state.fpu_ip, state.fpu_opcode, state.fpu_dp = values[3], values[4] >> 16 & 0x7FF, values[5]
+
+
+@on("FNSTENV")
+def _fnstenv(core: Core, n: Instruction) -> None:
+    _available_x87(core)
+    size = _operand_size(n)
+    linear = n.linear(ENVIRONMENT[size], write=True)
+    core.check_write(linear, ENVIRONMENT[size])
+    for place, value in enumerate(_environment(core, size)):
+        core.store(core.wrap_linear(linear + place * size), size, value)
+    core.state.fpu_control |= 0x3F
+
+
+@on("FLDENV")
+def _fldenv(core: Core, n: Instruction) -> None:
+    _available_x87(core, waits=True)
+    size = _operand_size(n)
+    linear = n.linear(ENVIRONMENT[size])
+    _load_environment(
+        core, [core.load(core.wrap_linear(linear + place * size), size) for place in range(7)]
+    )
+
+
+@on("FNSAVE")
+def _fnsave(core: Core, n: Instruction) -> None:
+    _available_x87(core)
+    state = core.state
+    size = _operand_size(n)
+    length = ENVIRONMENT[size] + 80
+    linear = n.linear(length, write=True)
+    core.check_write(linear, length)
+    for place, value in enumerate(_environment(core, size)):
+        core.store(core.wrap_linear(linear + place * size), size, value)
+    for number in range(8):
+        at = core.wrap_linear(linear + ENVIRONMENT[size] + 10 * number)
+        value = getattr(state, f"st{(state.fpu_top + number) & 7}")
+        core.store(at, 8, value)
+        core.store(core.wrap_linear(at + 8), 2, value >> 64)
+    initialise(core)
+
+
+@on("FRSTOR")
+def _frstor(core: Core, n: Instruction) -> None:
+    _available_x87(core, waits=True)
+    state = core.state
+    size = _operand_size(n)
+    linear = n.linear(ENVIRONMENT[size] + 80)
+    words = [core.load(core.wrap_linear(linear + place * size), size) for place in range(7)]
+    values = []
+    for number in range(8):
+        at = core.wrap_linear(linear + ENVIRONMENT[size] + 10 * number)
+        high = core.load(core.wrap_linear(at + 8), 2)
+        values.append(high << 64 | core.load(at, 8))
+    _load_environment(core, words)
+    for number, value in enumerate(values):
+        setattr(state, f"st{(state.fpu_top + number) & 7}", value)
+
+
+def _available_x87(core: Core, *, waits: bool = False) -> None:
+    if core.state.x87_fault:
+        raise GuestFault(core.state.x87_fault)
+    if waits and core.state.fpu_status & 0x80:
+        raise GuestFault(faults.MF)
+
+
+def initialise(core: Core) -> None:
+    """What FNINIT leaves."""
+    state = core.state
+    state.fpu_control, state.fpu_status, state.fpu_top = INITIAL_CONTROL, 0, 0
+    state.fpu_tag, state.fpu_opcode, state.fpu_ip, state.fpu_dp = ALL_EMPTY, 0, 0, 0

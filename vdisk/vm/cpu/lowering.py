@@ -412,7 +412,7 @@ SIMPLE = {
         ("NOP", "PAUSE", "PREFETCHNTA", "PREFETCHT0", "PREFETCHT1", "PREFETCH"), ("nop", 0)
     ),
     **dict.fromkeys(("PREFETCHT2", "PREFETCHW", "ENDBR64", "ENDBR32", "FWAIT"), ("nop", 0)),
-    **dict.fromkeys(("LFENCE", "MFENCE", "SFENCE", "RESERVEDNOP", "WAIT", "CLDEMOTE"), ("nop", 0)),
+    **dict.fromkeys(("LFENCE", "MFENCE", "SFENCE", "RESERVEDNOP", "CLDEMOTE"), ("nop", 0)),
     **dict.fromkeys(
         ("PREFETCHWT1", "PREFETCHRESERVED_M8", "PREFETCHIT0", "PREFETCHIT1"), ("nop", 0)
     ),
@@ -454,7 +454,7 @@ SYSTEM = (
     *("CPUID", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
     *("MONITOR", "MWAIT", "SALC", "UD2", "XGETBV", "XSETBV", "CLFLUSH", "RDPID"),
-    *("FNINIT", "FNSTCW", "FNSTSW", "FLDCW", "FNCLEX", "FXSAVE", "FXRSTOR", "FXSAVE64"),
+    *("FXSAVE", "FXRSTOR", "FXSAVE64", "FNSTENV", "FLDENV", "FNSAVE", "FRSTOR"),
     *("FXRSTOR64", "LDMXCSR", "STMXCSR"),
 )
 

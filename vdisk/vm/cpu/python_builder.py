@@ -149,6 +149,15 @@ class PythonBuilder(Builder):
         text = f"sse_from_register({name!r}, {width}, S, {left.text}, {value.text})"
         return self.assign("i128", text)
 
+    def x87(self, name: str, first: Value, second: Value) -> tuple[Value, Value, Value]:
+        control = self.get("fpu_control").text
+        made = self.assign("i128", f"x87({name!r}, {control}, {first.text}, {second.text})").text
+        return (
+            self.assign("i128", f"{made}[0]"),
+            self.assign("i128", f"{made}[1]"),
+            self.assign("i32", f"{made}[2]"),
+        )
+
     # -- control -----------------------------------------------------------------------------
 
     def variable(self, kind: str, start: Value | int = 0) -> Variable:

@@ -76,7 +76,14 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i64", "mmio_read", "mmio_write", "code_written", "port_read", "port_write")
     add("i32", "mxcsr", "fpu_control", "fpu_status", "fpu_tag", "fpu_opcode", "fpu_top")
     add("i64", "fpu_ip", "fpu_dp", "host_mxcsr")
-    add("i128", "scratch0", "scratch1", *(f"st{number}" for number in range(8)))
+    add(
+        "i128",
+        "scratch0",
+        "scratch1",
+        "scratch2",
+        "scratch3",
+        *(f"st{number}" for number in range(8)),
+    )
     add("i128", *(f"xmm{number}" for number in range(16)))
     offset = -(-offset // 64) * 64
     fields["tlb"] = Field(offset, "i64")

@@ -3,7 +3,7 @@
 
 def load_all() -> None:
     """Register every semantic function and every lowering."""
-    from vdisk.vm.cpu import lowering, lowering_sse
+    from vdisk.vm.cpu import lowering, lowering_sse, lowering_x87
     from vdisk.vm.cpu.semantics import (
         bits,
         control,
@@ -13,7 +13,8 @@ def load_all() -> None:
         shifts,
         sse,
         strings,
+        x87,
     )
 
-    del lowering_sse, sse
+    del lowering_sse, lowering_x87, sse, x87
     del lowering, bits, control, integer, machine, privileged, shifts, strings

@@ -1,0 +1,191 @@
+"""Which x87 mnemonic is which operation (SDM volume 1, section 5.2)."""
+
+from __future__ import annotations
+
+import iced_x86 as iced
+from iced_x86 import Mnemonic, OpKind, Register
+
+from vdisk.vm.cpu.decode import LOWER, Lowering, Op
+from vdisk.vm.cpu.lowering_sse import on
+from vdisk.vm.cpu.semantics.x87 import POP_ONCE, POP_TWICE, TO_OTHER, number_of
+
+
+def _bits(d: Lowering) -> int:
+    return int(iced.MemorySizeExt.size(d.i.memory_size)) * 8
+
+
+def _has_memory(d: Lowering) -> bool:
+    return any(d.i.op_kind(n) == OpKind.MEMORY for n in range(d.i.op_count))
+
+
+def _with_memory(d: Lowering, operation: str, size: int, variant: int) -> list[Op]:
+    op = d.op(operation, size, variant=variant)
+    d.memory(op)
+    op.shape = op.shape._replace(operands="m")
+    return [*d.before, op]
+
+
+def _stack_index(d: Lowering, operand: int) -> int:
+    return int(d.i.op_register(operand) - Register.ST0)
+
+
+def _on_stack(d: Lowering, operation: str, index: int, variant: int = 0) -> list[Op]:
+    op = d.op(operation, 80, variant=variant)
+    op.imm = index
+    return [op]
+
+
+def _plain(name: str, operation: str, variant: int) -> None:
+    def function(d: Lowering) -> list[Op]:
+        return [d.op(operation, 80, variant=variant)]
+
+    LOWER[getattr(Mnemonic, name)] = function
+
+
+BINARY = ("FADD", "FMUL", "FSUB", "FSUBR", "FDIV", "FDIVR")
+for _name in BINARY:
+
+    def _binary(d: Lowering, name: str = _name.lower()) -> list[Op]:
+        if _has_memory(d):
+            return _with_memory(d, "f_memory", _bits(d), number_of(f"{name}_m{_bits(d)}"))
+        to_other = d.i.op_register(0) != Register.ST0
+        index = _stack_index(d, 0) or _stack_index(d, 1)
+        variant = number_of(name) | (TO_OTHER if to_other else 0)
+        return _on_stack(d, "f_binary", index, variant)
+
+    def _popping(d: Lowering, name: str = _name.lower()) -> list[Op]:
+        return _on_stack(d, "f_binary", _stack_index(d, 0), number_of(name) | TO_OTHER | POP_ONCE)
+
+    def _integer(d: Lowering, name: str = _name.lower()) -> list[Op]:
+        size = _bits(d)
+        return _with_memory(d, "f_memory", size, number_of(f"fi{name[1:]}_m{size}"))
+
+    LOWER[getattr(Mnemonic, _name)] = _binary
+    LOWER[getattr(Mnemonic, _name + "P")] = _popping
+    LOWER[getattr(Mnemonic, "FI" + _name[1:])] = _integer
+
+for _name in ("FSQRT", "FRNDINT", "F2XM1", "FSIN", "FCOS"):
+    _plain(_name, "f_unary", number_of(_name.lower()))
+for _name in ("FSCALE", "FPREM", "FPREM1", "FPATAN", "FYL2X", "FYL2XP1"):
+    _plain(_name, "f_two", number_of(_name.lower()))
+for _name in ("FXTRACT", "FSINCOS", "FPTAN"):
+    _plain(_name, "f_split", number_of(_name.lower()))
+for _name in ("FLD1", "FLDL2T", "FLDL2E", "FLDPI", "FLDLG2", "FLDLN2", "FLDZ"):
+    _plain(_name, "fld_constant", number_of(_name.lower()))
+for _name, _operation, _variant in (
+    ("FCHS", "f_sign", 0),
+    ("FABS", "f_sign", 1),
+    ("FXAM", "fxam", 0),
+    ("FTST", "f_compare", number_of("ftst")),
+    ("FNOP", "f_stack", 0),
+    ("FINCSTP", "f_stack", 1),
+    ("FDECSTP", "f_stack", 7),
+    ("WAIT", "fwait", 0),
+    ("FNCLEX", "fnclex", 0),
+    ("FNINIT", "fninit", 0),
+    ("FNENI", "nop", 0),
+    ("FNDISI", "nop", 0),
+    ("FNSETPM", "nop", 0),
+):
+    _plain(_name, _operation, _variant)
+
+
+@on("FLD", "FILD", "FBLD")
+def _fld(d: Lowering) -> list[Op]:
+    if not _has_memory(d):
+        return _on_stack(d, "fld_register", _stack_index(d, 0))
+    size = _bits(d)
+    if d.i.mnemonic == Mnemonic.FLD and size == 80:
+        return _with_memory(d, "fld80", 80, 0)
+    stem = {Mnemonic.FLD: "fld", Mnemonic.FILD: "fild"}.get(d.i.mnemonic, "fbld")
+    return _with_memory(d, "fld", size, number_of(f"{stem}_m{size}"))
+
+
+_STORES = {
+    "FST": ("fst", 0),
+    "FSTP": ("fst", POP_ONCE),
+    "FSTPNCE": ("fst", POP_ONCE),
+    "FIST": ("fist", 0),
+    "FISTP": ("fist", POP_ONCE),
+    "FISTTP": ("fistt", POP_ONCE),
+    "FBSTP": ("fbst", POP_ONCE),
+}
+for _name, (_stem, _pops) in _STORES.items():
+
+    def _fst(d: Lowering, stem: str = _stem, pops: int = _pops) -> list[Op]:
+        if not _has_memory(d):
+            return _on_stack(d, "fst_register", _stack_index(d, 0), pops)
+        size = _bits(d)
+        if stem == "fst" and size == 80:
+            return _with_memory(d, "fst80", 80, pops)
+        return _with_memory(d, "fst", size, number_of(f"{stem}_m{size}") | pops)
+
+    LOWER[getattr(Mnemonic, _name)] = _fst
+
+
+@on("FXCH")
+def _fxch(d: Lowering) -> list[Op]:
+    return _on_stack(d, "fxch", _stack_index(d, 0) or _stack_index(d, 1))
+
+
+@on("FFREE", "FFREEP")
+def _ffree(d: Lowering) -> list[Op]:
+    pops = POP_ONCE if d.i.mnemonic == Mnemonic.FFREEP else 0
+    return _on_stack(d, "ffree", _stack_index(d, 0), pops)
+
+
+_MOVES = {"B": 2, "NB": 3, "E": 4, "NE": 5, "BE": 6, "NBE": 7, "U": 10, "NU": 11}
+for _suffix, _code in _MOVES.items():
+
+    def _fcmov(d: Lowering, code: int = _code) -> list[Op]:
+        return _on_stack(d, "fcmov", _stack_index(d, 1), code)
+
+    LOWER[getattr(Mnemonic, f"FCMOV{_suffix}")] = _fcmov
+
+_COMPARES = {
+    "FCOM": ("fcom", 0),
+    "FCOMP": ("fcom", POP_ONCE),
+    "FUCOM": ("fucom", 0),
+    "FUCOMP": ("fucom", POP_ONCE),
+    "FICOM": ("ficom", 0),
+    "FICOMP": ("ficom", POP_ONCE),
+}
+for _name, (_stem, _pops) in _COMPARES.items():
+
+    def _fcom(d: Lowering, stem: str = _stem, pops: int = _pops) -> list[Op]:
+        if _has_memory(d):
+            return _with_memory(d, "f_compare", _bits(d), number_of(f"{stem}_m{_bits(d)}") | pops)
+        index = _stack_index(d, d.i.op_count - 1)
+        return _on_stack(d, "f_compare", index, number_of(stem) | pops)
+
+    LOWER[getattr(Mnemonic, _name)] = _fcom
+
+
+@on("FCOMPP", "FUCOMPP")
+def _fcompp(d: Lowering) -> list[Op]:
+    name = "fcom" if d.i.mnemonic == Mnemonic.FCOMPP else "fucom"
+    return _on_stack(d, "f_compare", 1, number_of(name) | POP_TWICE)
+
+
+for _name, _stem, _pops in (
+    ("FCOMI", "fcom", 0),
+    ("FCOMIP", "fcom", POP_ONCE),
+    ("FUCOMI", "fucom", 0),
+    ("FUCOMIP", "fucom", POP_ONCE),
+):
+
+    def _fcomi(d: Lowering, stem: str = _stem, pops: int = _pops) -> list[Op]:
+        return _on_stack(d, "f_compare_flags", _stack_index(d, 1), number_of(stem) | pops)
+
+    LOWER[getattr(Mnemonic, _name)] = _fcomi
+
+
+@on("FLDCW", "FNSTCW")
+def _control(d: Lowering) -> list[Op]:
+    name = "fldcw" if d.i.mnemonic == Mnemonic.FLDCW else "fnstcw"
+    return _with_memory(d, name, 16, 0)
+
+
+@on("FNSTSW")
+def _fnstsw(d: Lowering) -> list[Op]:
+    return [*d.before, d.with_operands("fnstsw", 16, (0,))]
