@@ -49,7 +49,9 @@ CARRY, ZERO, INTERRUPTS = 1, 1 << 6, 1 << 9
 STACK_SEGMENT, STACK = 0x0000, 0x7000
 NAMES = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
 EPOCH = 1_700_000_000  # 2023-11-14 22:13:20
-MORE = 100_000  # steps of a service that waits before it is taken to hang
+PRINTER = range(0x3BC, 0x3C0)  # in the middle of the VGA's, but not a port of it
+STEP = 50_000  # ns that pass between two traps of a service that waits
+MORE = 100_000  # steps after which it is taken to hang
 
 
 class FakeProcessor:
@@ -98,7 +100,7 @@ class FakeVga:
         self.dispi = {0: 0xB0C5, 10: 256, 4: 0}
         self._dispi_index = 0
         bus.ports.map(0x3B0, 0x30, self._read, self._write, "VGA")
-        bus.ports.map(0x1CE, 2, self._read_dispi, self._write_dispi, "dispi")
+        bus.ports.map(0x1CE, 3, self._read_dispi, self._write_dispi, "dispi")
         bus.mmio.map(0xA0000, 0x20000, self._read_memory, self._write_memory, "VGA memory")
 
     def _read_memory(self, offset: int, size: int) -> int:
@@ -131,7 +133,7 @@ class FakeVga:
             return value
         if port - 1 in self._index:
             return self.registers.get((port - 1, self._index[port - 1]), 0)
-        return self.registers.get((port, 0), 0xFF)
+        return self.registers.get((port, 0), 0xFF) if port not in PRINTER else 0xFF
 
     def _next_dac(self) -> None:
         self._dac_part = (self._dac_part + 1) % 3
@@ -267,7 +269,7 @@ class BiosMachine:
         for _ in range(MORE):
             if not answer.waits or label == "keyboard":
                 return answer
-            self.clock.advance(self.clock.now() + 10_000)
+            self.clock.advance(self.clock.now() + STEP)
             answer = self._again(following)
         raise AssertionError(f"int {number:#x} waits for ever")
 

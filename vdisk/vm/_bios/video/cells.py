@@ -53,6 +53,11 @@ class Cells:
         """Addresses stay in the window of video memory, whatever the BDA says."""
         return self.mode.base + (address - self.mode.base) % self.window_size
 
+    def store(self, address: int, data: bytes) -> None:
+        """Write cells or pixels, as many as the window has room for."""
+        room = self.mode.base + self.window_size - address
+        self.hw.space.write(address, data[:room])
+
     @property
     def window_size(self) -> int:
         return 0x10000 if self.mode.base == 0xA0000 else 0x8000
@@ -96,11 +101,11 @@ class TextCells(Cells):
 
     def put(self, page: int, row: int, column: int, character: int, attribute: int | None) -> None:
         data = bytes([character]) if attribute is None else bytes([character, attribute])
-        self.hw.space.write(self.address(page, row, column), data)
+        self.store(self.address(page, row, column), data)
 
     def put_many(self, page: int, row: int, column: int, cells: bytes) -> None:
         """Write cells that follow each other on the page."""
-        self.hw.space.write(self.address(page, row, column), cells)
+        self.store(self.address(page, row, column), cells)
 
     def get(self, page: int, row: int, column: int) -> tuple[int, int]:
         character, attribute = self.hw.space.read(self.address(page, row, column), 2)
@@ -109,11 +114,11 @@ class TextCells(Cells):
     def move(self, page: int, window: Window, source_row: int, row: int) -> None:
         source = self.address(page, source_row, window.left)
         cells = self.hw.space.read(source, 2 * window.width)
-        self.hw.space.write(self.address(page, row, window.left), cells)
+        self.store(self.address(page, row, window.left), cells)
 
     def clear(self, page: int, window: Window, row: int, attribute: int) -> None:
         blank = bytes([0x20, attribute]) * window.width
-        self.hw.space.write(self.address(page, row, window.left), blank)
+        self.store(self.address(page, row, window.left), blank)
 
 
 class GraphicsCells(Cells):
@@ -169,7 +174,7 @@ class PlanarCells(GraphicsCells):
                 at = self.line_address(page, row, line, column)
                 if colour & XOR:
                     space.read(at, 1)  # fills the latches that are then XORed
-                space.write(at, bytes([bits if colour >> plane & 1 else 0]))
+                self.store(at, bytes([bits if colour >> plane & 1 else 0]))
         self._restore()
 
     def _restore(self) -> None:
@@ -195,7 +200,7 @@ class PlanarCells(GraphicsCells):
             for line in range(self.height):
                 source = self.line_address(page, source_row, line, window.left)
                 target = self.line_address(page, row, line, window.left)
-                space.write(target, space.read(source, width))
+                self.store(target, space.read(source, width))
         self._restore()
 
     def clear(self, page: int, window: Window, row: int, attribute: int) -> None:
@@ -203,7 +208,7 @@ class PlanarCells(GraphicsCells):
             self.chip.set_sequencer(vga.MAP_MASK, 1 << plane)
             fill = (b"\xff" if attribute >> plane & 1 else b"\0") * window.width
             for line in range(self.height):
-                self.hw.space.write(self.line_address(page, row, line, window.left), fill)
+                self.store(self.line_address(page, row, line, window.left), fill)
         self._restore()
 
     def pixel(self, page: int, x: int, y: int) -> int:
@@ -220,7 +225,7 @@ class PlanarCells(GraphicsCells):
         self.chip.set_graphics(vga.GRAPHICS_MODE, 2)  # the byte written is a colour
         self.chip.set_graphics(vga.FUNCTION, 0x18 if colour & XOR else 0)
         self.hw.space.read(at, 1)
-        self.hw.space.write(at, bytes([colour & 0x0F]))
+        self.store(at, bytes([colour & 0x0F]))
         self._restore()
 
 
@@ -243,7 +248,7 @@ class CgaCells(GraphicsCells):
             if colour & XOR:
                 old = self.hw.space.read(at, len(data))
                 data = bytes(one ^ other for one, other in zip(old, data, strict=True))
-            self.hw.space.write(at, data)
+            self.store(at, data)
 
     def _spread(self, bits: int, colour: int) -> bytes:
         """Eight pixels as the mode keeps them."""
@@ -268,12 +273,12 @@ class CgaCells(GraphicsCells):
         for line in range(self.height):
             source = self.line_address(source_row, line, window.left)
             data = self.hw.space.read(source, window.width * self.bits)
-            self.hw.space.write(self.line_address(row, line, window.left), data)
+            self.store(self.line_address(row, line, window.left), data)
 
     def clear(self, page: int, window: Window, row: int, attribute: int) -> None:
         fill = self._spread(0xFF, attribute) * window.width
         for line in range(self.height):
-            self.hw.space.write(self.line_address(row, line, window.left), fill)
+            self.store(self.line_address(row, line, window.left), fill)
 
     def _place(self, x: int, y: int) -> tuple[int, int]:
         per_byte = 8 // self.bits
@@ -290,7 +295,7 @@ class CgaCells(GraphicsCells):
         old = self.hw.space.read(at, 1)[0]
         value = (colour & mask) << shift
         new = old ^ value if colour & XOR else old & ~(mask << shift) | value
-        self.hw.space.write(at, bytes([new]))
+        self.store(at, bytes([new]))
 
 
 class LinearCells(GraphicsCells):
@@ -303,7 +308,7 @@ class LinearCells(GraphicsCells):
         colour = 0x0F if attribute is None else attribute
         for line, bits in enumerate(self.glyph(character)):
             pixels = bytes(colour if bits >> shift & 1 else 0 for shift in range(7, -1, -1))
-            self.hw.space.write(self.line_address(row, line, column), pixels)
+            self.store(self.line_address(row, line, column), pixels)
 
     def shape(self, page: int, row: int, column: int) -> bytes:
         lines = bytearray()
@@ -316,19 +321,19 @@ class LinearCells(GraphicsCells):
         for line in range(self.height):
             source = self.line_address(source_row, line, window.left)
             data = self.hw.space.read(source, window.width * 8)
-            self.hw.space.write(self.line_address(row, line, window.left), data)
+            self.store(self.line_address(row, line, window.left), data)
 
     def clear(self, page: int, window: Window, row: int, attribute: int) -> None:
         for line in range(self.height):
             at = self.line_address(row, line, window.left)
-            self.hw.space.write(at, bytes([attribute]) * (window.width * 8))
+            self.store(at, bytes([attribute]) * (window.width * 8))
 
     def pixel(self, page: int, x: int, y: int) -> int:
         return self.hw.space.read(self.at(self.mode.base + y * self.columns * 8 + x), 1)[0]
 
     def set_pixel(self, page: int, x: int, y: int, colour: int) -> None:
         at = self.at(self.mode.base + y * self.columns * 8 + x)
-        self.hw.space.write(at, bytes([colour]))
+        self.store(at, bytes([colour]))
 
 
 CELLS: dict[Layout, type[Cells]] = {
