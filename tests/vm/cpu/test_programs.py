@@ -17,7 +17,6 @@ PROGRAMS = programs()
 
 GAPS = {
     "control": "CR3 takes reserved bits",
-    "debug": "no debug registers; single steps are lost",
     "faults": "no x87, no SSE, no alignment checks",
     "long": "#SS by RBP, the canonical border, #GP of branches, instructions of 16 bytes",
     "paging": "PDPTEs are read at each walk",
@@ -37,7 +36,7 @@ def test_on_an_engine(engine, program, tmp_path, request):
         if reason:
             pytest.skip(reason)
     if engine.name != "kvm" and program.name in GAPS:
-        if program.name in {"debug", "faults"}:  # they may not come to an end
+        if program.name == "faults":  # they may not come to an end
             pytest.xfail(GAPS[program.name])
         request.node.add_marker(pytest.mark.xfail(reason=GAPS[program.name], strict=False))
     board = Board(engine, program.assemble(tmp_path))

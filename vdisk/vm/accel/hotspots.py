@@ -102,7 +102,7 @@ class Hotspots:
         page_number, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
         with engine.lock:
             page = arena.pages.get(page_number)
-            if page is None or mode not in page.arrays or page.dropped > MOST_DROPS:
+            if page is None or mode not in page.arrays or page.dropped > MOST_DROPS or mode.step:
                 return False
             codes, dropped = page.arrays[mode], page.dropped
             region = Region(arena, engine.translator.decoder(mode), mode, codes, offset)

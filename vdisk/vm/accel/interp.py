@@ -88,7 +88,7 @@ class InterpVcpu(SoftwareVcpu):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         view, arena = self.state.view, self.engine.arena
         try:
             if self._start_at:

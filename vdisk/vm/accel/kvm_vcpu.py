@@ -87,7 +87,7 @@ class KvmVcpu(Vcpu):
             if self._exit_requested:
                 return self._leave()
             self._offer_interrupts()
-            self._enter()
+            self.enter()
             exit_reason = abi.RUN_EXIT_REASON.unpack_from(self._run, abi.RUN_EXIT_REASON_OFFSET)[0]
             handler = self._handlers.get(exit_reason)
             result = handler() if handler else self._fail(f"KVM left for reason {exit_reason}")
@@ -115,7 +115,7 @@ class KvmVcpu(Vcpu):
         """End :meth:`run` on request, between two instructions."""
         if self._io_waits:
             self._run[abi.RUN_IMMEDIATE_EXIT] = 1
-            self._enter()
+            self.enter()
             self._run[abi.RUN_IMMEDIATE_EXIT] = 0
         self._exit_requested = False
         self._out_of_guest()
@@ -132,7 +132,7 @@ class KvmVcpu(Vcpu):
                 signal.sigtimedwait(_KICKS, 0)
                 self._kicked = False
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """KVM_RUN once; an exit reason of EXIT_INTR stands for a kick."""
         self._io_waits = False
         try:

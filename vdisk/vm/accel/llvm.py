@@ -41,7 +41,7 @@ class LlvmVcpu(SoftwareVcpu):
             **engine.callbacks,
         }
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         if self._start_at:
             start, self._start_at = self._start_at, 0
             self.engine.native.enter_at(self.state.address, start)

@@ -1,6 +1,6 @@
 """What the software engines share: a vCPU over translated records, and the translations.
 
-An engine says how records are executed (:meth:`SoftwareVcpu._enter`), how routines of the run-time
+An engine says how records are executed (:meth:`SoftwareVcpu.enter`), how routines of the run-time
 are called, and what a handler is (:meth:`SoftwareAccelerator.handlers`).
 """
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import Vcpu, VcpuExit
-from vdisk.vm.cpu import faults, flags, fpu_state, registers, system, transfers
+from vdisk.vm.cpu import debug, faults, flags, fpu_state, registers, system, transfers
 from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
@@ -47,6 +47,11 @@ class Core(Vcpu):
         self.iret = False
         self.halted = False
         self.inhibit = False
+        self.holds_debug = False  # MOV SS, POP SS: no debug exception behind them
+        self._alone = False  # the next instruction is executed by itself
+        self.traced = False  # the present instruction began with TF set
+        self.careful = False
+        self.watched_ports: list[tuple[int, int, int]] = []
         self._exit_requested = False
         self._nmi = False
         self._device_error: BaseException | None = None
@@ -56,7 +61,7 @@ class Core(Vcpu):
     # -- what an engine provides --------------------------------------------------------------
 
     @abstractmethod
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Run generated code from ``rip`` until it leaves."""
 
     @abstractmethod
@@ -158,11 +163,15 @@ class Core(Vcpu):
 
     def port_in(self, port: int, size: int) -> int:
         """Read an I/O port."""
+        if self.watched_ports:
+            debug.port_accessed(self, port, size)
         with self.bus.lock:
             return self.bus.ports.read(port, size)
 
     def port_out(self, port: int, size: int, value: int) -> None:
         """Write an I/O port."""
+        if self.watched_ports:
+            debug.port_accessed(self, port, size)
         with self.bus.lock:
             self.bus.ports.write(port, size, value)
 
@@ -220,6 +229,8 @@ class Core(Vcpu):
         state.mode = mode.code
         state.sse_fault, state.mmx_fault, state.x87_fault = self._coprocessor_faults()
         state.flat = int(mode == FLAT_MODE)
+        self.careful = mode.step
+        state.careful = int(mode.step)
         self._mode_changed(mode)
 
     def _coprocessor_faults(self) -> tuple[int, int, int]:
@@ -232,7 +243,7 @@ class Core(Vcpu):
 
     def _present_mode(self) -> Mode:
         state = self.state
-        step = bool(state.eflags & flags.TF) or bool(state.dr7 & 0xFF)
+        step = bool(state.eflags & flags.TF) or bool(state.dr7 & debug.ENABLES) or self._alone
         if self.long_mode and state.cs_attributes & 0x2000:
             return Mode(64, 64, checked=False, step=step)
         if not state.cr0 & CR0_PE or self.virtual_8086:
@@ -287,7 +298,9 @@ class Core(Vcpu):
                 if self._exit_requested:
                     self._exit_requested = False
                     return VcpuExit.INTERRUPTED
-                if self._take_interrupt():
+                if self.inhibit:
+                    self._in_shadow()
+                elif self._take_interrupt():
                     self.halted = False
                 if self.halted:
                     self.halted = False  # whoever calls run() again has seen an interrupt
@@ -303,15 +316,15 @@ class Core(Vcpu):
 
     def _step(self) -> None:
         """Enter generated code once, and do what it asks for."""
-        state = self.state
-        tracing = state.eflags & flags.TF
-        self._enter()
-        self._handle_exit()
-        if tracing and state.exit_reason not in (Exit.TRANSLATE, Exit.FAULT):
-            self._single_step()
+        if self.careful:
+            debug.one_instruction(self)
+        else:
+            self.enter()
+            if self.handle_exit() and self.state.debug_hits:
+                debug.trap(self)  # a task with the T flag
 
-    def _handle_exit(self) -> None:
-        """Do what generated code left for."""
+    def handle_exit(self) -> bool:
+        """Do what generated code left for; True if that was the instruction at ``rip``."""
         state = self.state
         if self._device_error is not None:
             error, self._device_error = self._device_error, None
@@ -321,14 +334,16 @@ class Core(Vcpu):
             try:
                 self._translate()
             except GuestFault as fault:
+                state.exit_reason = Exit.FAULT
                 self.raise_fault(fault)
         elif reason == Exit.SYSTEM:
-            self._system_instruction()
+            return self._system_instruction()
         elif reason == Exit.FAULT:
             self.raise_fault(GuestFault(state.fault_vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
             self._interrupted()
+        return False
 
     def _interrupted(self) -> None:
         """Generated code has left because of a kick."""
@@ -338,29 +353,42 @@ class Core(Vcpu):
         self._device_error = self._device_error or error
         self.state.kick = KICK
 
-    def _single_step(self) -> None:
-        """#DB after an instruction that began with TF set."""
-        self.state.dr6 |= 0x4000
-        self.raise_fault(GuestFault(faults.DB))
-
-    def _system_instruction(self) -> None:
+    def _system_instruction(self) -> bool:
+        """True if it was carried out, False if it ended in a fault."""
         state = self.state
         state.budget -= 1
         try:
             system.execute(self)
             state.rip = self.next_rip
         except GuestFault as fault:
+            state.exit_reason = Exit.FAULT
             self.raise_fault(fault)
+            return False
+        return True
+
+    def _in_shadow(self) -> None:
+        """Behind MOV SS or STI: if an interrupt waits, one instruction before it is taken."""
+        source = self.interrupts
+        with self.bus.lock:
+            waiting = self._nmi or (source is not None and source.pending())
+        if not waiting:
+            before = self.state.budget
+            self._step()
+            self.inhibit &= before == self.state.budget
+            return
+        self._alone, self.inhibit = True, False
+        self.update_mode()
+        try:
+            self.inhibit = not debug.one_instruction(self) or self.inhibit
+        finally:
+            self._alone = False
+            self.update_mode()
 
     # -- interrupts and exceptions -------------------------------------------------------------
 
     def _take_interrupt(self) -> bool:
         """Deliver an NMI or an external interrupt, if one may be taken now."""
         state = self.state
-        if self.inhibit:
-            self.inhibit = False
-            state.kick = KICK if state.irq_pending else state.kick
-            return False
         if self._nmi:
             self._nmi = False
             self._deliver(faults.NMI, external=True)
@@ -375,6 +403,8 @@ class Core(Vcpu):
                 return False
             vector = source.acknowledge()
             state.irq_pending = int(source.pending())
+        if not self.careful:
+            state.eflags &= ~flags.RF  # long since executed: only single steps clear it in time
         self._deliver(vector, external=True)
         return True
 
@@ -382,7 +412,9 @@ class Core(Vcpu):
         """Deliver an exception of the instruction at ``rip``."""
         if fault.vector == faults.PF:
             self.state.cr2 = fault.address
-        if fault.vector not in (faults.DB, faults.BP, faults.OF):
+        if fault.vector == faults.DB:
+            self.state.dr7 &= ~debug.GD
+        elif fault.vector not in (faults.BP, faults.OF):
             self.state.eflags |= flags.RF
         error = fault.error if fault.vector in faults.WITH_ERROR_CODE else None
         real = not self.state.cr0 & CR0_PE
@@ -391,7 +423,7 @@ class Core(Vcpu):
     def _deliver(self, vector: int, *, error: int | None = None, external: bool = False) -> None:
         """Deliver; a fault on the way becomes #DF, and another one ends the guest."""
         self.halted = False
-        if self._deliver_fast(vector, error):
+        if not self.careful and self._deliver_fast(vector, error):
             return
         try:
             self._through_table(vector, error=error, external=external)
@@ -417,13 +449,14 @@ class Core(Vcpu):
         state = self.state
         self.next_rip = state.rip
         saved = bytes(state.view[:_SAVED])
+        hits = state.debug_hits
         try:
             transfers.deliver(self, vector, error=error, software=software, external=external)
         except GuestFault:
             state.view[:_SAVED] = saved
             self.update_mode()
             raise
-        state.rip = self.next_rip
+        state.rip, state.debug_hits = self.next_rip, hits  # delivery itself meets no breakpoint
         self.update_mode()
 
     def software_interrupt(self, vector: int, *, checked: bool = True) -> None:
@@ -435,6 +468,7 @@ class Core(Vcpu):
         except GuestFault:
             state.rip = before
             raise
+        self.traced = False
 
     # -- Vcpu ----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.decode import FAMILIES, FLAT_MODE, LOWER, REGISTERS, Lowering, Op, lower
+from vdisk.vm.cpu.semantics.strings import BY_ELEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -372,6 +373,8 @@ def _string(d: Lowering) -> list[Op]:
         namesake = SSE_NAMESAKES.get(i.mnemonic)
         return [d.op("undefined", 32)] if namesake is None else namesake(d)
     repeat = 1 if i.has_rep_prefix else 2 if i.has_repne_prefix else 0
+    if repeat and d.mode.step:
+        repeat |= BY_ELEMENT
     segment, suffix = d.segment(i.memory_segment)
     op = d.op(operation, size, variant=repeat, address=f"{width}{suffix}")
     op.segment = segment
@@ -428,7 +431,6 @@ SIMPLE = {
     "AAA": ("aaa", 0),
     "AAS": ("aas", 0),
     "CLI": ("cli", 0),
-    "STI": ("sti", 0),
     "HLT": ("hlt", 0),
     "SWAPGS": ("swapgs", 0),
 }
@@ -439,6 +441,12 @@ for _name, _what in SIMPLE.items():
             return [d.op(what[0], 32, variant=what[1])]
 
         LOWER[getattr(Mnemonic, _name)] = _simple
+
+
+@lower("STI")
+def _sti(d: Lowering) -> list[Op]:
+    """Where a block is one instruction, Python remembers that the next one comes with it."""
+    return _system(d) if d.mode.step else [d.op("sti", 32)]
 
 
 @lower("AAM", "AAD")
@@ -470,6 +478,8 @@ def _invlpg(d: Lowering) -> list[Op]:
 
 @lower("RDTSC", "WRMSR")
 def _direct(d: Lowering) -> list[Op]:
+    if d.mode.step:
+        return _system(d)
     return [d.op("rdtsc" if d.i.mnemonic == Mnemonic.RDTSC else "wrmsr", 32)]
 
 

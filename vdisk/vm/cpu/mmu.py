@@ -250,6 +250,9 @@ def fill(b: Builder, set_: Value, linear: Value, access: Value) -> None:
     kind = b.load_table("kinds", physical >> 12, "i8")
     with b.if_(kind.eq(PageKind.MMIO)):
         b.return_(physical)
+    watching = b.get("watching").ne(0)
+    with b.if_(watching, unlikely=True), b.if_(b.call("is_watched", linear).ne(0)):
+        b.return_(physical)
     place, page = set_ + entry_offset(linear), page_of(linear)
     with b.if_(b.load_state(place, "i64").ne(page)):
         b.store_state(place + 8, b.const("i64", NO_TAG))
@@ -328,6 +331,8 @@ def slow_load(b: Builder, set_: Value, linear: Value, size: Value) -> None:
     physical = b.call("fill", set_, linear, b.const("i64", READ))
     with b.if_(physical.eq(NOWHERE)):
         b.return_(b.const("i64", 0))
+    with b.if_(b.get("watching").ne(0), unlikely=True):
+        b.call("note_access", linear, size, b.const("i64", READ))
     b.return_(b.call("physical_load", physical, size))
 
 
@@ -350,6 +355,8 @@ def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value
         b.return_()
     physical = b.call("fill", set_, linear, b.const("i64", WRITE))
     with b.if_(physical.ne(NOWHERE)):
+        with b.if_(b.get("watching").ne(0), unlikely=True):
+            b.call("note_access", linear, size, b.const("i64", WRITE))
         b.call("physical_store", physical, size, value)
     b.return_()
 

@@ -11,7 +11,7 @@ These few functions are tail-called like handlers but belong to no instruction:
 
 from __future__ import annotations
 
-from vdisk.vm.cpu import delivery, delivery_flat, faults, flags, mmu, segments
+from vdisk.vm.cpu import debug, delivery, delivery_flat, faults, flags, mmu, segments
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
@@ -26,7 +26,7 @@ KNOWN = {
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
-assert segments  # registers its routine
+assert segments, debug  # register their routines
 assert delivery, delivery_flat
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
@@ -107,7 +107,7 @@ def _raise(b: LlvmBuilder, linear: Value, budget: Value) -> None:
     b.set("pending", 0)
     word = b.get("eflags")
     is_long = b.get("mode").eq(64)
-    with b.if_((is_long | b.get("flat").ne(0)) & ~mmu.is_set(word, flags.TF)):
+    with b.if_((is_long | b.get("flat").ne(0)) & b.get("careful").eq(0)):
         b.set("rip", linear)  # segments are flat
         vector = b.get("fault_vector").zext("i64")
         with b.if_(vector.eq(faults.PF)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import DescriptorTable, FpuState, Registers, Segment, SystemRegisters
+from vdisk.vm.cpu import debug
 from vdisk.vm.cpu.state import SEGMENTS, SYSTEM_SEGMENTS
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def reset(core: Core) -> None:
     state.rip, state.a20_mask = 0xFFF0, (1 << 64) - 1
     state.pat, state.mxcsr, state.fpu_control, state.fpu_tag = RESET_PAT, 0x1F80, 0x40, 0x5555
     state.apic_base = 0xFEE0_0800 | (0x100 if core.index == 0 else 0)
-    core.halted = core.inhibit = False
+    core.halted = core.inhibit = core.holds_debug = False
     set_system(core, SystemRegisters(cs=Segment(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B)))
 
 
@@ -91,6 +92,7 @@ def set_system(core: Core, registers: SystemRegisters) -> None:
     for number, value in enumerate(registers.dr):
         setattr(state, f"dr{number}", value)
     state.flush_tlb()
+    debug.watch(core)
     core.set_cpl(registers.ss.attributes >> 5 & 3 if registers.cr0 & 1 else 0)
     core.update_mode()
 

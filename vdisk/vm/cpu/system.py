@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
-from vdisk.vm.cpu import cpuid, faults, flags, msr, strings_io, transfers
+from vdisk.vm.cpu import cpuid, debug, faults, flags, msr, strings_io, transfers
 from vdisk.vm.cpu import descriptors as d
 from vdisk.vm.cpu.decode import REGISTERS, SIZES
 from vdisk.vm.cpu.faults import GuestFault
@@ -217,6 +217,7 @@ def _syscall(core: Core, _: Instruction) -> None:
     core.set_flags(core.flags_word() & ~state.sfmask & ~flags.RF)
     core.set_cpl(0)
     core.update_mode()
+    core.traced = bool(state.eflags & flags.TF)
     core.next_rip = state.lstar
 
 
@@ -284,12 +285,13 @@ def _mov(core: Core, n: Instruction) -> None:
         if target == Register.CS:
             raise GuestFault(faults.UD)
         d.load_data(core, _SEGMENT_NAMES[target], n.read(1, 2))
-        core.inhibit = target == Register.SS
+        core.inhibit = core.holds_debug = target == Register.SS
     elif Register.CR0 <= target <= Register.CR15:
         privileged(core)
         write_control(core, target - Register.CR0, n.read(1))
     elif Register.DR0 <= target <= Register.DR15:
         privileged(core)
+        debug.check_detect(core)
         _write_debug(core, target - Register.DR0, n.read(1))
     else:
         _read_special(core, n)
@@ -301,6 +303,7 @@ def _read_special(core: Core, n: Instruction) -> None:
     if Register.CR0 <= source <= Register.CR15:
         n.write(_read_control(core, source - Register.CR0))
     elif Register.DR0 <= source <= Register.DR15:
+        debug.check_detect(core)
         number = _debug_number(core, source - Register.DR0)
         n.write(getattr(core.state, f"dr{number}"))
     else:
@@ -315,7 +318,7 @@ def _pop(core: Core, n: Instruction) -> None:
     register = n.i.op_register(0)
     d.load_data(core, _SEGMENT_NAMES[register], value & 0xFFFF)
     stack.commit()
-    core.inhibit = register == Register.SS
+    core.inhibit = core.holds_debug = register == Register.SS
 
 
 @on("LDS", "LES", "LFS", "LGS", "LSS")
@@ -525,6 +528,8 @@ def _write_cr4(core: Core, value: int) -> None:
         raise GuestFault(faults.GP)
     changed = core.state.cr4 ^ value
     core.state.cr4 = value
+    if changed & CR4_DE:
+        debug.watch(core)
     if changed & (CR4_PSE | CR4_PAE | CR4_PGE):
         core.state.flush_tlb()
     core.update_mode()
@@ -549,6 +554,9 @@ def _write_debug(core: Core, number: int, value: int) -> None:
     elif number == 7:
         value = value & 0xFFFF_2FFF | 0x400
     setattr(core.state, f"dr{number}", value)
+    core.state.eflags &= ~flags.RF  # left over from when nothing was compared with it
+    if number != 6:
+        debug.watch(core)
     core.update_mode()
 
 
@@ -598,7 +606,7 @@ def _hlt(core: Core, _: Instruction) -> None:
 
 @on("CLI", "STI")
 def _interrupt_flag(core: Core, n: Instruction) -> None:
-    """Reached only where CPL > IOPL, or in virtual-8086 mode."""
+    """Reached where CPL > IOPL, in virtual-8086 mode, or instruction by instruction."""
     state = core.state
     if state.cpl > state.eflags >> 12 & 3:
         raise GuestFault(faults.GP)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu import descriptors as d
 from vdisk.vm.cpu import faults, flags
+from vdisk.vm.cpu.debug import BT
 from vdisk.vm.cpu.faults import GuestFault
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LEAST_LIMIT32, LEAST_LIMIT16 = 0x67, 0x2B
 CR0_TS = 8
+T_FLAG = 100
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
@@ -71,6 +73,8 @@ def switch_task(cpu: Core, selector: int, how: str, error: int | None = None) ->
     _load(cpu, image, new, nested=how in ("call", "interrupt"))
     if error is not None:
         cpu.push(error, 4 if wide else 2)
+    if wide and image[T_FLAG // 4] & 1:
+        cpu.state.debug_hits |= BT  # #DB before the new task's first instruction
 
 
 def _set_busy(cpu: Core, descriptor: int, busy: bool) -> None:

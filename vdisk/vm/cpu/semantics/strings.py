@@ -17,7 +17,8 @@ from vdisk.vm.cpu.state import FIELDS
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Value
 
-REP, REPNE = 1, 2
+REP, REPNE, BY_ELEMENT = 1, 2, 4
+"""Variants; BY_ELEMENT, beside one of the others: elements are never done many at once."""
 ES_BASE = FIELDS["es_base"].offset
 
 
@@ -127,7 +128,7 @@ def _fill_run(c: Context, s: _String) -> None:
 def movs(c: Context) -> None:
     s = _String(c)
     s.begin()
-    if c.shape.variant:
+    if c.shape.variant and not c.shape.variant & BY_ELEMENT:
         _copy_run(c, s)
     value = c.load(s.source(), c.type)
     c.store(s.destination(write=True), value)
@@ -139,7 +140,7 @@ def movs(c: Context) -> None:
 def stos(c: Context) -> None:
     s = _String(c)
     s.begin()
-    if c.shape.variant:
+    if c.shape.variant and not c.shape.variant & BY_ELEMENT:
         _fill_run(c, s)
     c.store(s.destination(write=True), c.gpr(RAX))
     s.advance(RDI)
@@ -158,7 +159,7 @@ def lods(c: Context) -> None:
 def _compare_and_end(c: Context, s: _String, left: Value, right: Value) -> None:
     c.flags(Family.SUB, left, right)
     equal = left.eq(right)
-    s.end(equal if c.shape.variant == REP else ~equal)
+    s.end(equal if c.shape.variant & REP else ~equal)
 
 
 @semantic("scas", ends=True)
