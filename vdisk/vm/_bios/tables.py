@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm._bios import pci, pci_bios
 from vdisk.vm._bios.memory_map import Entry, MemoryType, memory_map
 from vdisk.vm._bios.rom import CODE, ROM_BASE, TABLES
+from vdisk.vm._bios.smbios import smbios_tables
 from vdisk.vm.devices.mp_table import mp_tables
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Tables:
         self.put(pci_bios.bios32_header(entry))
         self.put(pci_bios.routing_table(self.hw))
         self._place_mp_tables()
+        processors = self.hw.cmos(MORE_PROCESSORS) + 1
+        self.put(smbios_tables(self._next, processors, self.hw.low_end, self.hw.high_end))
         entries = [] if self.acpi is None else [self._place_acpi(self.acpi)]
         self.all.system.entries = memory_map(self.hw.low_end, self.hw.high_end, entries)
 
