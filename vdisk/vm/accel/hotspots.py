@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from vdisk.vm.cpu.compiler import CompilerProcess
 from vdisk.vm.cpu.hot import Region, region_module
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
@@ -48,11 +49,13 @@ class Hotspots:
         self._last_found = time.monotonic()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._compiler: CompilerProcess | None = None
 
     def start(self) -> None:
         """Begin to look and to compile; does nothing the second time."""
         if self._threads or self.eager:
             return
+        self._compiler = CompilerProcess()
         for name, target in (("vdisk-sampler", self._sample), ("vdisk-compiler", self._work)):
             thread = threading.Thread(target=target, name=name, daemon=True)
             self._threads.append(thread)
@@ -62,6 +65,8 @@ class Hotspots:
         """End both threads."""
         self._stopped.set()
         self._orders.put(None)
+        if self._compiler is not None:
+            self._compiler.close()  # the worker waits for its answer
         for thread in self._threads:
             thread.join()
 
@@ -93,7 +98,7 @@ class Hotspots:
     # -- compiling -------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
+        while (order := self._orders.get()) is not None and not self._stopped.is_set():
             self.compile(*order)
 
     def compile(self, physical: int, mode: Mode) -> bool:
@@ -111,10 +116,20 @@ class Hotspots:
             entry = arena.entry(codes, offset)
             symbol = f"hot_{page_number:x}_{offset:x}_{self.compiled}"
             text = region_module(region, symbol)
-        address = engine.native.compile_region(text, symbol)
+        address = self._make(text, symbol)
+        if not address:
+            return False
         with engine.lock:
             if page.dropped != dropped or arena.entry(codes, offset) != entry:
                 return False
             arena.set_handler(entry, address)
             self.compiled += 1
         return True
+
+    def _make(self, text: str, symbol: str) -> int:
+        """Compile and load a region; 0 where that is not possible (the machine is closing)."""
+        native = self.engine.native
+        if self._compiler is None:
+            return native.compile_region(text, symbol)
+        code = self._compiler.compile(text)
+        return native.link_region(code, symbol) if code else 0

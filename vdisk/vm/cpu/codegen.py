@@ -16,6 +16,7 @@ from llvmlite import binding as llvm
 
 from vdisk.vm.cpu import native
 from vdisk.vm.cpu.cache import CodeCache, default_directory, digest
+from vdisk.vm.cpu.compiler import REGION_LEVEL, compile_module, target_machine
 from vdisk.vm.cpu.context import Shape, write_handler
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.semantics import load_all
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 HANDLER_LEVEL = 1
 """LLVM's optimisation of handlers: they are short, and there are thousands of them."""
-RUNTIME_LEVEL = REGION_LEVEL = 2
+RUNTIME_LEVEL = 2
 RUNTIME = "enter"
 """The symbol by which the entry of the run-time is known."""
 
@@ -48,17 +49,12 @@ class NativeCode:
     """
 
     def __init__(self, cache_directory: str | None) -> None:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        llvm.initialize_native_asmparser()
+        self._machine = target_machine()
         load_all()
         processor, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        self._machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=processor, features=features, opt=2, jit=True
-        )
         self._lock = threading.Lock()
         self._engines: list[llvm.ExecutionEngine] = []  # they own the code
-        self._loaded: dict[str, llvm.ExecutionEngine] = {}
+        self._loaded: dict[str, int] = {}
         self.handlers: dict[Shape, int] = {}
         name = digest(llvmlite.__version__, str(llvm.llvm_version_info), processor, features)
         self._cache = CodeCache(cache_directory, name)
@@ -93,11 +89,7 @@ class NativeCode:
 
     def _compile(self, text: str, level: int, names: Iterable[str] | None) -> llvm.ExecutionEngine:
         """Compile a module, and keep it under the names of its symbols, if it has lasting ones."""
-        module = llvm.parse_assembly(text)
-        options = llvm.create_pipeline_tuning_options(speed_level=level)
-        passes = llvm.create_pass_builder(self._machine, options)
-        passes.getModulePassManager().run(module, passes)
-        code = self._machine.emit_object(module)
+        code = compile_module(self._machine, text, level)
         if names is not None:
             self._cache.append(names, code)
         return self._link([code])
@@ -117,6 +109,11 @@ class NativeCode:
         address: int = engine.get_function_address(symbol)
         return address
 
+    def link_region(self, code: bytes, symbol: str) -> int:
+        """Load a region that was compiled elsewhere; its address."""
+        address: int = self._link([code]).get_function_address(symbol)
+        return address
+
     def _load_handlers(self, entries: list[tuple[list[str], bytes]]) -> None:
         """Link what earlier runs have compiled; of symbols defined twice the first counts."""
         known: set[str] = set()
@@ -127,22 +124,23 @@ class NativeCode:
                 objects.append(code)
         if objects:
             engine = self._link(objects)
-            self._loaded = dict.fromkeys(known, engine)
+            self._loaded = {name: engine.get_function_address(name) for name in known}
 
     def prepare(self, shapes: Iterable[Shape]) -> None:
         """Make sure that these handlers exist."""
         handlers = self.handlers
-        missing = [shape for shape in shapes if shape not in handlers]
+        missing = []
+        for shape in shapes:
+            if shape not in handlers:
+                address = self._loaded.get(shape.symbol)
+                if address is None:
+                    missing.append(shape)
+                else:
+                    handlers[shape] = address
         if not missing:
             return
         with self._lock:
-            compiled = []
-            for shape in dict.fromkeys(missing):
-                engine = self._loaded.get(shape.symbol)
-                if engine is None:
-                    compiled.append(shape)
-                else:
-                    handlers[shape] = engine.get_function_address(shape.symbol)
+            compiled = [shape for shape in dict.fromkeys(missing) if shape not in handlers]
             if compiled:
                 names = [shape.symbol for shape in compiled]
                 engine = self._compile(handlers_module(compiled), HANDLER_LEVEL, names)

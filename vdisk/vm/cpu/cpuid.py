@@ -18,6 +18,7 @@ LEAF1_EDX = (
 )
 LEAF1_ECX = (13, 22, 23)  # CMPXCHG16B, MOVBE, POPCNT
 LEAF7_EBX = (3, 8, 19)  # BMI1, BMI2, ADX
+LEAF7_EDX = (29,)  # IA32_ARCH_CAPABILITIES
 EXTENDED_EDX = (11, 20, 27, 29)  # SYSCALL, NX, RDTSCP, long mode
 EXTENDED_ECX = (0, 5)  # LAHF in long mode, LZCNT
 
@@ -44,7 +45,7 @@ def leaf(core: Core, function: int, index: int) -> tuple[int, int, int, int]:
             many = 1 << 28 if core.count > 1 else 0
             return SIGNATURE, ebx, _bits(LEAF1_ECX), _bits(LEAF1_EDX) | apic | many
         case 7 if index == 0:
-            return 0, _bits(LEAF7_EBX), 0, 0
+            return 0, _bits(LEAF7_EBX), 0, _bits(LEAF7_EDX)
         case _:
             return 0, 0, 0, 0
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
 
 TSC, APIC_BASE, TSC_ADJUST, MISC_ENABLE = 0x10, 0x1B, 0x3B, 0x1A0
+ARCH_CAPABILITIES = 0x10A
+NOT_VULNERABLE = sum(1 << bit for bit in (0, 3, 4, 5, 6, 8, 13, 14, 15, 20, 26, 27))
+"""RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
+BHI_NO, GDS_NO, RFDS_NO: this processor does not speculate, so systems need no mitigations."""
 MTRR_CAP, BIOS_SIGN_ID, EFER = 0xFE, 0x8B, 0xC000_0080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 CANONICAL = {0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102}
@@ -31,6 +35,8 @@ def read(core: Core, index: int) -> int:
             value = core.apic.read_msr(index)
         if value is not None:
             return value
+    if index == ARCH_CAPABILITIES:
+        return NOT_VULNERABLE
     if index == APIC_BASE:
         return core.state.apic_base
     if index in IGNORED:
