@@ -8,6 +8,7 @@ be used wherever the same bytes stand (:class:`Decoder` keeps them by their byte
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,6 +156,7 @@ _FLAG_BITS = (
 )
 
 
+@functools.cache
 def _flags_of(bits: int) -> int:
     return sum(ours for theirs, ours in _FLAG_BITS if bits & theirs)
 

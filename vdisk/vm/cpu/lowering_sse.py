@@ -9,7 +9,7 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu.decode import LOWER, Lowering, Op
 from vdisk.vm.cpu.lowering import SSE_NAMESAKES
-from vdisk.vm.cpu.semantics.sse import UNALIGNED, variant_of
+from vdisk.vm.cpu.semantics.sse import UNALIGNED, define, variant_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -57,6 +57,17 @@ PARTLY = {
        (("BW", 64), ("WD", 64), ("DQ", 64), ("BD", 32), ("WQ", 32), ("BQ", 16))},
 }  # fmt: skip
 """Instructions that read less than 16 bytes of memory, and how many bits."""
+
+
+OTHERS = words(
+    "PSHUFB PALIGNR CMPSD COMISS UCOMISS COMISD UCOMISD PTEST PCMPESTRI PCMPESTRM PCMPISTRI "
+    "PCMPISTRM PBLENDVB BLENDVPS BLENDVPD CVTSS2SI CVTTSS2SI CVTSD2SI CVTTSD2SI MOVMSKPS "
+    "MOVMSKPD PMOVMSKB CVTSI2SS CVTSI2SD"
+)
+define(
+    name.lower()
+    for name in (*PACKED_FLOAT, *SCALAR_FLOAT, *EXACT, *LANEWISE, *JOINED, *HIGH, *OTHERS)
+)
 
 
 def _is(d: Lowering, index: int, registers: Container[int]) -> bool:

@@ -17,20 +17,33 @@ from vdisk.vm.cpu.context import Context, semantic
 from vdisk.vm.cpu.semantics.integer import RDI
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vdisk.vm.cpu.builder import Value
 
 ALIGNED, UNALIGNED = 0, 1
 NAMES: list[str] = []
-"""Instructions by number: ``variant`` is the number, with an immediate in the bits above."""
+"""Instructions by number: ``variant`` is the number, with an immediate in the bits above.
+
+Numbers are part of what compiled code is kept by, so they do not depend on what a run meets
+first: the table of mnemonics (:mod:`vdisk.vm.cpu.lowering_sse`) fills the list in once.
+"""
 IMMEDIATE_SHIFT = 16
 HAS_IMMEDIATE = 1 << 24
 
 
 def number_of(name: str) -> int:
     """The number of an instruction, for ``variant``."""
-    if name not in NAMES:
-        NAMES.append(name)
-    return NAMES.index(name)
+    return _NUMBERS[name]
+
+
+_NUMBERS: dict[str, int] = {}
+
+
+def define(names: Iterable[str]) -> None:
+    """Give the instructions their numbers."""
+    NAMES[:] = sorted(names)
+    _NUMBERS.update({name: number for number, name in enumerate(NAMES)})
 
 
 def variant_of(name: str, immediate: int | None = None) -> int:

@@ -26,14 +26,25 @@ BUSY = 0x8000
 C0, C1, C2, C3 = 0x100, 0x200, 0x400, 0x4000
 CONDITIONS = C0 | C1 | C2 | C3
 INDEFINITE = 0xFFFF_C000_0000_0000_0000
-NAMES: list[str] = []
+_BINARY = ("fadd", "fmul", "fsub", "fsubr", "fdiv", "fdivr")
+NAMES = (
+    *_BINARY,
+    *(f"{name}_m{size}" for name in (*_BINARY, "fcom") for size in (32, 64)),
+    *(f"fi{name[1:]}_m{size}" for name in (*_BINARY, "fcom") for size in (16, 32)),
+    *("fsqrt", "frndint", "f2xm1", "fsin", "fcos", "fscale", "fprem", "fprem1", "fpatan"),
+    *("fyl2x", "fyl2xp1", "fxtract", "fsincos", "fptan", "ftst", "fcom", "fucom"),
+    *("fld1", "fldl2t", "fldl2e", "fldpi", "fldlg2", "fldln2", "fldz"),
+    *("fld_m32", "fld_m64", "fild_m16", "fild_m32", "fild_m64", "fbld_m80"),
+    *("fst_m32", "fst_m64", "fist_m16", "fist_m32", "fist_m64"),
+    *("fistt_m16", "fistt_m32", "fistt_m64", "fbst_m80"),
+)
+"""Operations by number; with their memory operand's size where they have one."""
+_NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 
 def number_of(name: str) -> int:
     """The number of an operation, for ``variant``."""
-    if name not in NAMES:
-        NAMES.append(name)
-    return NAMES.index(name)
+    return _NUMBERS[name]
 
 
 def name_of(c: Context) -> str:
