@@ -43,7 +43,7 @@ def test_a_key_tries_again(tmp_path: Path) -> None:
         assert machine.run(lambda: machine.screen().count("No bootable device") == 2)
 
 
-@requires_peer("syslinux", "mformat", "mcopy")
+@requires_peer("syslinux", "mformat", "mcopy", str(bootable.SYSLINUX_MBR))
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
@@ -61,7 +61,7 @@ def test_syslinux(make: Callable[[Path], Path], kind: DriveKind, tmp_path: Path)
         assert machine.run(lambda: "nosuch" in machine.screen()), machine.screen()
 
 
-@requires_peer("xorriso")
+@requires_peer("xorriso", str(bootable.ISOLINUX))
 def test_isolinux(tmp_path: Path) -> None:
     image = bootable.isolinux(tmp_path)
     with QemuBios(tmp_path, Drives.of([drive(image, DriveKind.CDROM)])) as machine:
@@ -76,7 +76,23 @@ def test_a_cdrom_that_emulates_a_diskette(tmp_path: Path) -> None:
         assert machine.run(lambda: "boot:" in machine.screen()), machine.screen()
 
 
-@requires_peer("grub-mkrescue", "xorriso")
+@requires_peer(str(bootable.MEMTEST), str(bootable.ISOLINUX), "xorriso")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (bootable.memtest_floppy, DriveKind.FLOPPY),
+        (bootable.memtest_cdrom, DriveKind.CDROM),
+    ],
+)
+def test_memtest_sees_the_memory(
+    make: Callable[[Path], Path], kind: DriveKind, tmp_path: Path
+) -> None:
+    image = make(tmp_path)
+    with QemuBios(tmp_path, Drives.of([drive(image, kind)])) as machine:
+        assert machine.run(lambda: "Memory  :   64MB" in machine.screen()), machine.screen()
+
+
+@requires_peer("grub-mkrescue", "xorriso", str(bootable.GRUB))
 @pytest.mark.parametrize("kind", [DriveKind.CDROM, DriveKind.HARD_DISK])
 def test_grub_shows_its_menu_and_obeys_keys(kind: DriveKind, tmp_path: Path) -> None:
     image = bootable.grub_rescue(tmp_path)

@@ -19,6 +19,9 @@ set timeout=-1
 menuentry "First choice" { echo "chosen: one"; sleep 600 }
 menuentry "Second choice" { echo "chosen: two"; sleep 600 }
 """
+GRUB = Path("/usr/lib/grub/i386-pc")
+MEMTEST = Path("/boot/memtest86+x64.bin")
+DISKETTE = 1440 << 10
 MIB = 1 << 20
 DISK_SIZE = 64 * MIB
 PARTITION_START = 2048
@@ -94,3 +97,22 @@ def grub_rescue(directory: Path, config: str = GRUB_CONFIG) -> Path:
     image = directory / "grub.iso"
     peers.run("grub-mkrescue", "-o", image, tree)
     return image
+
+
+def memtest_floppy(directory: Path) -> Path:
+    """memtest86+ on a diskette, which its own boot sector loads."""
+    image = directory / "memtest.img"
+    image.write_bytes(MEMTEST.read_bytes().ljust(DISKETTE, b"\0"))
+    return image
+
+
+def memtest_cdrom(directory: Path) -> Path:
+    """memtest86+ on a CD-ROM, which isolinux loads as it does Linux."""
+    tree = directory / "tree"
+    tree.mkdir()
+    shutil.copy(ISOLINUX, tree)
+    shutil.copy(SYSLINUX_MODULES / "ldlinux.c32", tree)
+    shutil.copy(MEMTEST, tree / "memtest")
+    (tree / "isolinux.cfg").write_text("DEFAULT m\nLABEL m\n LINUX memtest\n")
+    options = ("-no-emul-boot", "-boot-load-size", "4", "-boot-info-table")
+    return _cdrom(directory, tree, "isolinux.bin", *options)

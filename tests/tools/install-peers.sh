@@ -29,6 +29,7 @@ mformat     mtools
 xorriso     xorriso
 grub-mkrescue grub-common
 /usr/lib/grub/i386-pc grub-pc-bin
+/boot/memtest86+x64.bin memtest86+
 /usr/share/seabios/bios.bin seabios
 '
 

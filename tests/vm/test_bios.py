@@ -66,7 +66,7 @@ def test_syslinux_from_a_disk(accel: str, interface: str, tmp_path: Path) -> Non
         assert shows(machine, "Loading nosuch... failed"), screen(machine)
 
 
-@requires_peer("xorriso", "syslinux", "mformat", "mcopy")
+@requires_peer("xorriso", "syslinux", "mformat", "mcopy", str(bootable.ISOLINUX))
 @pytest.mark.parametrize("make", [bootable.isolinux, bootable.floppy_on_cdrom])
 @pytest.mark.parametrize("accel", engines)
 def test_syslinux_from_a_cdrom(accel: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
