@@ -15,6 +15,8 @@ from vdisk.vm.clock import SECOND, VirtualClock
 from vdisk.vm.devices.acpi_pm import AcpiPm
 from vdisk.vm.devices.base import Device
 from vdisk.vm.devices.fw_cfg import FwCfg
+from vdisk.vm.devices.hpet import BASE as HPET
+from vdisk.vm.devices.hpet import Hpet, IrqGate
 from vdisk.vm.devices.i440fx import I440fx
 from vdisk.vm.devices.ioapic import BASE as IOAPIC
 from vdisk.vm.devices.ioapic import IoApic
@@ -56,8 +58,11 @@ class Board:
             (self.bridge, 0, 0), (self.piix3, 1, 0), (self.pm, 1, 3), (self.vga, 2, 0)
         ):  # fmt: skip
             self.pci.add(device, slot, function)
-        self.pit = Pit(self.bus, self.clock, irqs.line(0))
-        self.rtc = Rtc(self.bus, self.clock, irqs.line(8), 1_700_000_000)
+        gates = IrqGate(irqs.line(0)), IrqGate(irqs.line(8))
+        self.pit = Pit(self.bus, self.clock, gates[0].input)
+        self.rtc = Rtc(self.bus, self.clock, gates[1].input, 1_700_000_000)
+        legacy = irqs.line(0), irqs.line(8)
+        self.hpet = Hpet(self.bus, self.clock, self.ioapic.set_pin, legacy, gates)
         self.speaker = Speaker(self.bus, self.clock, self.pit)
         self.keyboard, self.mouse = Keyboard(), Mouse()
         self.controller = KeyboardController(
@@ -68,7 +73,7 @@ class Board:
         self.uart = Uart(self.bus, self.clock, irqs.line(4), 0x3F8, Written(say))
         self.fw_cfg = FwCfg(self.bus, self.memory)
         self.devices: list[Device] = [
-            self.pci, self.bridge, self.piix3, self.pm, self.vga, self.pit, self.rtc, self.speaker,
+            self.pci, self.bridge, self.piix3, self.pm, self.vga, self.pit, self.rtc, self.hpet, self.speaker,
             self.keyboard, self.mouse, self.controller, self.port92, self.uart, self.fw_cfg,
             self.ioapic, self.pic,
         ]  # fmt: skip
@@ -99,7 +104,17 @@ PORTS = (
     *(0x92, 0xB2, 0xB3, *range(0x3C0, 0x3DB), *range(0x3F8, 0x400), 0x1CE, 0x1CF, 0x1D0),
     *(0x510, 0x511, 0x514, 0x518, 0xCF8, 0xCF9, 0xCFC, 0xCFD, 0xCFE, 0xCFF, *range(0x600, 0x610)),
 )
-PLACES = (IOAPIC, IOAPIC + 0x10, IOAPIC + 0x40, 0xA0000, 0xA0001, 0xB8000, 0xB8003, 0xBFFFF)
+PLACES = (
+    *(HPET + place for place in (0x10, 0x20, 0xF0, 0x100, 0x108, 0x128)),
+    IOAPIC,
+    IOAPIC + 0x10,
+    IOAPIC + 0x40,
+    0xA0000,
+    0xA0001,
+    0xB8000,
+    0xB8003,
+    0xBFFFF,
+)
 CONFIG = (0x04, 0x10, 0x40, 0x58, 0x59, 0x5C, 0x60, 0x80)
 
 _bytes = st.integers(0, 255)

@@ -24,6 +24,7 @@ from vdisk.vm.devices.acpi_pm import SCI_IRQ, AcpiPm
 from vdisk.vm.devices.apic_bus import ApicBus
 from vdisk.vm.devices.debugexit import CONSOLE_PORT, DebugConsole, DebugExit
 from vdisk.vm.devices.fw_cfg import FwCfg
+from vdisk.vm.devices.hpet import Hpet, IrqGate
 from vdisk.vm.devices.i440fx import I440fx
 from vdisk.vm.devices.ide import Piix3Ide
 from vdisk.vm.devices.ioapic import IoApic
@@ -181,10 +182,13 @@ class Board:
         self.plug(self.power, *PIIX3_PM)
 
     def _make_timers(self, epoch: int) -> None:
-        self.pit = Pit(self.bus, self.clock, self.irqs.line(0))
-        self.rtc = Rtc(self.bus, self.clock, self.irqs.line(8), epoch)
+        gates = IrqGate(self.irqs.line(0)), IrqGate(self.irqs.line(8))
+        self.pit = Pit(self.bus, self.clock, gates[0].input)
+        self.rtc = Rtc(self.bus, self.clock, gates[1].input, epoch)
+        legacy = self.irqs.line(0), self.irqs.line(8)
+        self.hpet = Hpet(self.bus, self.clock, self.ioapic.set_pin, legacy, gates)
         self.speaker = Speaker(self.bus, self.clock, self.pit)
-        for device in (self.pit, self.rtc, self.speaker):
+        for device in (self.pit, self.rtc, self.hpet, self.speaker):
             self.add(device)
 
     def _make_keyboard(self) -> None:

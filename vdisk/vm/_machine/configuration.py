@@ -40,6 +40,7 @@ def hardware(board: Board, memory: GuestMemory, cpus: int) -> Hardware:
         pci_memory=TWO_GIB if memory.low_end <= TWO_GIB else memory.low_end,
         serial_ports=fitted,
         parallel_port=True,
+        hpet=True,
     )
 
 

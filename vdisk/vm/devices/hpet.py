@@ -93,8 +93,9 @@ class Comparator(Device):
     def go_on(self, counter: int) -> None:
         """After firing: a periodic comparator moves on, past what was missed."""
         if self.config & PERIODIC and self.period:
-            missed = (counter + SHORTEST_PERIOD - self.value & self.mask) // self.period
-            self.value = self.value + self.period * max(missed, 1) & self.mask
+            behind = counter + SHORTEST_PERIOD - self.value & self.mask
+            periods = -(-behind // self.period)
+            self.value = self.value + self.period * periods & self.mask
 
     def write_value(self, value: int) -> None:
         """The comparator register: also the period, while periodic."""

@@ -100,6 +100,22 @@ def test_a_periodic_timer_as_linux_starts_it(board: Board) -> None:
     assert board.edges == [("irq0", 1_000 * MICROSECOND + n * 500 * MICROSECOND) for n in range(4)]
 
 
+@pytest.mark.parametrize("late", [0, 10, 399, 410, 449, 500, 800, 4321])
+def test_a_host_that_comes_late_misses_ticks_but_not_the_next(board: Board, late: int) -> None:
+    board.write(0x10, 3)
+    board.write(0x100, 0x4C | 0x100, 4)
+    board.write(0x108, 40_000, 4)
+    board.clock.restore((400 + late) * MICROSECOND)
+    board.clock.fire()
+    board.edges.clear()
+    deadline = board.clock.next_deadline()
+    assert deadline is not None
+    board.clock.advance(deadline)
+    ((_name, time),) = board.edges
+    assert time % (400 * MICROSECOND) == 0
+    assert 0 < time - (400 + late) * MICROSECOND <= 450 * MICROSECOND
+
+
 def test_periods_have_a_shortest(board: Board) -> None:
     board.write(0x10, 3)
     board.write(0x100, 0x4C)
