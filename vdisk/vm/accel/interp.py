@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
-from vdisk.vm.cpu import mmu, python_runtime
+from vdisk.vm.cpu import mmu, python_runtime, python_sse
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import Shape, write_handler
 from vdisk.vm.cpu.exits import Exit
@@ -68,6 +68,7 @@ class InterpVcpu(SoftwareVcpu):
         memory = engine.memory
         self.names: dict[str, Any] = {
             **python_runtime.NAMES,
+            **python_sse.NAMES,
             "M": memory.everything(),
             "A": engine.arena.bytes,
             "E": _Engine(self),
@@ -90,6 +91,7 @@ class InterpVcpu(SoftwareVcpu):
 
     def enter(self) -> None:
         view, arena = self.state.view, self.engine.arena
+        self.state.simd_unmasked = python_sse.unmasked(self.state.mxcsr)
         try:
             if self._start_at:
                 record, self._start_at = self._start_at - arena.address, 0
