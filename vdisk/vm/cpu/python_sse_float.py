@@ -261,8 +261,8 @@ def _reciprocal_root(env: Environment, b: Number) -> int:
     if b.kind == Kind.ZERO:
         return FLOAT32.infinity(b.sign)
     if b.kind != Kind.FINITE or b.sign:
-        root = FLOAT32.decode(softfloat.square_root(FLOAT32, env, b))
-        return softfloat.convert(FLOAT32, env, root) if root.is_nan else FLOAT32.zero(0)
+        infinite = b.kind == Kind.INFINITE and not b.sign
+        return FLOAT32.zero(0) if infinite else softfloat.square_root(FLOAT32, env, b)
     significand, exponent = b.significand << (b.exponent & 1), b.exponent & ~1
     root = math.isqrt((1 << 2 * ROOT_BITS) // significand)
     return softfloat.round_to(FLOAT32, env, 0, root << 1 | 1, -exponent // 2 - ROOT_BITS - 1)
