@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools import small_guests
+from tests.tools import guests
 from tests.tools.peers import requires_peer
 from tests.vm.test_machine import SMP
 from vdisk.errors import FormatError, InvalidRequestError
@@ -67,7 +67,7 @@ finished:
 
 
 def machine(tmp_path: Path, source: str, **options: Any) -> Machine:
-    bios = small_guests.assemble_bios(tmp_path, source)
+    bios = guests.assemble_bios(tmp_path, source)
     settings = {"memory": 4 * MIB, "accel": "llvm", "bios": bios, "deterministic": True}
     return Machine(**{**settings, **options})
 
@@ -163,7 +163,7 @@ def test_a_journal_that_cannot_be_repeated_stops_the_machine(
 def test_what_cannot_be_deterministic_says_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="has no network"):
         machine(tmp_path, "jmp hang", network="user")
-    if "kvm" in small_guests.accelerators():
+    if "kvm" in guests.accelerators():
         with pytest.raises(InvalidRequestError, match="counts no instructions"):
             machine(tmp_path, "jmp hang", accel="kvm")
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 import vdisk
-from tests.tools import peers, small_guests
+from tests.tools import guests, peers
 from tests.tools.peers import requires_peer
 from vdisk.errors import (
     CorruptImageError,
@@ -80,13 +80,13 @@ tick:
 Make = Callable[..., Machine]
 
 
-@pytest.fixture(params=small_guests.accelerators())
+@pytest.fixture(params=guests.accelerators())
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     machines: list[Machine] = []
 
     def make(**options: Any) -> Machine:
         if not (tmp_path / "bios.bin").exists():
-            small_guests.assemble_bios(tmp_path, COUNTER)
+            guests.assemble_bios(tmp_path, COUNTER)
         if not (tmp_path / "disk.qcow2").exists():
             vdisk.create(tmp_path / "disk.qcow2", 4 * MIB, format="qcow2")
         settings: dict[str, Any] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import small_guests
+from tests.tools import guests
 from tests.tools.peers import requires_peer
 from tests.vm.test_machine import ECHO
 
@@ -24,7 +24,7 @@ PATIENCE = 30
 COMMAND = [sys.executable, "-m", "vdisk.cli.vm"]
 
 
-@pytest.fixture(scope="module", params=small_guests.accelerators()[-1:])
+@pytest.fixture(scope="module", params=guests.accelerators()[-1:])
 def accel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -36,7 +36,7 @@ def echo(tmp_path: Path) -> str:
         "    xor al, 0x20\n",
         "    cmp al, 27\n    jne swap\n    mov al, 7\n    out 0xf4, al\nswap:\n    xor al, 0x20\n",
     )
-    return small_guests.assemble_bios(tmp_path, source)
+    return guests.assemble_bios(tmp_path, source)
 
 
 def words(accel: str, *arguments: str) -> list[str]:

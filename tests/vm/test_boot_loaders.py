@@ -1,0 +1,110 @@
+"""Boot loaders from Debian on the whole machine: our BIOS or SeaBIOS, our chips, our processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vdisk
+from tests.tools import bootable, guests
+from tests.tools.peers import requires_peer
+from vdisk.errors import InvalidRequestError, NotFoundError
+from vdisk.vm import Machine
+from vdisk.vm.monitor.control import MachineEvent
+
+MIB = 1 << 20
+PATIENCE = 60
+ACCELERATORS = [each for each in guests.accelerators() if each != "kvm"]
+"""A paravirtual KVM lacks instructions that boot loaders use."""
+
+
+@pytest.fixture(params=ACCELERATORS or [pytest.param("none", marks=pytest.mark.skip("llvmlite"))])
+def accel(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@requires_peer("syslinux", "mformat", "mcopy")
+@pytest.mark.parametrize(
+    ("interface", "kind"), [("ide", "raw"), ("virtio", "qcow2"), ("ide", "chain")]
+)
+def test_syslinux_boots_from_a_disk(tmp_path: Path, accel: str, interface: str, kind: str) -> None:
+    raw = bootable.syslinux_disk(tmp_path)
+    image = raw
+    if kind != "raw":
+        image = tmp_path / "disk.qcow2"
+        vdisk.create(image, format="qcow2", backing_file=str(raw), backing_format="raw")
+    if kind == "chain":
+        top = tmp_path / "top.qcow2"
+        vdisk.create(top, format="qcow2", backing_file=str(image), backing_format="qcow2")
+        image = top
+    options = ",format=raw" if kind == "raw" else ""
+    with Machine(
+        memory=32 * MIB, accel=accel, disks=[f"{image},if={interface},snapshot=on{options}"]
+    ) as machine:
+        machine.run_until(screen="boot:", timeout=PATIENCE)
+        assert bootable.GREETING in machine.screen_text()
+        machine.type_keys("hello")
+        machine.run_until(screen="boot: hello", timeout=PATIENCE)
+
+
+@requires_peer("grub-mkrescue", "xorriso")
+@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
+def test_grub_boots_from_a_cdrom(tmp_path: Path, accel: str, firmware: str) -> None:
+    bios = None if firmware == "ours" else guests.SEABIOS
+    if bios is not None and not Path(bios).exists():
+        pytest.skip("SeaBIOS is not installed")
+    image = bootable.grub_rescue(tmp_path)
+    with Machine(memory=64 * MIB, accel=accel, bios=bios, cdroms=[str(image)]) as machine:
+        machine.run_until(screen="GNU GRUB", timeout=PATIENCE)
+        machine.screenshot(str(tmp_path / "menu.png"))
+    assert (tmp_path / "menu.png").stat().st_size > 1000
+
+
+@requires_peer("xorriso")
+def test_another_cdrom_is_put_in_while_the_machine_waits(tmp_path: Path, accel: str) -> None:
+    image = bootable.isolinux(tmp_path)
+    events: list[MachineEvent] = []
+    with Machine(memory=32 * MIB, accel=accel, cdroms=[None]) as machine:
+        machine.subscribe(events.append)
+        machine.run_until(screen="any key", timeout=PATIENCE)
+        with pytest.raises(NotFoundError, match="there is no drive 'cd'"):
+            machine.insert("cd", str(image))
+        machine.insert("ide0-cd0", str(image))
+        machine.press_keys("spc")
+        machine.run_until(screen="boot:", timeout=PATIENCE)
+        machine.eject("ide0-cd0", force=True)
+        (drive,) = machine.control.drives()
+        assert drive.medium is None and drive.tray_open
+        moves = [event.data["tray-open"] for event in events if event.name == "DEVICE_TRAY_MOVED"]
+        assert moves[-2:] == [False, True]
+
+
+def test_a_disk_is_no_cdrom(tmp_path: Path, accel: str) -> None:
+    vdisk.create(tmp_path / "disk.qcow2", MIB, format="qcow2")
+    with Machine(memory=4 * MIB, accel=accel, disks=[tmp_path / "disk.qcow2"]) as machine:
+        with pytest.raises(InvalidRequestError, match="not removable"):
+            machine.eject("ide0-hd0")
+        with pytest.raises(InvalidRequestError, match="removable"):
+            machine.insert("ide0-hd0", str(tmp_path / "disk.qcow2"))
+
+
+@requires_peer("qemu-img")
+def test_a_running_disk_goes_on_in_an_overlay(tmp_path: Path, accel: str) -> None:
+    vdisk.create(tmp_path / "disk.qcow2", MIB, format="qcow2")
+    with Machine(memory=4 * MIB, accel=accel, disks=[tmp_path / "disk.qcow2"]) as machine:
+        machine.start()
+        disk = machine.drives.find("ide0-hd0").disk
+        assert disk.device is not None
+        disk.device.write(0, b"below")
+        machine.control.snapshot_disk("ide0-hd0", str(tmp_path / "top.qcow2"))
+        disk.device.write(512, b"above")
+        (drive,) = machine.control.drives()
+        assert drive.medium is not None
+        assert drive.medium.filename == str(tmp_path / "top.qcow2")
+        assert drive.medium.backing == [str(tmp_path / "disk.qcow2")]
+        with pytest.raises(InvalidRequestError, match="already"):
+            machine.control.snapshot_disk("ide0-hd0", str(tmp_path / "disk.qcow2"))
+    with vdisk.open(tmp_path / "top.qcow2") as top, vdisk.open(tmp_path / "disk.qcow2") as below:
+        assert (top.read(0, 5), top.read(512, 5)) == (b"below", b"above")
+        assert below.read(512, 5) == bytes(5)
