@@ -74,8 +74,8 @@ class Board:
         self.fw_cfg = FwCfg(self.bus, self.memory)
         self.devices: list[Device] = [
             self.pci, self.bridge, self.piix3, self.pm, self.vga, self.pit, self.rtc, self.hpet,
-            self.speaker, self.keyboard, self.mouse, self.controller, self.port92, self.uart, self.fw_cfg,
-            self.ioapic, self.pic,
+            self.speaker, self.keyboard, self.mouse, self.controller, self.port92, self.uart,
+            self.fw_cfg, self.ioapic, self.pic,
         ]  # fmt: skip
         for device in self.devices:
             device.reset()
