@@ -16,10 +16,7 @@ from vdisk.vm.accel import kvm_probe
 PROGRAMS = programs()
 
 GAPS = {
-    "control": "CR3 takes reserved bits",
     "faults": "no x87, no SSE, no alignment checks",
-    "long": "#SS by RBP, the canonical border, #GP of branches, instructions of 16 bytes",
-    "paging": "PDPTEs are read at each walk",
 }
 """What our own engines do not do yet, by program."""
 
@@ -27,7 +24,7 @@ GAPS = {
 @requires_peer("nasm")
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
-def test_on_an_engine(engine, program, tmp_path, request):
+def test_on_an_engine(engine, program, tmp_path):
     engine.require()
     if program.processors > 1:
         pytest.skip("needs a machine with several processors")
@@ -36,9 +33,7 @@ def test_on_an_engine(engine, program, tmp_path, request):
         if reason:
             pytest.skip(reason)
     if engine.name != "kvm" and program.name in GAPS:
-        if program.name == "faults":  # they may not come to an end
-            pytest.xfail(GAPS[program.name])
-        request.node.add_marker(pytest.mark.xfail(reason=GAPS[program.name], strict=False))
+        pytest.xfail(GAPS[program.name])
     board = Board(engine, program.assemble(tmp_path))
     try:
         assert board.run().splitlines() == list(program.lines)

@@ -130,6 +130,9 @@ class SoftwareVcpu(Core):
         self.routine("check_write", self.state.tlb_current, linear, size)
         self._raise_pending()
 
+    def load_pdptes(self, cr3: int) -> bool:
+        return bool(self.routine("load_pdptes", cr3))
+
     def arithmetic_flags(self) -> int:
         return self.routine("arithmetic_flags")
 

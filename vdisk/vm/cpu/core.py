@@ -87,6 +87,10 @@ class Core(Vcpu):
         """Raise :class:`GuestFault` if a store there would."""
 
     @abstractmethod
+    def load_pdptes(self, cr3: int) -> bool:
+        """Take the PDPTEs of PAE paging from memory; False if they are not well-formed."""
+
+    @abstractmethod
     def arithmetic_flags(self) -> int:
         """The six arithmetic flags as in EFLAGS."""
 
@@ -128,7 +132,10 @@ class Core(Vcpu):
         state = self.state
         if state.pending:
             state.pending = 0
-            raise GuestFault(state.fault_vector, state.fault_error, state.fault_address)
+            vector = state.fault_vector
+            if vector == faults.NON_CANONICAL:
+                vector = faults.GP
+            raise GuestFault(vector, state.fault_error, state.fault_address)
 
     def wrap_linear(self, linear: int) -> int:
         """An address as wide as linear addresses are."""
@@ -145,7 +152,8 @@ class Core(Vcpu):
         if state.mode == 64:
             base = getattr(state, f"{name}_base") if name in ("fs", "gs") else 0
             linear = (base + offset) & 0xFFFF_FFFF_FFFF_FFFF
-            if not self.canonical(linear):
+            last = (linear + size - 1) & 0xFFFF_FFFF_FFFF_FFFF
+            if not self.canonical(linear) or not self.canonical(last):
                 raise GuestFault(faults.SS if name == "ss" else faults.GP)
             return linear
         attributes = getattr(state, f"{name}_attributes")
@@ -339,7 +347,10 @@ class Core(Vcpu):
         elif reason == Exit.SYSTEM:
             return self._system_instruction()
         elif reason == Exit.FAULT:
-            self.raise_fault(GuestFault(state.fault_vector, state.fault_error, state.fault_address))
+            vector = state.fault_vector
+            if vector == faults.NON_CANONICAL:
+                vector = system.not_canonical(self)
+            self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
             self._interrupted()

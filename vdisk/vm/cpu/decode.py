@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
-from vdisk.vm.cpu import flags
+from vdisk.vm.cpu import faults, flags
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.state import FIELDS
 
@@ -351,11 +351,31 @@ class Decoder:
 
     def _lower(self, code: bytes) -> Decoded:
         """Instructions are lowered as if they stood at address 0."""
-        return lower_instruction(iced.Decoder(self.mode.code, code).decode(), self.mode)
+        instruction = iced.Decoder(self.mode.code, code).decode()
+        decoded = lower_instruction(instruction, self.mode)
+        if instruction.is_invalid and is_too_long(code, self.mode.code):
+            (op,) = decoded.ops
+            op.shape = op.shape._replace(variant=faults.GP)
+        return decoded
 
 
 LONGEST = 15
 """Bytes of an instruction."""
+
+_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+
+
+def is_too_long(code: bytes, mode: int) -> bool:
+    """True if an instruction's first bytes, not valid by themselves, belong to one of more than
+    15: #GP(0) instead of #UD.  Repeated prefixes are what can make one so long."""
+    if len(code) < LONGEST:
+        return False
+    prefixes = next((n for n, byte in enumerate(code) if byte not in _PREFIXES), len(code))
+    if prefixes == len(code):
+        return True
+    decoder = iced.Decoder(mode, bytes(set(code[:prefixes])) + code[prefixes:])
+    rest = decoder.decode()
+    return bool(rest.is_invalid) and decoder.last_error == iced.DecoderError.NO_MORE_BYTES
 
 
 def lower_instruction(instruction: iced.Instruction, mode: Mode) -> Decoded:

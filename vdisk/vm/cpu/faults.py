@@ -6,6 +6,10 @@ DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
 TS, NP, SS, GP, PF = 10, 11, 12, 13, 14
 MF, AC, MC, XM = 16, 17, 18, 19
 
+NON_CANONICAL = 0x100 | GP
+"""What generated code says of an address that is not canonical: #SS(0) through RSP or RBP, else
+#GP(0); which one, the instruction tells (:func:`vdisk.vm.cpu.system.not_canonical`)."""
+
 WITH_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
 CONTRIBUTORY = {DE, TS, NP, SS, GP}
 

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vdisk.vm.cpu.faults import NON_CANONICAL
 from vdisk.vm.cpu.routines import page_of, raise_fault, routine
 from vdisk.vm.cpu.state import (
     CODE_ENTRY,
     CODE_TLB,
     DATA_ENTRY,
+    FIELDS,
     NO_TAG,
     TLB_ENTRIES,
     TLB_SET,
@@ -43,6 +45,8 @@ PHYSICAL_BITS = 40
 P, RW, US, A, D, PS, NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
 ADDRESS = ((1 << PHYSICAL_BITS) - 1) & ~0xFFF
 RESERVED = ((1 << 52) - 1) & ~((1 << PHYSICAL_BITS) - 1)
+PDPTE_RESERVED = ((1 << 64) - 1) & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
+PDPTES = FIELDS["pdpte0"].offset
 CR0_WP, CR0_PG = 1 << 16, 1 << 31
 CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
 EFER_LMA, EFER_NXE = 1 << 10, 1 << 11
@@ -107,6 +111,23 @@ def apply_a20(b: Builder, physical: Value) -> None:
     b.return_(physical & b.get("a20_mask"))
 
 
+def _not_canonical(b: Builder, linear: Value) -> None:
+    b.set("fault_address", linear)
+    raise_fault(b, NON_CANONICAL)
+
+
+def _refuse_border(b: Builder, linear: Value, size: Value, result: Value | None = None) -> None:
+    """Return with a fault if an access from one page to the next leaves the canonical addresses.
+
+    It comes before the faults of either page.
+    """
+    last = linear + size - 1
+    outside = linear.ashr(47).eq(0) & (last >> 47).eq(1)
+    with b.if_(outside & is_set(b.get("efer"), EFER_LMA), unlikely=True):
+        _not_canonical(b, linear)
+        b.return_(result)
+
+
 class _Walk:
     """The loop of the walker: one entry a round, rights and'ed on the way down."""
 
@@ -148,10 +169,12 @@ def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
     walk = _Walk(b, linear, access, user)
     walk.table.set(b.get("cr3") & ADDRESS)
     walk.shift.set(39)
-    pae = ~is_set(b.get("efer"), EFER_LMA)
-    with b.if_(pae):
-        walk.table.set(b.get("cr3") & 0xFFFF_FFE0)
-        walk.shift.set(30)
+    with b.if_(~is_set(b.get("efer"), EFER_LMA)):
+        pointer = b.load_state(((linear >> 30) & 3) * 8 + PDPTES, "i64")
+        with b.if_(~is_set(pointer, P), unlikely=True):
+            walk.fault(0)
+        walk.table.set(pointer & ADDRESS)
+        walk.shift.set(21)
     reserved = b.variable("i64", RESERVED | NX)
     with b.if_(is_set(b.get("efer"), EFER_NXE)):
         reserved.set(RESERVED)
@@ -163,13 +186,11 @@ def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
         entry = walk.entry.get()
         with b.if_(~is_set(entry, P), unlikely=True):
             walk.fault(0)
-        top_of_pae = pae & shift.eq(30)
-        with b.if_(is_set(entry, reserved.get()) & ~top_of_pae, unlikely=True):
+        with b.if_(is_set(entry, reserved.get()), unlikely=True):
             walk.fault(9)
-        with b.if_(~top_of_pae):
-            walk.rights.set(walk.rights.get() & entry)
-            walk.no_execute.set(walk.no_execute.get() | is_set(entry, NX))
-        with b.if_(is_set(entry, PS) & shift.ugt(21) & ~top_of_pae, unlikely=True):
+        walk.rights.set(walk.rights.get() & entry)
+        walk.no_execute.set(walk.no_execute.get() | is_set(entry, NX))
+        with b.if_(is_set(entry, PS) & shift.ugt(21), unlikely=True):
             walk.fault(9)  # no pages of 1 GiB
         large = is_set(entry, PS) & shift.eq(21)
         with b.if_(large | shift.eq(12)):
@@ -181,10 +202,25 @@ def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
                 frame.set(frame.get() & ~low)
             walk.check_rights()
             walk.finish(shift, frame.get())
-        with b.if_(~top_of_pae):
-            b.call("mark_entry", walk.where.get(), entry, b.const("i64", A))
+        b.call("mark_entry", walk.where.get(), entry, b.const("i64", A))
         walk.table.set(entry & ADDRESS)
         walk.shift.set(shift - 9)
+
+
+@routine("i64", "i64")
+def load_pdptes(b: Builder, cr3: Value) -> None:
+    """The four entries that CR3 points to with PAE: kept until it is loaded again.
+
+    0, and nothing is changed, if a reserved bit of one is set (SDM volume 3, section 4.4.1).
+    """
+    where = cr3 & 0xFFFF_FFE0
+    entries = [b.call("load_entry", where + 8 * n, b.const("i64", 1)) for n in range(4)]
+    for entry in entries:
+        with b.if_(is_set(entry, P) & is_set(entry, PDPTE_RESERVED), unlikely=True):
+            b.return_(b.const("i64", 0))
+    for number, entry in enumerate(entries):
+        b.set(f"pdpte{number}", entry)
+    b.return_(b.const("i64", 1))
 
 
 @routine("i64", "i64", "i64", "i64")
@@ -224,8 +260,8 @@ def walk(b: Builder, linear: Value, access: Value, user: Value) -> None:
         b.return_(b.call("walk_short", linear, access, user))
     with b.if_(is_set(b.get("efer"), EFER_LMA)):
         upper = linear.ashr(47)
-        with b.if_(upper.ne(0) & upper.ne(-1), unlikely=True):  # not canonical
-            raise_fault(b, GENERAL_PROTECTION)
+        with b.if_(upper.ne(0) & upper.ne(-1), unlikely=True):
+            _not_canonical(b, linear)
             b.return_(b.const("i64", NOWHERE))
     b.return_(b.call("walk_long", linear, access, user))
 
@@ -318,6 +354,7 @@ def physical_store(b: Builder, physical: Value, size: Value, value: Value) -> No
 def slow_load(b: Builder, set_: Value, linear: Value, size: Value) -> None:
     """A load that missed the TLB: fills it, reads the bus, or joins two pages."""
     with b.if_(_crosses(linear, size)):
+        _refuse_border(b, linear, size, b.const("i64", 0))
         total, done = b.variable("i64"), b.variable("i64")
         with b.loop():
             at = _wrapped(b, linear + done.get())
@@ -340,6 +377,7 @@ def slow_load(b: Builder, set_: Value, linear: Value, size: Value) -> None:
 def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value) -> None:
     """A store that missed the TLB; where it crosses pages, both are checked before either byte."""
     with b.if_(_crosses(linear, size)):
+        _refuse_border(b, linear, size)
         last = page_of(_wrapped(b, linear + size - 1))
         for at in (linear, last):
             physical = b.call("fill", set_, at, b.const("i64", WRITE))
@@ -411,6 +449,8 @@ def flush_page(b: Builder, linear: Value) -> None:
 @routine("void", "i64", "i64", "i64")
 def check_write(b: Builder, set_: Value, linear: Value, size: Value) -> None:
     """Fault now if a store of ``size`` bytes would."""
+    with b.if_(_crosses(linear, size)):
+        _refuse_border(b, linear, size)
     physical = b.call("fill", set_, linear, b.const("i64", WRITE))
     with b.if_(physical.ne(NOWHERE) & _crosses(linear, size)):
         b.call("fill", set_, page_of(_wrapped(b, linear + size - 1)), b.const("i64", WRITE))

@@ -107,9 +107,10 @@ def _raise(b: LlvmBuilder, linear: Value, budget: Value) -> None:
     b.set("pending", 0)
     word = b.get("eflags")
     is_long = b.get("mode").eq(64)
-    with b.if_((is_long | b.get("flat").ne(0)) & b.get("careful").eq(0)):
+    vector = b.get("fault_vector").zext("i64")
+    usual = b.get("careful").eq(0) & vector.ult(32)
+    with b.if_((is_long | b.get("flat").ne(0)) & usual):
         b.set("rip", linear)  # segments are flat
-        vector = b.get("fault_vector").zext("i64")
         with b.if_(vector.eq(faults.PF)):
             b.set("cr2", b.get("fault_address"))
         b.set("eflags", word | flags.RF)
@@ -289,6 +290,7 @@ TAILS = ("goto", "fault", "leave", "leave_after", "interrupted")
 
 C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
+    "load_pdptes",
     *("drop_write_entries", "find_code_page", "deliver_long", "deliver_flat"),
 )
 

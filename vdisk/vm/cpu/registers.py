@@ -28,6 +28,7 @@ MSRS = {
 }
 """MSRs that are fields of the state."""
 
+CR4_PAE = 1 << 5
 RESET_PAT = 0x0007_0406_0007_0406
 
 
@@ -92,6 +93,8 @@ def set_system(core: Core, registers: SystemRegisters) -> None:
     for number, value in enumerate(registers.dr):
         setattr(state, f"dr{number}", value)
     state.flush_tlb()
+    if state.cr4 & CR4_PAE:
+        core.load_pdptes(state.cr3)  # outside long mode they are a part of the processor's state
     debug.watch(core)
     core.set_cpl(registers.ss.attributes >> 5 & 3 if registers.cr0 & 1 else 0)
     core.update_mode()

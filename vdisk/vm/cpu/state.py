@@ -70,6 +70,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i32", "gdt_limit", "idt_limit", "mode", "flat")
     add("i32", "careful", "watching", "debug_hits")  # see vdisk.vm.cpu.debug
     add("i64", "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "a20_mask")
+    add("i64", *(f"pdpte{number}" for number in range(4)))  # PAE paging, outside long mode
     add("i64", *(f"dr{number}" for number in range(8)))
     add("i64", "star", "lstar", "cstar", "sfmask", "kernel_gs_base", "tsc_aux", "pat", "apic_base")
     add("i64", "sysenter_cs", "sysenter_esp", "sysenter_eip", "tsc_offset", "tsc_virtual")

@@ -15,6 +15,7 @@ from vdisk.vm.cpu import cpuid, debug, faults, flags, msr, strings_io, transfers
 from vdisk.vm.cpu import descriptors as d
 from vdisk.vm.cpu.decode import REGISTERS, SIZES
 from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.mmu import PHYSICAL_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ CR4_KNOWN = (
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
 
+LARGEST_OPERAND = 512  # FXSAVE's
 _SEGMENT_NAMES = {getattr(Register, n.upper()): n for n in ("es", "cs", "ss", "ds", "fs", "gs")}
 
 
@@ -111,6 +113,20 @@ def fetch(core: Core) -> Instruction:
     mask = (1 << 64) - 1 if state.mode == 64 else 0xFFFF_FFFF
     core.next_rip = (state.rip + decoded.len) & mask
     return Instruction(core, decoded)
+
+
+def not_canonical(core: Core) -> int:
+    """#SS or #GP: which exception the instruction at ``rip`` meets at ``fault_address``."""
+    try:
+        n = fetch(core)
+    except GuestFault:
+        return faults.GP
+    operands = [n.i.op_kind(index) for index in range(n.i.op_count)]
+    if OpKind.MEMORY in operands:
+        distance = n.offset() - core.state.fault_address
+        if not n.i.is_stack_instruction or -LARGEST_OPERAND < distance <= 0:
+            return faults.SS if n.i.memory_segment == Register.SS else faults.GP
+    return faults.SS if n.i.is_stack_instruction else faults.GP
 
 
 def execute(core: Core) -> None:
@@ -267,6 +283,8 @@ def _sysexit(core: Core, n: Instruction) -> None:
         raise GuestFault(faults.GP)
     wide = n.i.mnemonic == Mnemonic.SYSEXITQ
     mask = (1 << 64) - 1 if wide else 0xFFFF_FFFF
+    if not core.canonical(state.rcx & mask) or not core.canonical(state.rdx & mask):
+        raise GuestFault(faults.GP)
     selector += 32 if wide else 16
     _flat_segment(core, "cs", selector | 3, 0xA0FB if wide else 0xC0FB)
     _flat_segment(core, "ss", selector + 8 | 3, 0xC0F3)
@@ -479,8 +497,9 @@ def write_control(core: Core, number: int, value: int) -> None:
         case 2:
             state.cr2 = value
         case 3:
-            if core.long_mode and value >> 52:
-                value &= (1 << 52) - 1
+            if value >> PHYSICAL_BITS:
+                raise GuestFault(faults.GP)
+            load_pdptes(core, state.cr0, value, state.cr4)
             state.cr3 = value
             state.flush_tlb()
         case 4:
@@ -494,6 +513,12 @@ def write_control(core: Core, number: int, value: int) -> None:
                     core.apic.task_priority = value
         case _:
             raise GuestFault(faults.UD)
+
+
+def load_pdptes(core: Core, cr0: int, cr3: int, cr4: int) -> None:
+    """PAE paging keeps its four top entries; #GP(0) if reserved bits are set in one."""
+    if cr0 & CR0_PG and cr4 & CR4_PAE and not core.long_mode and not core.load_pdptes(cr3):
+        raise GuestFault(faults.GP)
 
 
 def write_cr0(core: Core, value: int) -> None:
@@ -515,6 +540,8 @@ def write_cr0(core: Core, value: int) -> None:
             raise GuestFault(faults.GP)
         state.efer &= ~EFER_LMA
     changed = state.cr0 ^ value
+    if changed & (CR0_PG | CR0_CD | CR0_NW):
+        load_pdptes(core, value, state.cr3, state.cr4)
     state.cr0 = value
     if changed & (CR0_PG | CR0_WP | CR0_PE):
         state.flush_tlb()
@@ -527,6 +554,8 @@ def _write_cr4(core: Core, value: int) -> None:
     if value & ~CR4_KNOWN or (core.long_mode and not value & CR4_PAE):
         raise GuestFault(faults.GP)
     changed = core.state.cr4 ^ value
+    if changed & (CR4_PSE | CR4_PAE | CR4_PGE):
+        load_pdptes(core, core.state.cr0, core.state.cr3, value)
     core.state.cr4 = value
     if changed & CR4_DE:
         debug.watch(core)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
 
 LEAST_LIMIT32, LEAST_LIMIT16 = 0x67, 0x2B
-CR0_TS = 8
+CR0_TS, CR4_PAE = 8, 1 << 5
 T_FLAG = 100
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 
@@ -111,6 +111,8 @@ def _load(cpu: Core, image: list[int], layout: Layout, *, nested: bool) -> None:
     if layout.cr3 is not None and state.cr0 >> 31:
         state.cr3 = image[layout.cr3 // size]
         state.flush_tlb()
+        if state.cr4 & CR4_PAE and not cpu.load_pdptes(state.cr3):
+            raise GuestFault(faults.TS, 0)
     cpu.next_rip = image[layout.ip // size]
     word = image[layout.flags // size] | (flags.NT if nested else 0)
     cpu.set_flags(word, size, kept=0)

@@ -33,7 +33,10 @@ class Stack:
         self.mask = (1 << wide) - 1
 
     def _linear(self) -> int:
-        return self.cpu.wrap_linear(self.base + (self.pointer & self.mask))
+        linear = self.cpu.wrap_linear(self.base + (self.pointer & self.mask))
+        if self.mask >> 63 and not self.cpu.canonical(linear):
+            raise GuestFault(faults.SS)
+        return linear
 
     def push(self, size: int, value: int) -> None:
         self.pointer -= size

@@ -26,15 +26,20 @@ def next_rip(c: Context) -> Value:
     return linear
 
 
-def jump_to(c: Context, rip: Value) -> None:
-    """Go to an instruction pointer; in 16- and 32-bit code it is checked against CS's limit."""
+def check_target(c: Context, rip: Value) -> None:
+    """#GP(0) where an instruction pointer is not canonical, or outside CS's limit."""
     b = c.b
     if c.shape.code == 64:
-        b.goto(rip)
-        return
-    with b.if_(rip.ugt(b.get("cs_limit").zext("i64")), unlikely=True):
+        wrong = ((rip + (1 << 47)) >> 48).ne(0)
+    else:
+        wrong = rip.ugt(b.get("cs_limit").zext("i64"))
+    with b.if_(wrong, unlikely=True):
         c.raise_(GENERAL_PROTECTION)
-    b.goto((rip + b.get("cs_base")) & 0xFFFF_FFFF)
+
+
+def jump_to(c: Context, rip: Value) -> None:
+    """Go to an instruction pointer that was checked."""
+    c.b.goto(rip if c.shape.code == 64 else (rip + c.b.get("cs_base")) & 0xFFFF_FFFF)
 
 
 def target(c: Context) -> Value:
@@ -47,8 +52,11 @@ def take(c: Context) -> None:
     """The branch of a direct jump."""
     if c.shape.variant >> 8:
         c.b.follow()
-    else:
-        jump_to(c, target(c))
+        return
+    rip = target(c)
+    if c.shape.code != 64:  # the canonical border is found when code is fetched behind it
+        check_target(c, rip)
+    jump_to(c, rip)
 
 
 @semantic("jmp", ends=True)
@@ -87,7 +95,9 @@ def loop(c: Context) -> None:
 
 @semantic("jmp_indirect", ends=True)
 def jmp_indirect(c: Context) -> None:
-    jump_to(c, c.read(0).zext("i64"))
+    where = c.read(0).zext("i64")
+    check_target(c, where)
+    jump_to(c, where)
 
 
 @semantic("call", ends=True)
@@ -99,6 +109,7 @@ def call(c: Context) -> None:
 @semantic("call_indirect", ends=True)
 def call_indirect(c: Context) -> None:
     where = c.read(0).zext("i64")
+    check_target(c, where)
     c.push(next_rip(c).to(c.type))
     jump_to(c, where)
 
@@ -107,9 +118,7 @@ def call_indirect(c: Context) -> None:
 def ret(c: Context) -> None:
     """Operand: how many bytes of arguments to drop."""
     where = c.peek(c.type).zext("i64")
-    if c.shape.code != 64:
-        with c.b.if_(where.ugt(c.b.get("cs_limit").zext("i64")), unlikely=True):
-            c.raise_(GENERAL_PROTECTION)
+    check_target(c, where)
     c.drop((c.b.param("imm") & 0xFFFF) + c.size // 8 if c.shape.operands else c.size // 8)
     jump_to(c, where)
 
@@ -163,10 +172,12 @@ def pop(c: Context) -> None:
 
 @semantic("pusha")
 def pusha(c: Context) -> None:
+    """All eight are checked, in order, before the first is written."""
     size, top = c.size // 8, c.stack_pointer()
-    c.check_write(c.stack_linear(top - 8 * size, size, write=True), size)
-    for place in range(8):
-        where = c.stack_linear(top - (place + 1) * size, size, write=True)
+    places = [c.stack_linear(top - (n + 1) * size, size, write=True) for n in range(8)]
+    for where in places:
+        c.check_write(where, size)
+    for place, where in enumerate(places):
         c.store(where, c.gpr(place))
     c.set_stack_pointer(top - 8 * size)
 

@@ -55,8 +55,8 @@ def system(c: Context) -> None:
 
 @semantic("undefined", ends=True)
 def undefined(c: Context) -> None:
-    """#UD."""
-    c.raise_(6)
+    """#UD; variant: another exception that it is."""
+    c.raise_(c.shape.variant or 6)
 
 
 def go_on(c: Context) -> None:

@@ -11,7 +11,7 @@ from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.context import Context, semantic
 from vdisk.vm.cpu.delivery import interrupt_wanted, set_level
 from vdisk.vm.cpu.exits import Exit
-from vdisk.vm.cpu.mmu import is_set
+from vdisk.vm.cpu.mmu import CR4_PAE, PHYSICAL_BITS, is_set
 from vdisk.vm.cpu.semantics.control import next_rip
 from vdisk.vm.cpu.semantics.integer import RAX, RCX, RDX, RSP
 from vdisk.vm.cpu.semantics.machine import whole_flags
@@ -155,9 +155,14 @@ def read_control(c: Context) -> None:
 
 @semantic("write_cr3", ends=True)
 def write_cr3(c: Context) -> None:
+    """With PAE and outside long mode, and with reserved bits, Python does it."""
     _supervisor(c)
-    b = c.b
-    b.set("cr3", c.read(0).zext("i64") & ((1 << 52) - 1))
+    b, value = c.b, c.read(0).zext("i64")
+    if c.shape.code == 64:
+        _leave_unless(c, (value >> PHYSICAL_BITS).eq(0))
+    else:
+        _leave_unless(c, ~is_set(b.get("cr4"), CR4_PAE) | is_set(b.get("efer"), EFER_LMA))
+    b.set("cr3", value)
     b.call("flush_all")
     linear = b.get("code_page") + b.param("off") + b.param("len")
     b.goto(linear if c.shape.code == 64 else linear & 0xFFFF_FFFF)
