@@ -1,0 +1,181 @@
+"""The parts of a machine that need no guest: disks in words, the serial line's far end, drives."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+import vdisk
+from vdisk.emu_blockdev import OnError
+from vdisk.errors import InvalidRequestError, NotFoundError
+from vdisk.vm._machine.console import KEPT, MOST_INPUT, SerialConsole
+from vdisk.vm._machine.drives import Drives
+from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
+from vdisk.vm.bus import Bus
+from vdisk.vm.clock import VirtualClock
+from vdisk.vm.devices.serial import Uart
+from vdisk.vm.irq import IrqLine
+
+MIB = 1 << 20
+
+
+# -- disks in words ------------------------------------------------------------------------------
+
+
+def test_a_disk_with_all_its_words() -> None:
+    spec = parse_disk(
+        "a,,b.qcow2,if=virtio,format=qcow2,snapshot=on,serial=X1,id=root,discard=ignore,"
+        "logical_block_size=4k,physical_block_size=8192,num-queues=2,werror=stop,rerror=ignore,"
+        "cyls=10,heads=4,secs=17,throttling.iops-total=100,cache=writethrough"
+    )
+    assert (spec.file, spec.interface, spec.format, spec.snapshot) == (
+        "a,b.qcow2", "virtio", "qcow2", True,
+    )  # fmt: skip
+    assert (spec.serial, spec.id, spec.discard, spec.queues) == ("X1", "root", False, 2)
+    assert (spec.sector_size, spec.physical_sector_size) == (4096, 8192)
+    assert (spec.policy.werror, spec.policy.rerror) == (OnError.STOP, OnError.IGNORE)
+    assert spec.geometry is not None and tuple(spec.geometry) == (10, 4, 17)
+    assert spec.throttle == {"iops-total": "100"} and spec.cache == "writethrough"
+    assert spec.opens_readonly  # the overlay takes the writes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,if=floppy", "on ide or on virtio"),
+        ("x,media=tape", "disk or cdrom"),
+        ("", "only a CD-ROM drive may be empty"),
+        ("x,media=cdrom,if=virtio", "a CD-ROM drive is on ide"),
+        ("x,media=cdrom,readonly=off", "cannot be written"),
+        ("x,index=4", "from 0 to 3"),
+        ("x,if=virtio,index=0", "from 0 to 3"),
+        ("x,cyls=5", "together"),
+        ("x,werror=perhaps", "one of report"),
+        ("x,snapshot=maybe", "snapshot"),
+        ("x,spin=on", "has no option 'spin'"),
+    ],
+)
+def test_disks_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        parse_disk(text)
+
+
+def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert disk_spec(tmp_path / "a,if=b").file == str(tmp_path / "a,if=b")
+    assert disk_spec("disk,if=virtio").interface == "virtio"
+
+
+# -- drives --------------------------------------------------------------------------------------
+
+
+def drives(*specs: DiskSpec) -> Drives:
+    return Drives(specs, threading.RLock(), threads=0, emit=lambda _event: None, stop=lambda: None)
+
+
+def test_drives_have_qemus_names_and_places(tmp_path: Path) -> None:
+    for name in "abcd":
+        vdisk.create(tmp_path / name, MIB)
+    found = drives(
+        DiskSpec(file=str(tmp_path / "a"), format="raw"),
+        DiskSpec(media="cdrom", index=0),
+        DiskSpec(file=str(tmp_path / "b"), interface="virtio", format="raw"),
+        DiskSpec(file=str(tmp_path / "c"), interface="virtio", format="raw", id="data"),
+        DiskSpec(file=str(tmp_path / "d"), format="raw", readonly=True),
+    )
+    names = [drive.name for drive in found]
+    assert names == ["ide0-hd1", "ide0-cd0", "virtio0", "virtio1", "ide1-hd0"]
+    assert found.find("data").name == "virtio1"
+    with pytest.raises(NotFoundError, match="there are: ide0-hd1, ide0-cd0"):
+        found.find("sda")
+    described = found.find("ide1-hd0").describe()
+    assert described.medium is not None and described.medium.read_only
+    assert described.medium.size == MIB
+    assert found.find("ide0-cd0").describe().removable
+    found.close()
+
+
+def test_places_are_for_one_and_there_are_four() -> None:
+    with pytest.raises(InvalidRequestError, match="four drives"):
+        drives(*[DiskSpec(media="cdrom") for _ in range(5)])
+    with pytest.raises(InvalidRequestError, match="each for one"):
+        drives(DiskSpec(media="cdrom", index=1), DiskSpec(media="cdrom", index=1))
+
+
+def test_a_drive_that_cannot_be_opened_closes_the_others(tmp_path: Path) -> None:
+    vdisk.create(tmp_path / "good.qcow2", MIB, format="qcow2")
+    good = DiskSpec(file=str(tmp_path / "good.qcow2"))
+    with pytest.raises(NotFoundError):
+        drives(good, DiskSpec(file=str(tmp_path / "missing")))
+    vdisk.open(tmp_path / "good.qcow2", "r+").close()  # no lock is left
+
+
+# -- the far end of a serial line ------------------------------------------------------------------
+
+
+class Line:
+    """A console at a UART, with nothing between."""
+
+    def __init__(self) -> None:
+        self.bus, self.clock = Bus(), VirtualClock()
+        self.console = SerialConsole()
+        self.uart = Uart(self.bus, self.clock, IrqLine(), 0x3F8, self.console)
+        self.console.connect(self.uart, self.clock)
+        self.console.deliver_by(self.console.arrive)
+
+    def receive(self) -> bytes:
+        """What the guest reads."""
+        data = bytearray()
+        while self.bus.ports.read(0x3FD, 1) & 1:
+            data.append(self.bus.ports.read(0x3F8, 1))
+        return bytes(data)
+
+
+def test_output_is_kept_read_and_tapped() -> None:
+    line, tapped = Line(), bytearray()
+    line.console.tap(tapped.extend)
+    for byte in b"hello":
+        line.bus.ports.write(0x3F8, 1, byte)
+    assert line.console.read() == b"hello" and line.console.read() == b""
+    assert line.console.output(2) == b"llo" and bytes(tapped) == b"hello"
+
+
+def test_only_the_newest_output_is_kept() -> None:
+    console = SerialConsole()
+    console.write(b"a" * KEPT)
+    console.write(b"b" * KEPT)
+    assert console.position == 2 * KEPT
+    assert console.output() == b"b" * KEPT
+    assert console.wait_for(b"bb", 0, 0, lambda: False) == KEPT + 2
+
+
+def test_waiting_finds_what_comes_in_pieces_and_gives_up() -> None:
+    console = SerialConsole()
+    console.write(b"log")
+    timer = threading.Timer(0.05, console.write, [b"in: more"])
+    timer.start()
+    assert console.wait_for(b"login:", 0, 10, lambda: False) == 6
+    timer.join()
+    assert console.wait_for(b"never", 0, 0.01, lambda: False) is None
+    assert console.wait_for(b"never", 0, None, lambda: True) is None
+
+
+def test_more_input_than_the_uart_takes_waits_for_the_guest() -> None:
+    line = Line()
+    text = bytes(range(32, 127)) * 2000
+    line.console.send(text)
+    received = b""
+    for _ in range(100):
+        received += line.receive()
+        line.clock.advance(line.clock.now() + 10_000_000)
+    assert received == text
+
+
+def test_a_guest_that_does_not_read_has_a_limit() -> None:
+    line = Line()
+    with pytest.raises(InvalidRequestError, match="does not read"):
+        for _ in range(3):
+            line.console.send(bytes(MOST_INPUT // 2))
+    with pytest.raises(InvalidRequestError, match="no machine"):
+        SerialConsole().send("x")
