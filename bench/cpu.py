@@ -1,6 +1,6 @@
 """The processors beside QEMU's recompiler (``-accel tcg``), on the same guest program.
 
-    python bench/cpu.py [--rounds 3] [--accel llvm-hot] [--only WORD] [--memory 64]
+    python bench/cpu.py [--rounds 3] [--accel llvm] [--only WORD] [--memory 64]
 
 bench/guests/workloads.c (compiled here by gcc, freestanding) does one kind of work after another,
 each several times, and tells on a port when a run begins and ends; the host takes the time.  The
@@ -61,9 +61,10 @@ class Marks:
 
     def byte(self, value: int, now: float, instructions: int) -> None:
         """Take a byte that the program wrote at ``now``, after so many instructions."""
-        if value == ord("S"):
+        is_name = self._line.startswith(b"<")
+        if value == ord("S") and not is_name:
             self._begun = now, instructions
-        if value == ord("E"):
+        if value == ord("E") and not is_name:
             measured = list(self.found.values())[-1]
             measured.seconds.append(now - self._begun[0])
             measured.instructions.append(instructions - self._begun[1])
@@ -143,6 +144,7 @@ def guest(image: Path, accelerator: str, memory_mib: int) -> None:
     """Be that process: run the program, print what was measured as JSON."""
     sys.path.insert(0, str(ROOT))
     from tests.tools.engines import ENGINES
+    from vdisk.vm._machine import accelerators
     from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
     from vdisk.vm.memory import GuestMemory
@@ -150,8 +152,12 @@ def guest(image: Path, accelerator: str, memory_mib: int) -> None:
     memory, bus, marks = GuestMemory(memory_mib << 20), Bus(), Marks()
     for address in (0xF0000, 0xFFFF0000):
         memory.load_rom(address, image.read_bytes())
-    engine = next(e for e in ENGINES if e.name == accelerator)
-    vcpu = engine.make(memory, bus).vcpu(0)
+    forced = {engine.name: engine for engine in ENGINES}
+    if accelerator in accelerators.NAMES:
+        made = accelerators.make(accelerator, memory, bus)
+    else:
+        made = forced[accelerator].make(memory, bus)
+    vcpu = made.vcpu(0)
     ended: list[int] = []
     said: list[tuple[int, float]] = []
 
@@ -222,7 +228,7 @@ def geometric_mean(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="of both, taking turns")
-    parser.add_argument("--accel", default="llvm-hot", help="an engine of tests/tools/engines.py")
+    parser.add_argument("--accel", default="llvm", help="an engine of tests/tools/engines.py")
     parser.add_argument("--only", default="", help="workloads whose name contains this")
     parser.add_argument("--memory", type=int, default=64, help="of the guest, in MiB")
     parser.add_argument("--guest", type=Path, help=argparse.SUPPRESS)

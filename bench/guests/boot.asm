@@ -30,6 +30,7 @@ start64:
         SET_GATE 0x20, on_done, 0xee00
         mov dword [resume], failed
         mov dword [resume_sp], PROGRAM_STACK
+        fninit                          ; RESET# leaves all exceptions unmasked
         mov edi, table
         mov eax, PROGRAM
         call rax

@@ -8,7 +8,9 @@ little-endian).  An empty answer: it could not be compiled.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from struct import Struct
@@ -93,6 +95,7 @@ def compile_module(machine: Any, text: str, level: int) -> bytes:
 def serve() -> None:
     """Compile what comes on standard input until it ends."""
     os.nice(NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever reads the answers
     machine = target_machine()
     while data := _receive(sys.stdin.buffer):
         try:
@@ -100,8 +103,11 @@ def serve() -> None:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             code = b""
-        sys.stdout.buffer.write(LENGTH.pack(len(code)) + code)
-        sys.stdout.buffer.flush()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.buffer.write(LENGTH.pack(len(code)) + code)
+            sys.stdout.buffer.flush()
+            continue
+        os._exit(0)  # nobody reads any more; a flush at exit would say so
 
 
 if __name__ == "__main__":
