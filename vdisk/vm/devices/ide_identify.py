@@ -103,7 +103,7 @@ def identify_disk(
     words[59] = 0x0100 | multiple if multiple else 0
     words.number(60, 2, min(sectors, LBA28_SECTORS))
     _transfer_modes(words, modes)
-    words[80] = 0x01F0  # ATA/ATAPI-4 to 8
+    words[80] = 0x00F0  # ATA/ATAPI-4 to 7: later ones have logs that drivers would look for
     words[82] = 0x4021  # NOP, write cache, SMART
     words[83] = 0x7400  # FLUSH CACHE (EXT), 48-bit addresses
     words[84] = 0x4040  # WRITE DMA FUA EXT
