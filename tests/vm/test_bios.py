@@ -33,9 +33,9 @@ def screen(machine: Machine) -> str:
     return "\n".join(bytes(row).decode("cp437").replace("\0", " ").rstrip() for row in rows)
 
 
-def shows(machine: Machine, text: str) -> bool:
+def shows(machine: Machine, text: str, patience: float = PATIENCE) -> bool:
     """Wait until the screen shows a text."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while time.monotonic() < end and not machine.is_over():
         if text in screen(machine):
             return True
@@ -74,3 +74,13 @@ def test_syslinux_from_a_cdrom(accel: str, make: Callable[[Path], Path], tmp_pat
         machine.start()
         assert shows(machine, "boot:"), screen(machine)
         assert bootable.GREETING in screen(machine)
+
+
+@requires_peer("grub-mkrescue", "xorriso", str(bootable.GRUB))
+@pytest.mark.parametrize("accel", engines)
+def test_grub_from_a_cdrom(accel: str, tmp_path: Path) -> None:
+    """It goes between real and protected mode for every character that it writes."""
+    image = bootable.grub_rescue(tmp_path)
+    with Machine(memory=64 * MIB, accel=accel, cdroms=[str(image)]) as machine:
+        machine.start()
+        assert shows(machine, "Second choice", patience=100), screen(machine)

@@ -33,6 +33,7 @@ CONTROLLER, RESET_PULSE = 0x64, 0xFE
 DATA_PORT, STATUS_PORT = 0x60, 0x64
 WARM_BOOT = 0x1234
 MF2_KEYBOARD = 0x41AB
+MOST_WORDS = 128  # of a buffer: the BDA is not larger
 
 
 class KeyboardService:
@@ -79,7 +80,10 @@ class KeyboardService:
 
         Words that such a keyboard does not have are dropped, as AH=00h and 01h do.
         """
-        while (head := self.bda.word(layout.BUFFER_HEAD)) != self.bda.word(layout.BUFFER_TAIL):
+        for _ in range(MOST_WORDS):  # head and tail may be anything
+            head = self.bda.word(layout.BUFFER_HEAD)
+            if head == self.bda.word(layout.BUFFER_TAIL):
+                return None
             word = self.bda.word(head)
             if not plain:
                 if word & 0xFF == 0xF0 and word >> 8:

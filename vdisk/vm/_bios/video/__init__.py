@@ -259,7 +259,8 @@ class VideoService:
     def _write_string(self, call: Call) -> None:
         """AL bit 0: the cursor moves; bit 1: characters and attributes alternate."""
         pairs, moves = call.al & 2, call.al & 1
-        length = call.cx * (2 if pairs else 1)
+        cells = self.cells()
+        length = min(call.cx, cells.rows * cells.columns) * (2 if pairs else 1)  # one screen
         text = call.read(call.at_es(call.bp), length)
         before = self.cursor(call.bh)
         self.move_cursor(call.bh, call.dh, call.dl)

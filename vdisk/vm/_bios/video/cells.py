@@ -6,6 +6,7 @@ shapes at vector 43h (characters 80h and up of modes 4-6: vector 1Fh).
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm._bios import layout
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 FONT_VECTOR, HIGH_FONT_VECTOR = 0x43, 0x1F
 XOR = 0x80
 CGA_BANK = 0x2000
-MOST_COLUMNS, MOST_LINES = 255, 32  # a byte; what a cell of the character generator holds
+MOST_COLUMNS, MOST_ROWS = 132, 100  # of text modes that there are: the BDA may say anything
+MOST_LINES = 32  # what a cell of the character generator holds
 
 
 class Window(NamedTuple):
@@ -40,9 +42,13 @@ class Cells:
 
     def __init__(self, hardware: Hardware, chip: Chip, mode: Mode) -> None:
         self.hw, self.chip, self.mode = hardware, chip, mode
-        self.columns = min(hardware.bda.word(layout.COLUMNS), MOST_COLUMNS) or mode.columns
-        self.height = min(hardware.bda.word(layout.CHARACTER_HEIGHT), MOST_LINES) or mode.height
-        self.rows = hardware.bda.byte(layout.ROWS_LESS_ONE) + 1
+        bda = hardware.bda
+        self.columns = min(bda.word(layout.COLUMNS), MOST_COLUMNS) or mode.columns
+        self.height = min(bda.word(layout.CHARACTER_HEIGHT), MOST_LINES) or mode.height
+        self.rows = min(bda.byte(layout.ROWS_LESS_ONE) + 1, MOST_ROWS)
+        if not mode.is_text:  # there is no room for more, whatever the BDA says
+            self.columns = mode.columns
+            self.rows = min(self.rows, max(mode.rows * mode.height // self.height, 1))
 
     def page_base(self, page: int) -> int:
         """Physical address of a page."""
@@ -129,19 +135,31 @@ class GraphicsCells(Cells):
         vector = FONT_VECTOR
         if self.mode.layout in {Layout.CGA2, Layout.CGA4} and character >= 0x80:
             vector, character = HIGH_FONT_VECTOR, character - 0x80
-        offset, segment = (
-            int.from_bytes(self.hw.space.read(vector * 4 + part, 2), "little") for part in (0, 2)
-        )
-        at = (segment << 4) + offset + character * self.height
-        return self.hw.space.read(at, self.height)
+        return self.hw.space.read(self._font(vector) + character * self.height, self.height)
 
     def get(self, page: int, row: int, column: int) -> tuple[int, int]:
         """Find the character whose shape the cell has; 0 if none fits."""
         lines = self.shape(page, row, column)
-        for character in range(256):
-            if self.glyph(character) == lines:
+        for character, shape in enumerate(self.shapes):
+            if shape == lines:
                 return character, 0
         return 0, 0
+
+    @cached_property
+    def shapes(self) -> list[bytes]:
+        """The lines of every character."""
+        size = self.height
+        whole = self.hw.space.read(self._font(FONT_VECTOR), 256 * size)
+        if self.mode.layout in {Layout.CGA2, Layout.CGA4}:
+            upper = self.hw.space.read(self._font(HIGH_FONT_VECTOR), 128 * size)
+            whole = whole[: 128 * size] + upper
+        return [whole[at : at + size] for at in range(0, 256 * size, size)]
+
+    def _font(self, vector: int) -> int:
+        """Where the far pointer at an interrupt vector leads."""
+        pointer = self.hw.space.read(vector * 4, 4)
+        offset, segment = (int.from_bytes(part, "little") for part in (pointer[:2], pointer[2:]))
+        return (segment << 4) + offset
 
     def shape(self, page: int, row: int, column: int) -> bytes:
         """A bit for each pixel of the cell that is not background."""
