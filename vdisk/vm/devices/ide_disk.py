@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vdisk.errors import VdiskError
+    from vdisk.vm.devices.base import State
 
 MAX_HEADS: Final = 16  # four bits of the device register
 TRIM_BLOCK: Final = 512
@@ -67,6 +68,7 @@ class AtaDisk(IdeDrive):
         self._per_block = 1
         """Sectors of a block of the data register."""
         self._heads = self._sectors = 0
+        self._write_cache = disk.write_cache
         self._power_on()
         if self._heads > MAX_HEADS:
             raise InvalidRequestError(f"{name}: a disk with ATA registers has at most 16 heads")
@@ -409,6 +411,14 @@ class AtaDisk(IdeDrive):
         self._power_on()
         self._multiple, self._smart = MAX_MULTIPLE, True
         self._modes.reset()
+        self.disk.write_cache = self._write_cache
+
+    def save_state(self) -> State:
+        return super().save_state() | {"write_cache": self.disk.write_cache}
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        self.disk.write_cache = bool(state.get("write_cache"))
 
     def restored(self) -> None:
         super().restored()

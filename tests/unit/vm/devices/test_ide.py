@@ -413,6 +413,15 @@ def test_a_state_saved_in_the_middle_of_a_block() -> None:
     assert first + rest == CONTENT[5120 : 5120 + 1536]
 
 
+def test_the_write_cache_is_saved_and_comes_back_with_a_reset() -> None:
+    driver, other = driver_of(store()), driver_of(store())
+    driver.command(0xEF, 0x82)
+    other.board.ide.load_state(driver.board.ide.save_state())
+    assert not disk_of(other).write_cache
+    other.board.ide.reset()
+    assert disk_of(other).write_cache
+
+
 def test_states_that_cannot_be_are_refused() -> None:
     driver = driver_of(store())
     for field, value in (
