@@ -22,6 +22,14 @@ menuentry "Second choice" { echo "chosen: two"; sleep 600 }
 GRUB = Path("/usr/lib/grub/i386-pc")
 MEMTEST = Path("/boot/memtest86+x64.bin")
 DISKETTE = 1440 << 10
+GRUB_GRAPHICS = """
+set gfxmode=800x600x32
+loadfont unicode
+insmod all_video
+insmod gfxterm
+terminal_output gfxterm
+"""
+GRUB_FONT = Path("/usr/share/grub/unicode.pf2")
 MIB = 1 << 20
 DISK_SIZE = 64 * MIB
 PARTITION_START = 2048
@@ -94,6 +102,9 @@ def grub_rescue(directory: Path, config: str = GRUB_CONFIG) -> Path:
     tree = directory / "tree"
     (tree / "boot" / "grub").mkdir(parents=True)
     (tree / "boot" / "grub" / "grub.cfg").write_text(config)
+    if GRUB_GRAPHICS in config:
+        (tree / "boot" / "grub" / "fonts").mkdir()
+        shutil.copy(GRUB_FONT, tree / "boot" / "grub" / "fonts")
     image = directory / "grub.iso"
     peers.run("grub-mkrescue", "-o", image, tree)
     return image

@@ -33,9 +33,9 @@ def screen(machine: Machine) -> str:
     return "\n".join(bytes(row).decode("cp437").replace("\0", " ").rstrip() for row in rows)
 
 
-def shows(machine: Machine, text: str, patience: float = PATIENCE) -> bool:
+def shows(machine: Machine, text: str) -> bool:
     """Wait until the screen shows a text."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and not machine.is_over():
         if text in screen(machine):
             return True
@@ -76,11 +76,39 @@ def test_syslinux_from_a_cdrom(accel: str, make: Callable[[Path], Path], tmp_pat
         assert bootable.GREETING in screen(machine)
 
 
-@requires_peer("grub-mkrescue", "xorriso", str(bootable.GRUB))
+@requires_peer("xorriso", str(bootable.MEMTEST), str(bootable.ISOLINUX))
 @pytest.mark.parametrize("accel", engines)
-def test_grub_from_a_cdrom(accel: str, tmp_path: Path) -> None:
-    """It goes between real and protected mode for every character that it writes."""
-    image = bootable.grub_rescue(tmp_path)
+def test_memtest_from_a_cdrom(accel: str, tmp_path: Path) -> None:
+    image = bootable.memtest_cdrom(tmp_path)
     with Machine(memory=64 * MIB, accel=accel, cdroms=[str(image)]) as machine:
         machine.start()
-        assert shows(machine, "Second choice", patience=100), screen(machine)
+        assert shows(machine, "Memory  :   64MB"), screen(machine)
+
+
+@requires_peer("grub-mkrescue", "xorriso", str(bootable.GRUB), str(bootable.GRUB_FONT))
+@pytest.mark.parametrize("accel", engines)
+def test_grub_in_a_vesa_mode(accel: str, tmp_path: Path) -> None:
+    """GRUB finds the mode, sets it, and draws its menu through the linear frame buffer."""
+    image = bootable.grub_rescue(tmp_path, bootable.GRUB_GRAPHICS + bootable.GRUB_CONFIG)
+    with Machine(memory=64 * MIB, accel=accel, cdroms=[str(image)]) as machine:
+        machine.start()
+        end = time.monotonic() + 100
+        while time.monotonic() < end and not _menu_is_drawn(machine):
+            time.sleep(0.5)
+        assert _menu_is_drawn(machine), screen(machine)
+
+
+def _menu_is_drawn(machine: Machine) -> bool:
+    """True if the bar over the chosen entry shows: a row of more than 700 bright pixels."""
+    with machine.bus.lock:
+        vga = machine.board.vga
+        if vga is None or vga.text() is not None:
+            return False
+        frame = vga.frame()
+    if (frame.width, frame.height) != (800, 600):
+        return False
+    pixels, row = bytes(frame.pixels), 4 * frame.width
+    return any(
+        sum(value > 0x60 for value in pixels[at : at + row : 4]) > 700
+        for at in range(0, len(pixels), row)
+    )
