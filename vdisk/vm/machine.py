@@ -159,7 +159,9 @@ class Machine(Life):
             stop=self._request_io_stop,
         )
         self._closers.append(self.drives.close)
-        self.accelerator = accelerators.make(options.accel, self.memory, self.bus)
+        self.accelerator = accelerators.make(
+            options.accel, self.memory, self.bus, deterministic=not real
+        )
         self._closers.append(self.accelerator.close)
         firmware = None if options.bios is None else FirmwareFile(options.bios)
         self.board = self._make_board(options, firmware)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 NAMES = ("auto", "llvm", "kvm", "interp")
 
 
-def make(name: str, memory: GuestMemory, bus: Bus) -> Accelerator:
+def make(name: str, memory: GuestMemory, bus: Bus, *, deterministic: bool = False) -> Accelerator:
     """The accelerator called ``name``; ``auto``: KVM where it really runs a guest, else llvm.
 
+    ``deterministic``: it must count instructions, and nothing may depend on when code is
+    compiled in the background, so that is not done.
     Raises :class:`UnsupportedFeatureError` where it cannot be had on this system.
     """
     if name not in NAMES:
@@ -25,7 +27,7 @@ def make(name: str, memory: GuestMemory, bus: Bus) -> Accelerator:
     if name == "auto":
         from vdisk.vm.accel.kvm_probe import available
 
-        name = "kvm" if available() else "llvm"
+        name = "kvm" if not deterministic and available() else "llvm"
     if name == "kvm":
         from vdisk.vm.accel.kvm import KvmAccelerator
 
@@ -38,7 +40,7 @@ def make(name: str, memory: GuestMemory, bus: Bus) -> Accelerator:
     if name == "llvm":
         from vdisk.vm.accel.llvm import LlvmAccelerator
 
-        return LlvmAccelerator(memory, bus)
+        return LlvmAccelerator(memory, bus, hot=not deterministic)
     from vdisk.vm.accel.interp import InterpAccelerator
 
     return InterpAccelerator(memory, bus)

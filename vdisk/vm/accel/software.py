@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm.accel.base import Accelerator
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.arena import Arena
-from vdisk.vm.cpu.core import KICK, Core
+from vdisk.vm.cpu.core import FOREVER, KICK, Core
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.semantics.machine import stale_shape
 from vdisk.vm.cpu.translate import Translator
@@ -23,12 +23,14 @@ from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
 
 IN_PAGE = PAGE_SIZE - 1
+MASK_64 = (1 << 64) - 1
 LONGEST_INSTRUCTION = 15
 
 
@@ -40,6 +42,8 @@ class SoftwareVcpu(Core):
     def __init__(self, engine: SoftwareAccelerator, index: int) -> None:
         self.engine = engine
         self._scratch: dict[tuple[bytes, int, Mode], int] = {}
+        self._tsc_shift = 0  # what was written to the counter, beside a machine's own time
+        self._running = False
         self._start_at = 0  # the record of such a translation, when it is to be executed
         super().__init__(index, engine.bus)
 
@@ -146,15 +150,31 @@ class SoftwareVcpu(Core):
 
     # -- time ------------------------------------------------------------------------------------
 
+    def run(self, budget: int | None = None) -> VcpuExit:
+        source, state = self.timestamp_source, self.state
+        if source is None:
+            return super().run(budget)
+        # Code adds the instructions that it has executed; the budget counts them down.
+        allowance = FOREVER if budget is None else budget
+        state.tsc_virtual = 1
+        state.tsc_offset = (source() + self._tsc_shift + allowance) & MASK_64
+        self._running = True
+        try:
+            return super().run(allowance)
+        finally:
+            self._running = False
+
     def timestamp(self) -> int:
-        state = self.state
-        passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
-        return (state.tsc_offset + passed) & 0xFFFF_FFFF_FFFF_FFFF
+        if self.timestamp_source is None:
+            return (self.state.tsc_offset + time.perf_counter_ns()) & MASK_64
+        if self._running:
+            return (self.state.tsc_offset - self.state.budget) & MASK_64
+        return (self.timestamp_source() + self._tsc_shift) & MASK_64
 
     def set_timestamp(self, value: int) -> None:
-        state = self.state
-        passed = -state.budget if state.tsc_virtual else time.perf_counter_ns()
-        state.tsc_offset = value - passed
+        change = value - self.timestamp()
+        self.state.tsc_offset = (self.state.tsc_offset + change) & MASK_64
+        self._tsc_shift += change
 
     def sample(self) -> None:
         """From another thread: have :meth:`_interrupted` called soon."""
