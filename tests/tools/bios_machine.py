@@ -1,5 +1,7 @@
 """A PC without a processor for tests of the BIOS: chips, memory, and calls of its services.
 
+The VGA keeps what is written and does nothing, unless a real one is asked for (``real_vga``).
+
 ::
 
     pc = BiosMachine(disks=[device])
@@ -37,6 +39,7 @@ from vdisk.vm.devices.ps2_keyboard import Keyboard
 from vdisk.vm.devices.ps2_mouse import Mouse
 from vdisk.vm.devices.rtc import Rtc
 from vdisk.vm.devices.serial import Uart
+from vdisk.vm.devices.vga import Vga
 from vdisk.vm.memory import GuestMemory, PageKind
 
 if TYPE_CHECKING:
@@ -203,6 +206,7 @@ class BiosMachine:
         floppies: Sequence[BlockDevice | bytes] = (),
         cdroms: Sequence[BlockDevice | bytes | None] = (),
         memory: int = 16 << 20,
+        real_vga: bool = False,
         **settings: Any,
     ) -> None:
         self.bus, self.clock = Bus(), VirtualClock()
@@ -218,7 +222,7 @@ class BiosMachine:
             )
             for device in devices
         ]
-        self._make_chips()
+        self._make_chips(real_vga)
         self.processor = FakeProcessor()
         self.bios = Bios(
             self.bus, self.memory, self.clock, drives=self.drives, a20=lambda: self.a20, **settings
@@ -227,7 +231,7 @@ class BiosMachine:
         self.host.load_rom(0xF0000, rom_image())
         self.host.reset()
 
-    def _make_chips(self) -> None:
+    def _make_chips(self, real_vga: bool) -> None:
         bus, clock = self.bus, self.clock
         self.pci, self.pic = PciBus(bus), PicPair(bus)
         self.irqs = IsaIrqs(self.pic.set_irq)
@@ -249,8 +253,13 @@ class BiosMachine:
         self.serial, self.printer = Wire(), Wire()
         self.uart = Uart(bus, clock, self.irqs.line(4), 0x3F8, self.serial)
         self.parallel = ParallelPort(bus, self.irqs.line(7), self.printer)
-        self.memory.set_kind(0xA0000, 0x20000, PageKind.MMIO)
-        self.vga = FakeVga(bus)
+        if real_vga:
+            card = Vga(bus, self.memory, clock)
+            self.pci.add(card, 2)
+            card.reset()
+        else:
+            self.memory.set_kind(0xA0000, 0x20000, PageKind.MMIO)
+            self.vga = FakeVga(bus)
 
     def _set_a20(self, enabled: bool) -> None:
         self.a20 = enabled

@@ -11,6 +11,7 @@ from vdisk.vm._bios.video.modes import MODES, Layout, dac_colours, parameter_tab
 
 TEXT = 0x18000  # of B8000 in the window of A0000
 BUFFER = 0x2000
+PLANES = [n for n, mode in MODES.items() if mode.layout in {Layout.PLANAR, Layout.MONO}]
 GRAPHICS = [number for number, mode in MODES.items() if not mode.is_text]
 
 
@@ -145,12 +146,8 @@ class TestModes:
         last = table[28 * 64 :]
         assert last[:5] == bytes([40, 24, 8, 0x00, 0x00]) and last[5:9] == b"\x01\x0f\x00\x0e"
 
-    @pytest.mark.parametrize(
-        "number", [n for n in GRAPHICS if MODES[n].layout is not Layout.PLANAR]
-    )
+    @pytest.mark.parametrize("number", [n for n in GRAPHICS if n not in PLANES])
     def test_pixels_come_back(self, pc: BiosMachine, number: int) -> None:
-        if MODES[number].layout is Layout.MONO:
-            pytest.skip("planes need a VGA")
         pc.interrupt(0x10, ax=number)
         for x, y, colour in ((0, 0, 1), (7, 3, 1), (8, 100, 1), (101, 199, 1)):
             pc.interrupt(0x10, ax=0x0C00 | colour, cx=x, dx=y)
@@ -265,3 +262,39 @@ class TestState:
         assert (answer.al, answer.bl) == (0x1A, 8)
         answer = pc.interrupt(0x10, ax=0x1200, bx=0x10)
         assert (answer.bh, answer.bl) == (0, 3)
+
+
+@pytest.fixture
+def real() -> BiosMachine:
+    """A machine with a real VGA, whose planes and latches work."""
+    machine = BiosMachine(real_vga=True)
+    machine.post()
+    return machine
+
+
+@pytest.mark.parametrize("number", PLANES)
+class TestPlanes:
+    def colours(self, number: int) -> list[int]:
+        return [1] if MODES[number].layout is Layout.MONO else [1, 6, 9, 15]
+
+    def test_pixels_come_back(self, real: BiosMachine, number: int) -> None:
+        real.interrupt(0x10, ax=number)
+        for x, colour in enumerate(self.colours(number)):
+            real.interrupt(0x10, ax=0x0C00 | colour, cx=x * 9, dx=x * 40)
+            assert real.interrupt(0x10, ax=0x0D00, cx=x * 9, dx=x * 40).al == colour
+            assert real.interrupt(0x10, ax=0x0D00, cx=x * 9 + 1, dx=x * 40).al == 0
+            real.interrupt(0x10, ax=0x0C80 | colour, cx=x * 9, dx=x * 40)  # XOR
+            assert real.interrupt(0x10, ax=0x0D00, cx=x * 9, dx=x * 40).al == 0
+
+    def test_characters_are_drawn_read_and_scrolled(self, real: BiosMachine, number: int) -> None:
+        real.interrupt(0x10, ax=number)
+        real.interrupt(0x10, ax=0x0200, bx=0, dx=0x0102)
+        real.interrupt(0x10, ax=0x0951, bx=self.colours(number)[-1], cx=2)
+        for row, column in ((1, 2), (1, 3)):
+            real.interrupt(0x10, ax=0x0200, bx=0, dx=row << 8 | column)
+            assert real.interrupt(0x10, ax=0x0800, bx=0).al == 0x51
+        real.interrupt(0x10, ax=0x0601, bx=0, cx=0, dx=0x0527)
+        real.interrupt(0x10, ax=0x0200, bx=0, dx=0x0002)
+        assert real.interrupt(0x10, ax=0x0800, bx=0).al == 0x51
+        real.interrupt(0x10, ax=0x0200, bx=0, dx=0x0102)
+        assert real.interrupt(0x10, ax=0x0800, bx=0).al in {0x00, 0x20}
