@@ -457,6 +457,7 @@ STACK_OPERATIONS = {
     *("ret", "pushf", "popf"),
 }
 CODE_OPERATIONS = STACK_OPERATIONS | {
+    *("fxsave", "fxrstor"),
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "in", "out", "popf"),
     *("iretq", "syscall", "sysretq", "write_cr3", "invlpg", "iretd", "sysenter", "sysexit"),
     *("movs", "stos", "lods", "scas", "cmps", "xlat", "sse_masked_store"),

@@ -1,4 +1,4 @@
-"""The x87 and SSE state as a whole: FXSAVE, FXRSTOR, FNSAVE, FNSTENV and their kin, MXCSR.
+"""The x87 state as a whole: FNSAVE, FNSTENV and their kin.
 
 SDM volume 1, sections 8.1 and 10.5; volume 2, the instructions' pages.  ``fpu_tag`` holds a bit
 pair for each physical register (3: empty); ``fpu_top`` is kept apart from the status word.
@@ -10,22 +10,14 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.faults import GuestFault
-from vdisk.vm.cpu.system import CR0_EM, CR0_TS, CR4_OSFXSR, on
+from vdisk.vm.cpu.system import on
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
     from vdisk.vm.cpu.system import Instruction
 
-MXCSR_MASK = 0xFFFF
-FXSAVE_SIZE = 512
 INITIAL_CONTROL = 0x37F
 ALL_EMPTY = 0xFFFF
-
-
-def available(core: Core) -> None:
-    """#NM where CR0 says that x87 is emulated, or that its state is another task's."""
-    if core.state.cr0 & (CR0_EM | CR0_TS):
-        raise GuestFault(faults.NM)
 
 
 def status_word(core: Core) -> int:
@@ -39,66 +31,6 @@ def abridged_tag(core: Core) -> int:
     return sum(1 << number for number in range(8) if tag >> 2 * number & 3 != 3)
 
 
-def _area(core: Core, n: Instruction, *, write: bool) -> int:
-    """The 512-byte area: aligned to 16, writable as a whole."""
-    available(core)
-    linear = n.linear(FXSAVE_SIZE, write=write)
-    if linear & 15:
-        raise GuestFault(faults.GP)
-    if write:
-        core.check_write(linear, FXSAVE_SIZE)
-    return linear
-
-
-@on("FXSAVE", "FXSAVE64")
-def _fxsave(core: Core, n: Instruction) -> None:
-    state, at = core.state, _area(core, n, write=True)
-    image = bytearray(416)
-    words = (state.fpu_control, status_word(core), abridged_tag(core), state.fpu_opcode)
-    for place, word in enumerate(words):
-        image[2 * place : 2 * place + 2] = word.to_bytes(2, "little")
-    image[8:16] = state.fpu_ip.to_bytes(8, "little")
-    image[16:24] = state.fpu_dp.to_bytes(8, "little")
-    image[24:28] = state.mxcsr.to_bytes(4, "little")
-    image[28:32] = MXCSR_MASK.to_bytes(4, "little")
-    for number in range(8):
-        value = getattr(state, f"st{(state.fpu_top + number) & 7}") & ((1 << 80) - 1)
-        image[32 + 16 * number : 48 + 16 * number] = value.to_bytes(16, "little")
-    for number in range(16 if state.mode == 64 else 8):
-        value = getattr(state, f"xmm{number}")
-        image[160 + 16 * number : 176 + 16 * number] = value.to_bytes(16, "little")
-    length = 416 if state.mode == 64 else 288
-    for place in range(0, length, 8):
-        core.store(at + place, 8, int.from_bytes(image[place : place + 8], "little"))
-
-
-@on("FXRSTOR", "FXRSTOR64")
-def _fxrstor(core: Core, n: Instruction) -> None:
-    state, at = core.state, _area(core, n, write=False)
-    length = 416 if state.mode == 64 else 288
-    image = b"".join(
-        core.load(at + place, 8).to_bytes(8, "little") for place in range(0, length, 8)
-    )
-
-    def field(start: int, size: int) -> int:
-        return int.from_bytes(image[start : start + size], "little")
-
-    if state.cr4 & CR4_OSFXSR and field(24, 4) & ~MXCSR_MASK:
-        raise GuestFault(faults.GP)
-    state.fpu_control, status, tag = field(0, 2) & 0x1F7F | 0x40, field(2, 2), field(4, 1)
-    top = state.fpu_top = status >> 11 & 7
-    state.fpu_status, state.fpu_opcode = status & ~0x3800, field(6, 2)
-    state.fpu_ip, state.fpu_dp = field(8, 8), field(16, 8)
-    values = [field(32 + 16 * number, 10) for number in range(8)]
-    for number, value in enumerate(values):
-        setattr(state, f"st{(top + number) & 7}", value)
-    state.fpu_tag = sum(_tag(tag, n, values[(n - top) & 7]) << 2 * n for n in range(8))
-    if state.cr4 & CR4_OSFXSR:
-        state.mxcsr = field(24, 4)
-        for number in range(16 if state.mode == 64 else 8):
-            setattr(state, f"xmm{number}", field(160 + 16 * number, 16))
-
-
 def _tag(abridged: int, number: int, value: int) -> int:
     """The full tag of a physical register: 0 valid, 1 zero, 2 special, 3 empty."""
     if not abridged >> number & 1:
@@ -107,19 +39,6 @@ def _tag(abridged: int, number: int, value: int) -> int:
     if exponent == 0 and fraction == 0:
         return 1
     return 0 if exponent not in (0, 0x7FFF) and fraction >> 63 else 2
-
-
-@on("LDMXCSR")
-def _ldmxcsr(core: Core, n: Instruction) -> None:
-    value = n.read(0, 4)
-    if value & ~MXCSR_MASK:
-        raise GuestFault(faults.GP)
-    core.state.mxcsr = value
-
-
-@on("STMXCSR")
-def _stmxcsr(core: Core, n: Instruction) -> None:
-    n.write(core.state.mxcsr, 0, 4)
 
 
 # -- FNSTENV, FLDENV, FNSAVE, FRSTOR -----------------------------------------------------------

@@ -462,8 +462,7 @@ SYSTEM = (
     *("CPUID", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
     *("MONITOR", "MWAIT", "SALC", "UD2", "XGETBV", "XSETBV", "CLFLUSH", "RDPID"),
-    *("FXSAVE", "FXRSTOR", "FXSAVE64", "FNSTENV", "FLDENV", "FNSAVE", "FRSTOR"),
-    *("FXRSTOR64", "LDMXCSR", "STMXCSR"),
+    *("FNSTENV", "FLDENV", "FNSAVE", "FRSTOR"),
 )
 
 

@@ -186,6 +186,18 @@ def _control(d: Lowering) -> list[Op]:
     return _with_memory(d, name, 16, 0)
 
 
+@on("FXSAVE", "FXSAVE64", "FXRSTOR", "FXRSTOR64")
+def _fxsave(d: Lowering) -> list[Op]:
+    saves = d.i.mnemonic in (Mnemonic.FXSAVE, Mnemonic.FXSAVE64)
+    return _with_memory(d, "fxsave" if saves else "fxrstor", 512 * 8, 0)
+
+
+@on("LDMXCSR", "STMXCSR")
+def _mxcsr(d: Lowering) -> list[Op]:
+    loads = d.i.mnemonic == Mnemonic.LDMXCSR
+    return _with_memory(d, "ldmxcsr" if loads else "stmxcsr", 32, 0)
+
+
 @on("FNSTSW")
 def _fnstsw(d: Lowering) -> list[Op]:
     return [*d.before, d.with_operands("fnstsw", 16, (0,))]

@@ -23,6 +23,8 @@ KNOWN = {
     **ROUTINES,
     "simd_begin": Routine("simd_begin", (), "void", lambda b: None),
     "simd_end": Routine("simd_end", (), "void", lambda b: None),
+    "read_mxcsr": Routine("read_mxcsr", (), "i32", lambda b: None),
+    "write_mxcsr": Routine("write_mxcsr", ("i32",), "void", lambda b: None),
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
@@ -224,6 +226,30 @@ fault:
   store i32 1, ptr %pp
   br label %done
 done:
+  ret void
+}}
+define {PRESERVE} i32 @read_mxcsr(ptr %st) {{
+  %m = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %m)
+  %now = load i32, ptr %m
+  %f = and i32 %now, 63
+  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
+  %g = load i32, ptr %gp
+  %all = or i32 %g, %f
+  ret i32 %all
+}}
+define {PRESERVE} void @write_mxcsr(ptr %st, i32 %value) {{
+  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
+  store i32 %value, ptr %gp
+  %masks = lshr i32 %value, 7
+  %open = xor i32 %masks, 63
+  %u = and i32 %open, 63
+  %up = getelementptr i8, ptr %st, i64 {unmasked}
+  store i32 %u, ptr %up
+  %m = alloca i32
+  %masked = or i32 %value, 8064
+  store i32 %masked, ptr %m
+  call void @llvm.x86.sse.ldmxcsr(ptr %m)
   ret void
 }}
 define void @guest_mxcsr(ptr %st) {{

@@ -94,6 +94,17 @@ def unmasked(mxcsr: int) -> int:
     return ~mxcsr >> 7 & ALL
 
 
+def read_mxcsr(state: memoryview) -> int:
+    """MXCSR with the flags raised so far."""
+    return _get(state, "mxcsr")
+
+
+def write_mxcsr(state: memoryview, value: int) -> None:
+    """Load MXCSR."""
+    _set(state, "mxcsr", value)
+    _set(state, "simd_unmasked", unmasked(value))
+
+
 def simd_begin(state: memoryview) -> None:
     """Put the flags aside, to learn what this instruction alone finds."""
     mxcsr = _get(state, "mxcsr")
@@ -122,7 +133,7 @@ NAMES: dict[str, Any] = {
     function.__name__: function
     for function in (
         *(sse, sse_blend, sse_flags, sse_string, sse_to_register, sse_from_register),
-        *(simd_begin, simd_end),
+        *(simd_begin, simd_end, read_mxcsr, write_mxcsr),
     )
 }
 """For the namespace that generated Python is executed in."""

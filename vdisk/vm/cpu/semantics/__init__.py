@@ -6,6 +6,7 @@ def load_all() -> None:
     from vdisk.vm.cpu import lowering, lowering_sse, lowering_x87
     from vdisk.vm.cpu.semantics import (
         bits,
+        contexts,
         control,
         integer,
         machine,
@@ -16,5 +17,5 @@ def load_all() -> None:
         x87,
     )
 
-    del lowering_sse, lowering_x87, sse, x87
+    del contexts, lowering_sse, lowering_x87, sse, x87
     del lowering, bits, control, integer, machine, privileged, shifts, strings
