@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_OPTION_DEPTH = 64
 """Levels of nested options: a node for each file and filter of a stack, so far beyond use."""
 
+NOT_IN_NAMES = frozenset("/:")
+"""No option has these in its name; paths and URIs have, often before a "="."""
+
 _TRUE = ("on", "yes", "true", "y")
 _FALSE = ("off", "no", "false", "n")
 
@@ -68,14 +71,15 @@ def escape_commas(value: str) -> str:
 def parse_keyval(text: str, *, implied_key: str | None = None) -> dict[str, str]:
     """``key=value,key=value`` as a flat dictionary; a later key replaces an earlier one.
 
-    ``implied_key``: names a first part without "=".  Elsewhere ``key`` alone means ``key=on``
-    and ``nokey`` means ``key=off``, as in QEMU.
+    ``implied_key``: names a first part without "=", and one that is a URI or a path, whatever is
+    in it.  Elsewhere ``key`` alone means ``key=on`` and ``nokey`` means ``key=off``, as in QEMU.
     """
     found: dict[str, str] = {}
     for index, part in enumerate(split_commas(text)):
         key, equals, value = part.partition("=")
-        if not equals:
-            key, value = _short_form(part, implied_key if index == 0 else None)
+        implied = implied_key if index == 0 else None
+        if not equals or (implied and not NOT_IN_NAMES.isdisjoint(key)):
+            key, value = _short_form(part, implied)
         if not key:
             raise InvalidRequestError(f"option list {text!r} has an option without a name")
         found[key] = value

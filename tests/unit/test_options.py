@@ -55,6 +55,10 @@ def test_keyval(text: str, expected: dict[str, str]) -> None:
 
 def test_implied_key() -> None:
     assert parse_keyval("secret,id=s", implied_key="qom-type") == {"qom-type": "secret", "id": "s"}
+    uri = "nbd+unix:///export?socket=/run/nbd"
+    assert parse_keyval(f"{uri},if=virtio", implied_key="file") == {"file": uri, "if": "virtio"}
+    assert parse_keyval("./a=b", implied_key="file") == {"file": "./a=b"}
+    assert parse_keyval("a=b", implied_key="file") == {"a": "b"}
 
 
 @pytest.mark.parametrize("text", ["", ",a=1", "a=1,", "=1", "a=1,=2"])
