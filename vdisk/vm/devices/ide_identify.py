@@ -93,7 +93,7 @@ def identify_disk(
     words.text(23, 4, FIRMWARE)
     words.text(27, 20, DISK_MODEL)
     words[47] = 0x8000 | MAX_MULTIPLE
-    words[48] = 1  # 32-bit PIO
+    words[48] = 0x4000  # no trusted computing; until ATA-7, its bit 0 said 32-bit PIO
     words[49] = 0x0B00  # IORDY, LBA, DMA
     words[50] = 0x4000
     words[51] = words[52] = 0x0200
