@@ -8,11 +8,12 @@ JOBS   ?= auto
 TIME   ?= 60
 SEED   ?=
 
-.PHONY: help setup peers lint test demo bench fuzz cuts soak together clean
+.PHONY: help setup peers lint test guests demo bench fuzz cuts soak together clean
 
 help:
 	@echo "make demo    set up, then make, change, check and compare a real disk image"
 	@echo "make test    set up, install the peers, lint, type-check, run every test"
+	@echo "make guests  the guests that take minutes: an installed Debian, a 32-bit kernel"
 	@echo "make bench   vdisk beside qemu-img: seconds and ratios"
 	@echo "make fuzz    hostile input to every parser, each for TIME=$(TIME) seconds"
 	@echo "make cuts    loss of power at any point of any operation, for TIME=$(TIME) seconds"
@@ -39,6 +40,9 @@ lint: setup
 test: setup peers lint
 	$(BIN)/pytest -n $(JOBS)
 
+guests: setup peers
+	VDISK_TEST_GUESTS=1 $(BIN)/pytest tests/vm/test_guests.py
+
 demo: setup peers
 	@$(BIN)/python examples/demo.py
 
@@ -47,6 +51,7 @@ bench: setup peers
 	$(BIN)/python bench/nbd.py
 	$(BIN)/python bench/nbd_client.py
 	$(BIN)/python bench/emu_blockdev.py
+	$(BIN)/python bench/boot.py
 
 # Without atheris (there is none for this Python or system) inputs are chosen by chance alone.
 $(VENV)/.fuzz: $(VENV)/.complete
@@ -66,5 +71,5 @@ together: setup peers
 	$(BIN)/python -m fuzz.together --time $(TIME) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf .fuzz $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .fuzz .guests $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

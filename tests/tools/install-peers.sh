@@ -23,6 +23,7 @@ vncsnapshot vncsnapshot
 iasl        acpica-tools
 nasm        nasm
 qemu-system-x86_64 qemu-system-x86
+debootstrap debootstrap
 syslinux    syslinux syslinux-common
 /usr/lib/ISOLINUX/isolinux.bin isolinux
 mformat     mtools

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vdisk
-from tests.tools import guests
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.vm import Machine
 

@@ -1,0 +1,215 @@
+"""Linux on our machine beside QEMU's (``-accel tcg``): from power-on to a shell, and its disks.
+
+    python bench/boot.py [--rounds 3] [--kernel cloud|generic|686] [--no-disks] [--quick]
+
+Both boot the same Debian kernel with the same initramfs (tests/tools/guests.py), each in a process
+of its own, in turns.  Counted is from the start of the process until the shell has spoken: seconds
+by the clock, and processor seconds of the process, which a busy machine upsets less.  ``cold``:
+our first run with an empty cache of compiled code.  Then ``dd``, in the guest, reads and writes a
+raw and a qcow2 disk of each through virtio-blk and IDE, past the guest's own cache (O_DIRECT)
+but not past the host's; MB/s as the guest measures, medians.  Ratios above 1: ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import vdisk
+from tests.tools import guests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KERNELS = {"cloud": guests.CLOUD, "generic": guests.GENERIC, "686": guests.I686}
+MEMORY_MIB = 256
+DISK_SIZE = 256 << 20
+DISKS = [(bus, form) for bus in ("virtio", "ide") for form in ("raw", "qcow2")]
+DEVICES = {("virtio", "raw"): "vda", ("virtio", "qcow2"): "vdb",
+           ("ide", "raw"): "sda", ("ide", "qcow2"): "sdb"}  # fmt: skip
+PATIENCE = 600
+
+
+class Load(NamedTuple):
+    """One ``dd``."""
+
+    name: str
+    words: str
+    count: int
+
+
+LOADS = [
+    Load("read 4 KiB", "if={device} of=/dev/null bs=4k iflag=direct", 2000),
+    Load("write 4 KiB", "if=/dev/zero of={device} bs=4k oflag=direct", 2000),
+    Load("read 1 MiB", "if={device} of=/dev/null bs=1M iflag=direct", 200),
+    Load("write 1 MiB", "if=/dev/zero of={device} bs=1M oflag=direct", 200),
+    Load("read 1 MiB, guest's cache", "if={device} of=/dev/null bs=1M", 200),
+]
+
+
+class Boot(NamedTuple):
+    """Seconds until the shell: by the clock, and of processor time."""
+
+    wall: float
+    cpu: float
+
+
+class Talk:
+    """A machine's process, whose serial line is its standard input and output."""
+
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+        self._said = b""
+        self._began = time.monotonic()
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
+        )
+
+    def until_ready(self) -> Boot:
+        self._until(rb"the shell is ready")
+        return Boot(time.monotonic() - self._began, self._cpu_seconds())
+
+    def run(self, command: str) -> str:
+        """What a command prints."""
+        assert self.process.stdin is not None
+        # What the terminal echoes is another text than what the command prints.
+        self.process.stdin.write(f"{command} 2>&1; echo '<'end'>'\n".encode())
+        self.process.stdin.flush()
+        return self._until(rb"<end>").decode(errors="replace")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _until(self, pattern: bytes) -> bytes:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + PATIENCE
+        while (match := re.search(pattern, self._said)) is None:
+            part = os.read(self.process.stdout.fileno(), 65536)
+            if not part or time.monotonic() > deadline:
+                self.end()
+                raise SystemExit(f"{self.process.args} said, last: {self._said[-500:]!r}")
+            self._said += part
+        found, self._said = self._said[: match.end()], self._said[match.end() :]
+        return found
+
+    def _cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Machines:
+    """How each of the two is started, with disks of its own."""
+
+    def __init__(self, guest: guests.Guest, folder: Path, *, disks: bool) -> None:
+        self._guest, self._folder, self._disks = guest, folder, disks
+        for name in ("ours", "qemu") if disks else ():
+            for bus, form in DISKS:
+                vdisk.create(self._image(name, bus, form), DISK_SIZE, format=form)
+
+    def _image(self, name: str, bus: str, form: str) -> Path:
+        return self._folder / f"{name}-{bus}.{form}"
+
+    def _images(self, name: str) -> Iterator[tuple[Path, str, str]]:
+        for bus, form in DISKS if self._disks else ():
+            yield self._image(name, bus, form), bus, form
+
+    def ours(self, cache: str | None = None) -> Talk:
+        words = [sys.executable, "-m", "vdisk.cli.vm", "run", "--accel", "llvm"]
+        words += ["--memory", f"{MEMORY_MIB}M", "--display", "none", "--serial", "stdio"]
+        words += self._linux("--")
+        for image, bus, form in self._images("ours"):
+            words += ["--disk", f"{image},if={bus},format={form}"]
+        return Talk(words, {} if cache is None else {"XDG_CACHE_HOME": cache})
+
+    def qemu(self) -> Talk:
+        words = ["qemu-system-x86_64", "-accel", "tcg", "-m", str(MEMORY_MIB), "-nodefaults"]
+        words += ["-display", "none", "-vga", "std", "-serial", "stdio", *self._linux("-")]
+        for image, bus, form in self._images("qemu"):
+            words += ["-drive", f"file={image},if={bus},format={form}"]
+        return Talk(words, {})
+
+    def _linux(self, dash: str) -> list[str]:
+        kernel, initrd = self._guest
+        options = {"kernel": kernel, "initrd": initrd, "append": guests.APPEND}
+        return [word for name, value in options.items() for word in (dash + name, value)]
+
+
+def measure_disks(talk: Talk, scale: int) -> dict[tuple[str, str, str], float]:
+    """MB/s of each load on each disk."""
+    found = {}
+    for bus, form in DISKS:
+        device = f"/dev/{DEVICES[bus, form]}"
+        talk.run(f"dd if=/dev/zero of={device} bs=1M oflag=direct")  # nothing is a hole
+        for load in LOADS:
+            talk.run("echo 3 > /proc/sys/vm/drop_caches")
+            words = load.words.format(device=device)
+            said = talk.run(f"dd {words} count={max(load.count // scale, 1)}")
+            size, seconds = re.findall(r"(\d+) bytes .* copied, ([\d.]+) seconds", said)[0]
+            found[bus, form, load.name] = int(size) / 1e6 / float(seconds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kernel", choices=KERNELS, default="cloud")
+    parser.add_argument("--no-disks", dest="disks", action="store_false")
+    parser.add_argument("--quick", action="store_true", help="a tenth of each dd")
+    arguments = parser.parse_args()
+    guest = guests.guest(KERNELS[arguments.kernel])
+    boots: dict[str, list[Boot]] = {"qemu": [], "cold": [], "ours": []}
+    speeds: dict[str, list[dict[tuple[str, str, str], float]]] = {"qemu": [], "ours": []}
+    with tempfile.TemporaryDirectory(prefix="vdisk-boot-") as folder:
+        machines = Machines(guest, Path(folder), disks=arguments.disks)
+        talk = machines.ours(cache=f"{folder}/cache")
+        boots["cold"].append(talk.until_ready())
+        talk.end()
+        for _ in range(arguments.rounds):
+            for name, start in (("qemu", machines.qemu), ("ours", machines.ours)):
+                talk = start()
+                boots[name].append(talk.until_ready())
+                if arguments.disks:
+                    speeds[name].append(measure_disks(talk, 10 if arguments.quick else 1))
+                talk.end()
+    print_boots(boots)
+    if arguments.disks:
+        print_speeds(speeds)
+
+
+def print_boots(boots: dict[str, list[Boot]]) -> None:
+    medians = {
+        name: Boot(*(statistics.median(column) for column in zip(*found, strict=True)))
+        for name, found in boots.items()
+    }
+    qemu = medians["qemu"]
+    print(f"{'to the shell':<28}{'seconds':>10}{'QEMU/this':>11}{'CPU s':>9}{'QEMU/this':>11}")
+    for name, label in (("qemu", "QEMU tcg"), ("cold", "ours, cold"), ("ours", "ours, warm")):
+        boot = medians[name]
+        print(f"{label:<28}{boot.wall:>10.2f}{qemu.wall / boot.wall:>11.2f}"
+              f"{boot.cpu:>9.2f}{qemu.cpu / boot.cpu:>11.2f}")  # fmt: skip
+
+
+def print_speeds(speeds: dict[str, list[dict[tuple[str, str, str], float]]]) -> None:
+    print(f"\n{'dd in the guest, MB/s':<44}{'QEMU':>9}{'ours':>9}{'ours/QEMU':>11}")
+    for bus, form in DISKS:
+        for load in LOADS:
+            key = bus, form, load.name
+            qemu, ours = (
+                statistics.median(found[key] for found in speeds[name]) for name in ("qemu", "ours")
+            )
+            label = f"{bus}, {form}: {load.name}"
+            print(f"{label:<44}{qemu:>9.1f}{ours:>9.1f}{ours / qemu:>11.2f}")
+
+
+if __name__ == "__main__":
+    main()
