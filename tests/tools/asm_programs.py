@@ -20,8 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.tools import peers
+from vdisk.vm._machine.processor import Processor
+from vdisk.vm._machine.running import Threads
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
+from vdisk.vm.clock import RealClock
+from vdisk.vm.devices.apic_bus import ApicBus
+from vdisk.vm.devices.lapic import Lapic
 from vdisk.vm.memory import GuestMemory
 
 if TYPE_CHECKING:
@@ -129,6 +134,47 @@ class Board:
         """Release the accelerator."""
         self.vcpu.close()
         self.accelerator.close()
+
+
+class SmpBoard(Board):
+    """The same with several processors, their local APICs, and a thread for each."""
+
+    def __init__(self, engine: Engine, image: bytes, processors: int) -> None:
+        super().__init__(engine, image)
+        self.clock, apics = RealClock(self.bus.lock), ApicBus()
+        vcpus = [self.vcpu, *(self.accelerator.vcpu(index) for index in range(1, processors))]
+        self.processors = [Processor(vcpu, self.bus) for vcpu in vcpus]
+        for processor in self.processors:
+            lapic = Lapic(processor.index, apics, self.clock, processor)
+            processor.lapic = lapic
+            processor.connect(lapic, lapic)
+            processor.reset()
+        self.over = threading.Event()
+        self.stuck: list[str] = []
+        self.running = Threads(self.processors, self.bus, self.clock, self._report, {})
+
+    def _exit(self, _offset: int, _size: int, _value: int) -> None:
+        self.exited = True
+        self.over.set()
+
+    def _report(self, processor: Processor, result: VcpuExit) -> None:
+        self.stuck.append(f"processor {processor.index}: {result} {processor.vcpu.error}")
+        self.over.set()
+
+    def run(self) -> str:
+        self.running.resume()
+        self.over.wait(PATIENCE)
+        self.running.close()
+        text = self.said.decode("ascii", "replace")
+        if self.exited and not self.stuck:
+            return text
+        places = [f"{each.vcpu.get_registers().rip:#x}" for each in self.processors]
+        return f"{text}\n{self.stuck} at {places}"
+
+    def close(self) -> None:
+        for processor in self.processors[1:]:
+            processor.vcpu.close()
+        super().close()
 
 
 def run_qemu(image: Path, processors: int = 1) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tools.asm_programs import Board, programs, run_qemu
+from tests.tools.asm_programs import Board, SmpBoard, programs, run_qemu
 from tests.tools.engines import ENGINES
 from tests.tools.peers import requires_peer
 from vdisk.vm.accel import kvm_probe
@@ -26,15 +26,15 @@ GAPS = {
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 def test_on_an_engine(engine, program, tmp_path):
     engine.require()
-    if program.processors > 1:
-        pytest.skip("needs a machine with several processors")
     if engine.name == "kvm":
         reason = kvm_probe.problem()
         if reason:
             pytest.skip(reason)
     if engine.name != "kvm" and program.name in GAPS:
         pytest.xfail(GAPS[program.name])
-    board = Board(engine, program.assemble(tmp_path))
+    image = program.assemble(tmp_path)
+    several = program.processors > 1
+    board = SmpBoard(engine, image, program.processors) if several else Board(engine, image)
     try:
         assert board.run().splitlines() == list(program.lines)
     finally:

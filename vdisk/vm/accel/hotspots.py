@@ -34,6 +34,10 @@ MOST_REGIONS = 20_000
 """Compiled code is never given back; this many are some hundred megabytes."""
 
 
+MOST_COUNTED = 100_000
+"""Blocks that were met but are not hot yet."""
+
+
 class Hotspots:
     """The second tier of one machine.
 
@@ -49,6 +53,7 @@ class Hotspots:
         self._last_found = time.monotonic()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # of what is known and counted
         self._compiler: CompilerProcess | None = None
 
     def start(self) -> None:
@@ -83,17 +88,28 @@ class Hotspots:
     def found(self, physical: int, mode: Mode) -> None:
         """A vCPU is about to execute the block at a physical address."""
         key = (physical, mode)
-        if key in self._known:
-            return
-        self._counts[key] += 1
-        if self._counts[key] >= THRESHOLD and len(self._known) < MOST_REGIONS:
+        with self._lock:
+            if key in self._known or self.compiled >= MOST_REGIONS:
+                return
+            if len(self._counts) >= MOST_COUNTED:
+                self._counts.clear()
+            self._counts[key] += 1
+            if self._counts[key] < THRESHOLD:
+                return
             self._known.add(key)
-            self._last_found = time.monotonic()
-            self._orders.put(key)
+        self._last_found = time.monotonic()
+        self._orders.put(key)
 
     def forget(self, page_number: int) -> None:
         """What was made from a page is gone: it may become hot again."""
-        self._known = {key for key in self._known if key[0] >> PAGE_SHIFT != page_number}
+        with self._lock:
+            self._known = {key for key in self._known if key[0] >> PAGE_SHIFT != page_number}
+
+    def forget_all(self) -> None:
+        """Nothing is left of what was translated."""
+        with self._lock:
+            self._known.clear()
+            self._counts.clear()
 
     # -- compiling -------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ shows.  Addresses in the state are offsets here: guest memory and the arena begi
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
@@ -89,19 +90,21 @@ class InterpVcpu(SoftwareVcpu):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        view, arena = self.state.view, self.engine.arena
+    def execute(self, record: int) -> None:
+        """Only one vCPU executes a record at a time, so whatever is in one is atomic."""
+        view, arena, turn = self.state.view, self.engine.arena, self.engine.turn
         self.state.simd_unmasked = python_sse.unmasked(self.state.mxcsr)
         try:
-            if self._start_at:
-                record, self._start_at = self._start_at - arena.address, 0
+            if record:
+                record -= arena.address
             else:
                 state = self.state
                 record = self.goto(self.wrap_code(state.rip + state.cs_base), 0)
             while True:
                 number = int.from_bytes(arena.bytes[record : record + 8], "little")
                 handler = self._handlers.get(number) or self._make(number)
-                record = handler(view, record)
+                with turn:
+                    record = handler(view, record)
         except _Left:
             return
 
@@ -239,6 +242,7 @@ class InterpAccelerator(SoftwareAccelerator):
         load_all()
         self._numbers: dict[Shape, int] = {}
         self.shapes: list[Shape] = [Shape("undefined")]
+        self.turn = threading.Lock()
         super().__init__(memory, bus)
 
     def vcpu(self, index: int) -> InterpVcpu:

@@ -41,10 +41,9 @@ class LlvmVcpu(SoftwareVcpu):
             **engine.callbacks,
         }
 
-    def enter(self) -> None:
-        if self._start_at:
-            start, self._start_at = self._start_at, 0
-            self.engine.native.enter_at(self.state.address, start)
+    def execute(self, record: int) -> None:
+        if record:
+            self.engine.native.enter_at(self.state.address, record)
         else:
             self.engine.native.enter(self.state.address)
 
@@ -104,6 +103,10 @@ class LlvmAccelerator(SoftwareAccelerator):
             vcpu.sample()
         if self.hotspots is not None:
             self.hotspots.forget(page_number)
+
+    def started_over(self) -> None:
+        if self.hotspots is not None:
+            self.hotspots.forget_all()
 
     def close(self) -> None:
         if self.hotspots is not None:

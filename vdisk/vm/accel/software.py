@@ -1,7 +1,26 @@
 """What the software engines share: a vCPU over translated records, and the translations.
 
-An engine says how records are executed (:meth:`SoftwareVcpu.enter`), how routines of the run-time
+An engine says how records are executed (:meth:`SoftwareVcpu.execute`), how routines of the run-time
 are called, and what a handler is (:meth:`SoftwareAccelerator.handlers`).
+
+Several vCPUs execute the same records at the same time, each in a thread of its own; what makes
+that right:
+
+* ``lock`` guards the translations.  It is taken with the bus's lock held (DMA that hits code),
+  never the other way round.
+* Records are written before the code array or the link that leads to them, and none is used again
+  while anybody may execute it.  Dropping a block overwrites its records' handlers, one aligned
+  word each: a vCPU in the middle of it ends its instruction and looks the next one up.
+* A vCPU's TLB belongs to its thread.  Others ask for a flush (:meth:`SoftwareVcpu.request_flush`),
+  which happens before the vCPU enters generated code again; that it leaves soon, a kick sees to.
+  The one exception only ever makes entries useless (``drop_write_entries``).
+* Code and its writers: a translation marks the page first, takes the write tags from all TLBs
+  next, and only then reads the code.  A store without a write tag looks at the marks afterwards,
+  and a new write tag is taken back where the page is marked (``fill``, ``stored``).  What remains
+  is a store whose thread stands still, between its look at the tag and the store itself, for as
+  long as the translation takes; a guest that relies on that has no ordering of its own either.
+* When the arena is full, :meth:`SoftwareAccelerator.start_over` waits until no vCPU is in
+  generated code (``inside``).
 """
 
 from __future__ import annotations
@@ -9,11 +28,12 @@ from __future__ import annotations
 import threading
 import time
 from abc import abstractmethod
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import Accelerator
 from vdisk.vm.cpu import mmu
-from vdisk.vm.cpu.arena import Arena
+from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.core import FOREVER, KICK, Core
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.semantics.machine import stale_shape
@@ -44,8 +64,16 @@ class SoftwareVcpu(Core):
         self._scratch: dict[tuple[bytes, int, Mode], int] = {}
         self._tsc_shift = 0  # what was written to the counter, beside a machine's own time
         self._running = False
-        self._start_at = 0  # the record of such a translation, when it is to be executed
+        self._start_at = 0  # the record of such a translation, when it is to be executed …
+        self._start_generation = 0  # … and of which generation of the arena it is
+        self._flush_wanted = False
+        self.inside = threading.Lock()
+        """Held while generated code runs."""
         super().__init__(index, engine.bus)
+
+    @abstractmethod
+    def execute(self, record: int) -> None:
+        """Execute records until one leaves: from an address on, or (0) from ``rip``."""
 
     @abstractmethod
     def routine(self, name: str, *arguments: int) -> int:
@@ -67,9 +95,48 @@ class SoftwareVcpu(Core):
             self.state.code_table = self.engine.arena.table_address(mode)
             self.state.flush_tlb()  # code entries are of a mode
 
+    # -- running ---------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        engine = self.engine
+        if engine.stopping:
+            engine.await_start()
+        with self.inside:
+            if self._flush_wanted:
+                self._flush()
+            start, self._start_at = self._start_at, 0
+            if start and self._start_generation != engine.arena.generation:
+                start = 0  # it is gone; what is at rip is looked up again
+            self.execute(start)
+
+    def request_flush(self) -> None:
+        """From any thread: forget what addresses were translated to, and take A20's mask."""
+        if self.thread == threading.get_ident():
+            self._flush()
+        else:
+            self._flush_wanted = True
+            self.state.kick = KICK
+
+    def _flush(self) -> None:
+        self._flush_wanted = False
+        self.state.a20_mask = self.engine.a20_mask
+        self.state.flush_tlb()
+
+    def forget_code(self) -> None:
+        """Nothing is left of what was translated; this vCPU is not in generated code."""
+        self._scratch.clear()
+        self._flush_wanted = True
+
     # -- code ------------------------------------------------------------------------------------
 
     def _translate(self) -> None:
+        generation = self.engine.arena.generation
+        try:
+            self._translate_block()
+        except ArenaFullError:
+            self.engine.start_over(generation)
+
+    def _translate_block(self) -> None:
         state = self.state
         linear = self.wrap_linear(state.rip + state.cs_base)
         physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
@@ -93,12 +160,14 @@ class SoftwareVcpu(Core):
             return
         code = self.fetch_code(linear)
         offset = linear & IN_PAGE
+        generation = self.engine.arena.generation
         key = (code, offset, self.mode)
         record = self._scratch.get(key)
         if record is None:
             record = self._scratch[key] = self.engine.translate_once(code, offset, self.mode)
         self.state.code_page = linear & ~IN_PAGE
         self._start_at = self.engine.arena.record_address(record)
+        self._start_generation = generation
 
     @abstractmethod
     def remember_code_page(self, linear: int) -> None:
@@ -210,9 +279,12 @@ class SoftwareAccelerator(Accelerator):
         self.vcpus: list[SoftwareVcpu] = []
         self.lock = threading.RLock()
         self._a20 = True
+        self.stopping = False
+        self._fence = threading.Lock()
+        self._restart = threading.Lock()  # held while no vCPU may enter generated code
         self._stale = self.handlers([stale_shape()])[stale_shape()]
         memory.on_dirtied(self.dirtied)
-        memory.on_change(lambda *_: self._flush_all())
+        memory.on_change(lambda *_: self._flush_tlbs())
 
     @abstractmethod
     def handlers(self, shapes: Iterable[Shape]) -> dict[Shape, int]:
@@ -232,13 +304,48 @@ class SoftwareAccelerator(Accelerator):
     def a20(self, enabled: bool) -> None:
         if enabled != self._a20:
             self._a20 = enabled
-            for vcpu in self.vcpus:
-                vcpu.state.a20_mask = (1 << 64) - 1 if enabled else ~(1 << 20)
-            self._flush_all()
+            self._flush_tlbs()
 
-    def _flush_all(self) -> None:
+    @property
+    def a20_mask(self) -> int:
+        """What A20M# leaves of a physical address."""
+        return (1 << 64) - 1 if self._a20 else ~(1 << 20)
+
+    def _flush_tlbs(self) -> None:
         for vcpu in self.vcpus:
-            vcpu.state.flush_tlb()
+            vcpu.request_flush()
+
+    # -- starting over -----------------------------------------------------------------------------
+
+    def await_start(self) -> None:
+        """Wait while all translations are being dropped."""
+        with self._restart:
+            pass
+
+    def start_over(self, generation: int) -> None:
+        """Drop all translations, unless somebody has done so since ``generation``.
+
+        Called from outside generated code, without locks: a vCPU inside may need any of them
+        before it leaves.
+        """
+        with self._restart, ExitStack() as outside:
+            if self.arena.generation != generation:
+                return
+            self.stopping = True
+            try:
+                for vcpu in self.vcpus:
+                    vcpu.sample()
+                    outside.enter_context(vcpu.inside)
+                with self.lock:
+                    self.arena.clear()
+                    self.started_over()
+                for vcpu in self.vcpus:
+                    vcpu.forget_code()
+            finally:
+                self.stopping = False
+
+    def started_over(self) -> None:
+        """Every translation is gone."""
 
     # -- translation -------------------------------------------------------------------------------
 
@@ -252,10 +359,12 @@ class SoftwareAccelerator(Accelerator):
         """Translate the block at a physical address; False if it begins with a crossing one."""
         page_number, offset = physical >> PAGE_SHIFT, physical & IN_PAGE
         with self.lock:
+            mask = self._protect(page_number)
             code = self.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
             done = self.translator.translate(code, page_number, offset, mode)
+            end = self.translator.last_end if done else offset
+            self.arena.mark_code(page_number, mask, offset, end)
             if done:
-                self._protect(page_number, offset, self.translator.last_end)
                 self.translated(physical, mode)
             return done
 
@@ -272,13 +381,14 @@ class SoftwareAccelerator(Accelerator):
             present = self.arena.entry(codes, offset)
             if present:
                 return self.arena.wide(present) == guard
+            masks = [self._protect(number) for number in (page_number, second >> PAGE_SHIFT)]
             code = self.code_bytes(first, PAGE_SIZE - offset)
             code += self.code_bytes(second, LONGEST_INSTRUCTION - len(code))
             end = self.translator.translate_crossing(
                 code, (page_number, second >> PAGE_SHIFT), offset, mode, guard
             )
-            self._protect(page_number, offset, PAGE_SIZE)
-            self._protect(second >> PAGE_SHIFT, 0, max(end - PAGE_SIZE, 1))
+            self.arena.mark_code(page_number, masks[0], offset, PAGE_SIZE)
+            self.arena.mark_code(second >> PAGE_SHIFT, masks[1], 0, max(end - PAGE_SIZE, 1))
             return True
 
     def translate_once(self, code: bytes, offset: int, mode: Mode) -> int:
@@ -286,11 +396,15 @@ class SoftwareAccelerator(Accelerator):
         with self.lock:
             return self.translator.translate_once(code, offset, mode)
 
-    def _protect(self, page_number: int, start: int, end: int) -> None:
-        """Have writes to these bytes of a page noticed from now on."""
-        if self.arena.mark_code(page_number, start, end):
+    def _protect(self, page_number: int) -> int:
+        """Have writes to a page noticed from now on; gives the mask of what is translated of it."""
+        before = self.arena.mark_page(page_number)
+        with self._fence:  # the mark is seen before the code is read: a lock is a fence
+            pass
+        if not before:
             for vcpu in self.vcpus:
                 vcpu.drop_write_entries(page_number)
+        return before
 
     def dirtied(self, gpa: int, length: int) -> None:
         """Memory was written: drop what was translated from it."""

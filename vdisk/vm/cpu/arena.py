@@ -29,6 +29,7 @@ ARENA_RECORDS = 8 << 20
 """256 MiB of address space: more than ten times what booting a distribution translates."""
 CODE_ARRAYS = 16384
 """Pages times modes; each array is 16 KiB of address space."""
+WHOLE_PAGE = (1 << 64) - 1
 ARRAY_SIZE = PAGE_SIZE * 4
 
 _RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -41,6 +42,10 @@ class Mapping:
         self.mapping = mmap.mmap(-1, size, flags=_RESERVE)
         self.view = memoryview(self.mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
+
+    def clear(self) -> None:
+        """All zeroes again; the host has its memory back."""
+        self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(slots=True)
@@ -88,6 +93,18 @@ class Arena:
         self.pages: dict[int, CodePage] = {}
         self.next_record = 1  # 0 means "none" in a code array
         self._next_array = 0
+        self.generation = 0
+        """How often everything was dropped."""
+
+    def clear(self) -> None:
+        """Drop everything.  Nobody executes records, or knows the number of one, any more."""
+        for page in self.pages.values():
+            page.dropped += 1  # for whoever compiles a region of it now
+        self.pages.clear()
+        for mapping in (self._records, self._arrays, self._masks, *self._tables.values()):
+            mapping.clear()
+        self.next_record, self._next_array = 1, 0
+        self.generation += 1
 
     def table_address(self, mode: Mode) -> int:
         """The table of code arrays for a mode: an address for each physical page, or 0."""
@@ -161,12 +178,20 @@ class Arena:
         """Let a jump's record lead to another record."""
         self._words[record * 4 + 2] = self.record_address(target)
 
-    def mark_code(self, page_number: int, start: int, end: int) -> bool:
-        """Note that bytes [start, end) of a page are translated; True if the page had no code."""
+    def mark_page(self, page_number: int) -> int:
+        """Take all of a page for translated, until :meth:`mark_code` says what is; gives its mask.
+
+        So a store that happens while the code is read is noticed in any case.
+        """
         before = self._mask_words[page_number]
+        self._mask_words[page_number] = WHOLE_PAGE
+        return before
+
+    def mark_code(self, page_number: int, before: int, start: int, end: int) -> None:
+        """Note that bytes [start, end) of a page are translated, beside what its mask was."""
         first, last = start >> 6, min(end - 1, PAGE_SIZE - 1) >> 6
-        self._mask_words[page_number] = before | ((2 << last) - (1 << first))
-        return before == 0
+        pieces = (2 << last) - (1 << first) if end > start else 0
+        self._mask_words[page_number] = before | pieces
 
     def touches_code(self, gpa: int, length: int) -> list[int]:
         """The pages of a range in which a write may have changed translated code."""

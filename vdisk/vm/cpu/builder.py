@@ -377,6 +377,10 @@ class Builder(ABC):
         """Atomic compare and exchange: (what was there, whether it was exchanged)."""
 
     @abstractmethod
+    def fence(self) -> None:
+        """What was stored before is seen by everybody before anything after it is loaded."""
+
+    @abstractmethod
     def load_table(self, table: str, index: Value, kind: str) -> Value:
         """An element of a table that the state points to (``kinds``, ``code_masks``…)."""
 

@@ -17,7 +17,7 @@ from vdisk.vm.cpu.state import FIELDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vdisk.vm.cpu.builder import Builder, Value
+    from vdisk.vm.cpu.builder import Builder, Value, Variable
 
 
 class Shape(NamedTuple):
@@ -233,24 +233,46 @@ class Context:
         hit = self._hit(b.load_state(entry + 8, "i64"), linear, size)
         with b.if_(hit):
             host = linear + b.load_state(entry + 16, "i64")
-            old.set(b.load_host(host, self.type))
             if self.shape.lock:
-                with b.loop():
-                    new.set(change(old.get()))
-                    found, exchanged = b.exchange_host(host, old.get(), new.get())
-                    b.break_if(exchanged)
-                    old.set(found)
+                self._exchange(host, old, new, change)
             else:
+                old.set(b.load_host(host, self.type))
                 new.set(change(old.get()))
                 b.store_host(host, new.get())
         with b.else_():
             wide = b.const("i64", size)
             b.call("check_write", b.tlb(), linear, wide)
             self.check()
-            old.set(b.call("slow_load", b.tlb(), linear, wide).trunc(self.type))
-            new.set(change(old.get()))
-            b.call("slow_store", b.tlb(), linear, wide, new.get().zext("i64"))
+            if self.shape.lock:
+                host = b.call("locked_address", b.tlb(), linear, wide)
+                with b.if_(host.ne(0)):
+                    self._exchange(host, old, new, change)
+                    b.call("stored", host - b.get("memory"), wide)
+                with b.else_():
+                    self._modify_slowly(linear, old, new, change)
+            else:
+                self._modify_slowly(linear, old, new, change)
         return old.get(), new.get()
+
+    def _modify_slowly(
+        self, linear: Value, old: Variable, new: Variable, change: Callable[[Value], Value]
+    ) -> None:
+        b, wide = self.b, self.b.const("i64", self.size // 8)
+        old.set(b.call("slow_load", b.tlb(), linear, wide).trunc(self.type))
+        new.set(change(old.get()))
+        b.call("slow_store", b.tlb(), linear, wide, new.get().zext("i64"))
+
+    def _exchange(
+        self, host: Value, old: Variable, new: Variable, change: Callable[[Value], Value]
+    ) -> None:
+        """Read, change and write at a host address, atomically."""
+        b = self.b
+        old.set(b.load_host(host, self.type))
+        with b.loop():
+            new.set(change(old.get()))
+            found, exchanged = b.exchange_host(host, old.get(), new.get())
+            b.break_if(exchanged)
+            old.set(found)
 
     # -- stack -------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ How generated code is entered is the engine's matter (native or interpreted): a 
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -48,10 +49,12 @@ class Core(Vcpu):
         self.halted = False
         self.inhibit = False
         self.holds_debug = False  # MOV SS, POP SS: no debug exception behind them
-        self._alone = False  # the next instruction is executed by itself
+        self.alone = False  # the next instruction is executed by itself
         self.traced = False  # the present instruction began with TF set
         self.careful = False
         self.watched_ports: list[tuple[int, int, int]] = []
+        self.thread: int | None = None
+        """The thread that is in :meth:`run`."""
         self._exit_requested = False
         self._nmi = False
         self._device_error: BaseException | None = None
@@ -251,7 +254,7 @@ class Core(Vcpu):
 
     def _present_mode(self) -> Mode:
         state = self.state
-        step = bool(state.eflags & flags.TF) or bool(state.dr7 & debug.ENABLES) or self._alone
+        step = bool(state.eflags & flags.TF) or bool(state.dr7 & debug.ENABLES) or self.alone
         if self.long_mode and state.cs_attributes & 0x2000:
             return Mode(64, 64, checked=False, step=step)
         if not state.cr0 & CR0_PE or self.virtual_8086:
@@ -301,13 +304,14 @@ class Core(Vcpu):
         state = self.state
         allowance = FOREVER if budget is None else budget
         start = state.budget = allowance
+        self.thread = threading.get_ident()
         try:
             while True:
                 if self._exit_requested:
                     self._exit_requested = False
                     return VcpuExit.INTERRUPTED
                 if self.inhibit:
-                    self._in_shadow()
+                    debug.in_shadow(self)
                 elif self._take_interrupt():
                     self.halted = False
                 if self.halted:
@@ -315,14 +319,15 @@ class Core(Vcpu):
                     return VcpuExit.HLT
                 if state.budget >> 63 or not state.budget:
                     return VcpuExit.INTERRUPTED
-                self._step()
+                self.step()
         except TripleFaultError:
             return VcpuExit.SHUTDOWN
         finally:
+            self.thread = None
             left = state.budget - (1 << 64) if state.budget >> 63 else state.budget
             self.instructions += start - left
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Enter generated code once, and do what it asks for."""
         if self.careful:
             debug.one_instruction(self)
@@ -377,24 +382,6 @@ class Core(Vcpu):
             return False
         return True
 
-    def _in_shadow(self) -> None:
-        """Behind MOV SS or STI: if an interrupt waits, one instruction before it is taken."""
-        source = self.interrupts
-        with self.bus.lock:
-            waiting = self._nmi or (source is not None and source.pending())
-        if not waiting:
-            before = self.state.budget
-            self._step()
-            self.inhibit &= before == self.state.budget
-            return
-        self._alone, self.inhibit = True, False
-        self.update_mode()
-        try:
-            self.inhibit = not debug.one_instruction(self) or self.inhibit
-        finally:
-            self._alone = False
-            self.update_mode()
-
     # -- interrupts and exceptions -------------------------------------------------------------
 
     def _take_interrupt(self) -> bool:
@@ -418,6 +405,12 @@ class Core(Vcpu):
             state.eflags &= ~flags.RF  # long since executed: only single steps clear it in time
         self._deliver(vector, external=True)
         return True
+
+    def interrupt_waits(self) -> bool:
+        """True if there is an interrupt or NMI, to be taken if the guest lets it."""
+        source = self.interrupts
+        with self.bus.lock:
+            return self._nmi or (source is not None and source.pending())
 
     def raise_fault(self, fault: GuestFault) -> None:
         """Deliver an exception of the instruction at ``rip``."""

@@ -141,6 +141,22 @@ def _enter_once(core: Core) -> bool:
     return core.handle_exit() or counted > 0
 
 
+def in_shadow(core: Core) -> None:
+    """Behind MOV SS or STI: if an interrupt waits, one instruction before it is taken."""
+    if not core.interrupt_waits():
+        before = core.state.budget
+        core.step()
+        core.inhibit &= before == core.state.budget
+        return
+    core.alone, core.inhibit = True, False
+    core.update_mode()
+    try:
+        core.inhibit = not one_instruction(core) or core.inhibit
+    finally:
+        core.alone = False
+        core.update_mode()
+
+
 def trap(core: Core) -> None:
     """#DB behind an instruction: what it has accessed, TF, a task's T flag."""
     state = core.state

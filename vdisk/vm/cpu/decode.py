@@ -341,6 +341,8 @@ class Decoder:
             key = window[at:end]
             found = known.get(key)
             if found is None:
+                if len(known) >= MOST_KNOWN:
+                    known.clear()
                 found = known[key] = self._lower(key)
             block.append(found)
             at = end
@@ -359,6 +361,8 @@ class Decoder:
         return decoded
 
 
+MOST_KNOWN = 200_000
+"""Instructions that are remembered, each about 1 KiB: guests may make up any number of them."""
 LONGEST = 15
 """Bytes of an instruction."""
 

@@ -267,7 +267,7 @@ class RegionBuilder(LlvmBuilder):
 
     def call(self, routine: str, *arguments: Value) -> Value:
         result = super().call(routine, *arguments)
-        if routine == "slow_store":
+        if routine in {"slow_store", "stored"}:
             self._dropped.set(self.poll("code_dropped").ne(0))
         return result
 

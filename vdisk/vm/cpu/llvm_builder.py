@@ -409,6 +409,9 @@ class LlvmBuilder(Builder):
         found = self.assign(kind, f"extractvalue {{ {kind}, i1 }} {both}, 0")
         return found, self.assign("i1", f"extractvalue {{ {kind}, i1 }} {both}, 1")
 
+    def fence(self) -> None:
+        self.emit("fence seq_cst")
+
     def load_table(self, table: str, index: Value, kind: str) -> Value:
         start = self.get(table)
         where = start + index * (bits(kind) // 8)

@@ -21,7 +21,7 @@ ALL_OPERANDS = {
     **{name: name.lower() for name in ("ADD", "ADC", "SUB", "SBB", "CMP", "AND", "OR", "TEST")},
     **{name: name.lower() for name in ("INC", "DEC", "NEG", "NOT", "MUL", "DIV", "IDIV")},
     # moves
-    **{name: name.lower() for name in ("LEA", "XCHG", "BSWAP", "MOVBE", "XADD", "CMPXCHG")},
+    **{name: name.lower() for name in ("LEA", "BSWAP", "MOVBE", "XADD", "CMPXCHG")},
     # bits
     **{name: name.lower() for name in ("BT", "BTS", "BTR", "BTC", "BSF", "BSR", "POPCNT")},
     **{name: name.lower() for name in ("TZCNT", "LZCNT", "ANDN", "BEXTR", "BLSI", "BLSR")},
@@ -126,6 +126,15 @@ SELECTORS = {Register.ES, Register.CS, Register.SS, Register.DS, Register.FS, Re
 def _as_signed(value: int, width: int) -> int:
     value &= (1 << width) - 1
     return value - (1 << width) if value >> (width - 1) else value
+
+
+@lower("XCHG")
+def _xchg(d: Lowering) -> list[Op]:
+    """With memory it is atomic, LOCK or not."""
+    ops = d.all("xchg")
+    if "m" in ops[-1].shape.operands:
+        ops[-1].shape = ops[-1].shape._replace(lock=True)
+    return ops
 
 
 @lower("MOVZX", "MOVSX", "MOVSXD")

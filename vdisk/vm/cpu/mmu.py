@@ -26,8 +26,6 @@ from vdisk.vm.cpu.state import (
     FIELDS,
     NO_TAG,
     TLB_ENTRIES,
-    TLB_SET,
-    TLB_SUPERVISOR,
     TLB_USER,
 )
 from vdisk.vm.memory import PageKind
@@ -95,14 +93,22 @@ def load_entry(b: Builder, physical: Value, wide: Value) -> None:
     b.return_(b.const("i64", 0))
 
 
-@routine("void", "i64", "i64", "i64")
-def mark_entry(b: Builder, physical: Value, entry: Value, marks: Value) -> None:
-    """Set A and D in an entry, as the processor does: atomically, and only if it is unchanged."""
+@routine("i64", "i64", "i64", "i64", "i64")
+def mark_entry(b: Builder, physical: Value, entry: Value, marks: Value, wide: Value) -> None:
+    """Set A and D in an entry, as the processor does: atomically, and only if it is unchanged.
+
+    0 if another processor has changed it: the walk has to begin again, or a page would be written
+    to whose entry never says that it is dirty.
+    """
     wanted = entry | marks
     with b.if_(wanted.ne(entry) & _is_ram(b, physical)):
-        host = physical + b.get("memory")
-        b.exchange_host(host, entry.trunc("i8"), wanted.trunc("i8"))
-    b.return_()
+        host, done = physical + b.get("memory"), b.variable("i1", 0)
+        with b.if_(wide.ne(0)):
+            done.set(b.exchange_host(host, entry, wanted)[1])
+        with b.else_():
+            done.set(b.exchange_host(host, entry.trunc("i32"), wanted.trunc("i32"))[1])
+        b.return_(done.get().zext("i64"))
+    b.return_(b.const("i64", 1))
 
 
 @routine("i64", "i64")
@@ -131,7 +137,8 @@ def _refuse_border(b: Builder, linear: Value, size: Value, result: Value | None 
 class _Walk:
     """The loop of the walker: one entry a round, rights and'ed on the way down."""
 
-    def __init__(self, b: Builder, linear: Value, access: Value, user: Value) -> None:
+    def __init__(self, b: Builder, name: str, linear: Value, access: Value, user: Value) -> None:
+        self.name, self.wide = name, b.const("i64", int(name == "walk_long"))
         self.b, self.linear, self.access, self.user = b, linear, access, user
         self.table: Variable = b.variable("i64")  # physical address of the table
         self.shift: Variable = b.variable("i64")  # bits of the linear address below the index
@@ -154,11 +161,18 @@ class _Walk:
         with b.if_(self.access.eq(EXECUTE) & self.no_execute.get()):
             self.fault(1)
 
+    def mark(self, marks: Value) -> None:
+        """Mark the present entry; if it is another one by now, walk from the top."""
+        b = self.b
+        done = b.call("mark_entry", self.where.get(), self.entry.get(), marks, self.wide)
+        with b.if_(done.eq(0), unlikely=True):
+            b.return_(b.call(self.name, self.linear, self.access, self.user))
+
     def finish(self, page_bits: Value, address: Value) -> None:
         """Mark the last entry and return the physical address."""
         b = self.b
         dirty = b.select(self.access.eq(WRITE), D, b.const("i64", 0))
-        b.call("mark_entry", self.where.get(), self.entry.get(), dirty | A)
+        self.mark(dirty | A)
         inside = self.linear & ((b.const("i64", 1) << page_bits) - 1)
         b.return_(b.call("apply_a20", address + inside))
 
@@ -166,7 +180,7 @@ class _Walk:
 @routine("i64", "i64", "i64", "i64")
 def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
     """4-level and PAE paging: 8-byte entries, 9 bits of the address a level."""
-    walk = _Walk(b, linear, access, user)
+    walk = _Walk(b, "walk_long", linear, access, user)
     walk.table.set(b.get("cr3") & ADDRESS)
     walk.shift.set(39)
     with b.if_(~is_set(b.get("efer"), EFER_LMA)):
@@ -202,7 +216,7 @@ def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
                 frame.set(frame.get() & ~low)
             walk.check_rights()
             walk.finish(shift, frame.get())
-        b.call("mark_entry", walk.where.get(), entry, b.const("i64", A))
+        walk.mark(b.const("i64", A))
         walk.table.set(entry & ADDRESS)
         walk.shift.set(shift - 9)
 
@@ -226,7 +240,7 @@ def load_pdptes(b: Builder, cr3: Value) -> None:
 @routine("i64", "i64", "i64", "i64")
 def walk_short(b: Builder, linear: Value, access: Value, user: Value) -> None:
     """32-bit paging: 4-byte entries, two levels, 4 MiB pages with CR4.PSE (and PSE-36)."""
-    walk = _Walk(b, linear, access, user)
+    walk = _Walk(b, "walk_short", linear, access, user)
     narrow = b.const("i64", 0)
     walk.where.set((b.get("cr3") & 0xFFFF_F000) + ((linear >> 22) & 0x3FF) * 4)
     walk.entry.set(b.call("load_entry", walk.where.get(), narrow))
@@ -240,7 +254,7 @@ def walk_short(b: Builder, linear: Value, access: Value, user: Value) -> None:
         walk.check_rights()
         high = (entry & 0x1F_E000) << 19
         walk.finish(b.const("i64", 22), (entry & 0xFFC0_0000) | high)
-    b.call("mark_entry", walk.where.get(), entry, b.const("i64", A))
+    walk.mark(b.const("i64", A))
     walk.where.set((entry & 0xFFFF_F000) + ((linear >> 12) & 0x3FF) * 4)
     walk.entry.set(b.call("load_entry", walk.where.get(), narrow))
     last = walk.entry.get()
@@ -297,6 +311,9 @@ def fill(b: Builder, set_: Value, linear: Value, access: Value) -> None:
     no_code = b.load_table("code_masks", physical >> 12, "i64").eq(0)
     with b.if_(access.eq(WRITE) & kind.eq(PageKind.RAM) & no_code):
         b.store_state(place + 8, page)
+        b.fence()  # whoever translates this page now has either seen the tag, or we see the mask
+        with b.if_(b.load_table("code_masks", physical >> 12, "i64").ne(0), unlikely=True):
+            b.store_state(place + 8, b.const("i64", NO_TAG))
     b.return_(physical)
 
 
@@ -342,6 +359,18 @@ def physical_store(b: Builder, physical: Value, size: Value, value: Value) -> No
             b.store_host(host, value.trunc(f"i{8 * width}"))
     with b.if_(size.eq(8)):
         b.store_host(host, value)
+    b.call("stored", physical, size)
+    b.return_()
+
+
+@routine("void", "i64", "i64")
+def stored(b: Builder, physical: Value, size: Value) -> None:
+    """RAM was written, not by way of a write tag: tell if there is translated code.
+
+    The mask is looked at after the store is visible: whoever translates marks first and reads
+    the code then (:meth:`~vdisk.vm.accel.software.SoftwareAccelerator.translate`).
+    """
+    b.fence()
     touched = b.const("i64", 1) << ((physical & 0xFFF) >> 6)
     last = b.const("i64", 1) << (((physical + size - 1) & 0xFFF) >> 6)
     masks = b.load_table("code_masks", physical >> 12, "i64")
@@ -399,51 +428,21 @@ def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value
     b.return_()
 
 
-@routine("void", "i64")
-def drop_write_entries(b: Builder, host: Value) -> None:
-    """The page at a host address holds translated code now: writes to it must come here."""
-    place = b.variable("i64", TLB_SUPERVISOR)
-    with b.loop():
-        at = place.get()
-        tag = b.load_state(at + 8, "i64")
-        with b.if_((tag + b.load_state(at + 16, "i64")).eq(host)):
-            b.store_state(at + 8, b.const("i64", NO_TAG))
-        last = at.eq(TLB_SUPERVISOR + CODE_TLB - DATA_ENTRY)
-        place.set(b.select(last, TLB_USER, at + DATA_ENTRY))
-        b.break_if(at.eq(TLB_USER + CODE_TLB - DATA_ENTRY))
-    b.return_()
+@routine("i64", "i64", "i64", "i64")
+def locked_address(b: Builder, set_: Value, linear: Value, size: Value) -> None:
+    """The host address for an atomic operation that has no write tag, or 0.
 
-
-@routine("void")
-def flush_all(b: Builder) -> None:
-    """Forget every translation (MOV to CR3)."""
-    b.fill_state(TLB_SUPERVISOR, 2 * TLB_SET, 0xFF)
-    b.return_()
-
-
-LARGE_PAGE_BITS = 22
-"""INVLPG drops whatever is as near as the largest page of 32-bit paging: the entries of a large
-page are many, and none of them knows of it.  (1 GiB pages are not offered.)"""
-
-
-@routine("void", "i64")
-def flush_page(b: Builder, linear: Value) -> None:
-    """Forget what a page, be it a large one, was translated to (INVLPG)."""
-    region = linear >> LARGE_PAGE_BITS
-    empty = b.const("i64", NO_TAG)
-    at = b.variable("i64", 0)
-    with b.loop():
-        for start in (TLB_SUPERVISOR, TLB_USER):
-            place = at.get() * DATA_ENTRY + start
-            for tag in (place, place + 8):
-                with b.if_((b.load_state(tag, "i64") >> LARGE_PAGE_BITS).eq(region)):
-                    b.store_state(tag, empty)
-            code = at.get() * CODE_ENTRY + (start + CODE_TLB)
-            with b.if_((b.load_state(code, "i64") >> LARGE_PAGE_BITS).eq(region)):
-                b.store_state(code, empty)
-        at.set(at.get() + 1)
-        b.break_if(at.get().eq(TLB_ENTRIES))
-    b.return_()
+    0: it has to be done piece by piece, in ROM, on the bus or across two pages (where no other
+    processor's access is held back).  ``check_write`` has found no fault.
+    """
+    with b.if_(_crosses(linear, size)):
+        b.return_(b.const("i64", 0))
+    physical = b.call("fill", set_, linear, b.const("i64", WRITE))
+    with b.if_(physical.eq(NOWHERE) | ~_is_ram(b, physical)):
+        b.return_(b.const("i64", 0))
+    with b.if_(b.get("watching").ne(0), unlikely=True):
+        b.call("note_access", linear, size, b.const("i64", WRITE))
+    b.return_(physical + b.get("memory"))
 
 
 @routine("void", "i64", "i64", "i64")

@@ -11,7 +11,7 @@ These few functions are tail-called like handlers but belong to no instruction:
 
 from __future__ import annotations
 
-from vdisk.vm.cpu import debug, delivery, delivery_flat, faults, flags, mmu, segments
+from vdisk.vm.cpu import debug, delivery, delivery_flat, faults, flags, mmu, segments, tlb
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
@@ -28,8 +28,7 @@ KNOWN = {
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
-assert segments, debug  # register their routines
-assert delivery, delivery_flat
+_REGISTER_ROUTINES = (debug, delivery, delivery_flat, segments, tlb)
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
 

@@ -252,6 +252,9 @@ class PythonBuilder(Builder):
             self.store_host(address, value)
         return found, same
 
+    def fence(self) -> None:
+        """One record is executed at a time."""
+
     def load_table(self, table: str, index: Value, kind: str) -> Value:
         return self.assign(kind, f"E.{table}({index.text})")
 

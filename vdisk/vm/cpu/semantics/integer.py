@@ -191,9 +191,16 @@ def cmpxchg_pair(c: Context) -> None:
         found, _ = b.exchange_host(host, expected, new)
         old.set(found)
     with b.else_():
-        found = c.load(linear, wide)
-        old.set(found)
-        c.store(linear, b.select(found.eq(expected), new, found))
+        size = b.const("i64", half // 4)
+        host = b.call("locked_address", b.tlb(), linear, size)
+        with b.if_(host.ne(0)):
+            found, _ = b.exchange_host(host, expected, new)
+            old.set(found)
+            b.call("stored", host - b.get("memory"), size)
+        with b.else_():
+            found = c.load(linear, wide)
+            old.set(found)
+            c.store(linear, b.select(found.eq(expected), new, found))
     same = old.get().eq(expected)
     with b.if_(~same):
         c.set_gpr(RAX, old.get().trunc(c.type))
