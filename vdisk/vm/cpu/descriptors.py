@@ -203,3 +203,27 @@ def load_code(cpu: Core, selector: int, descriptor: Descriptor, level: int) -> N
     set_segment(cpu.state, "cs", selector & ~3 | level, descriptor._replace(base=base))
     cpu.set_cpl(level)
     cpu.update_mode()
+
+
+def segment_linear(core: Core, name: str, offset: int, size: int, *, write: bool = False) -> int:
+    """The linear address of an access through a segment, its limit and rights checked."""
+    state = core.state
+    if state.mode == 64:
+        base = getattr(state, f"{name}_base") if name in ("fs", "gs") else 0
+        linear = (base + offset) & 0xFFFF_FFFF_FFFF_FFFF
+        last = (linear + size - 1) & 0xFFFF_FFFF_FFFF_FFFF
+        if not core.canonical(linear) or not core.canonical(last):
+            raise GuestFault(faults.SS if name == "ss" else faults.GP)
+        return linear
+    attributes = getattr(state, f"{name}_attributes")
+    limit, last = getattr(state, f"{name}_limit"), offset + size - 1
+    code, writable = attributes & 8, attributes & 2
+    if attributes & 0xC == 4:
+        top = 0xFFFF_FFFF if attributes & 0x4000 else 0xFFFF
+        outside = offset <= limit or last > top
+    else:
+        outside = last > limit
+    refused = (code or not writable) if write else (code and not writable)
+    if outside or refused or not attributes & 0x80:
+        raise GuestFault(faults.SS if name == "ss" else faults.GP)
+    return int(getattr(state, f"{name}_base") + offset) & 0xFFFF_FFFF

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from iced_x86 import Mnemonic, OpKind
 
 from vdisk.vm.cpu import faults
+from vdisk.vm.cpu.descriptors import segment_linear
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.memory import PAGE_SIZE
 
@@ -90,7 +91,8 @@ def _string(core: Core, n: Instruction) -> None:
     repeat = i.has_rep_prefix or i.has_repne_prefix
     count = state.rcx & mask if repeat else 1
     number = 7 if is_in else 6
-    left = min(count, CHUNK)
+    most = 1 if core.careful else CHUNK  # steps and breakpoints are behind each element
+    left = min(count, most)
     while left:
         done = _run(core, n, port, size, number, mask, left) or 1
         if done == 1:
@@ -98,7 +100,7 @@ def _string(core: Core, n: Instruction) -> None:
         left -= done
         if repeat:
             _set_part(core, 1, state.rcx - done, mask)
-    if count > CHUNK:
+    if count > most:
         core.next_rip = state.rip
 
 
@@ -115,7 +117,7 @@ def _run(
     is_in = number == 7
     try:
         name = "es" if is_in else n.segment_name()
-        linear = core.segment_linear(name, offset, size * count, write=is_in)
+        linear = segment_linear(core, name, offset, size * count, write=is_in)
         count = min(count, (PAGE_SIZE - (linear & PAGE_SIZE - 1)) // size)
         if count < SHORTEST_RUN:
             return 0
@@ -154,11 +156,11 @@ def _element(core: Core, n: Instruction, port: int, size: int, number: int, mask
     state = core.state
     offset = state.gpr(number) & mask
     if number == 7:
-        linear = core.segment_linear("es", offset, size, write=True)
+        linear = segment_linear(core, "es", offset, size, write=True)
         core.check_write(linear, size)
         core.store(linear, size, core.port_in(port, size))
     else:
         name = n.segment_name()
-        core.port_out(port, size, core.load(core.segment_linear(name, offset, size), size))
+        core.port_out(port, size, core.load(segment_linear(core, name, offset, size), size))
     step = -size if state.direction >> 63 else size
     _set_part(core, number, state.gpr(number) + step, mask)

@@ -75,8 +75,8 @@ class Instruction:
 
     def linear(self, size: int, *, write: bool = False, plus: int = 0) -> int:
         """The linear address of the memory operand, checked against its segment."""
-        return self.core.segment_linear(
-            self.segment_name(), self.offset() + plus, size, write=write
+        return d.segment_linear(
+            self.core, self.segment_name(), self.offset() + plus, size, write=write
         )
 
     def read(self, index: int = 0, size: int | None = None) -> int:
