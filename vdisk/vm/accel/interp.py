@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
-from vdisk.vm.cpu import mmu, python_runtime, python_sse
+from vdisk.vm.cpu import mmu, python_runtime, python_sse, python_x87
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import Shape, write_handler
 from vdisk.vm.cpu.exits import Exit
@@ -70,6 +70,7 @@ class InterpVcpu(SoftwareVcpu):
         self.names: dict[str, Any] = {
             **python_runtime.NAMES,
             **python_sse.NAMES,
+            **python_x87.NAMES,
             "M": memory.everything(),
             "A": engine.arena.bytes,
             "E": _Engine(self),
