@@ -63,9 +63,7 @@ def is_fair(engine: Engine, case: Case, outcome: Outcome) -> bool:
     return case.mode == 64 and outcome.vector is None and not reads_selector
 
 
-GAPS = {
-    "x87": "our engines have none of it yet",
-}
+GAPS = {}
 """What our own engines do not do yet, by group; take an entry away when it is there."""
 
 

@@ -78,22 +78,37 @@ def _load_environment(core: Core, values: list[int]) -> None:
     state.fpu_ip, state.fpu_opcode, state.fpu_dp = values[3], values[4] >> 16 & 0x7FF, values[5]
 
 
+def _probe_write(core: Core, linear: int, size: int, length: int) -> None:
+    """Raise a page fault in the order of processors: first word, last byte, the rest."""
+    core.check_write(linear, size)
+    core.check_write(core.wrap_linear(linear + length - 1), 1)
+    core.check_write(linear, length)
+
+
+def _probe_read(core: Core, linear: int, size: int, length: int) -> int:
+    """The same for reading; gives ``linear``."""
+    core.load(linear, size)
+    core.load(core.wrap_linear(linear + length - 1), 1)
+    return linear
+
+
 @on("FNSTENV")
 def _fnstenv(core: Core, n: Instruction) -> None:
     _available_x87(core)
     size = _operand_size(n)
     linear = n.linear(ENVIRONMENT[size], write=True)
-    core.check_write(linear, ENVIRONMENT[size])
+    _probe_write(core, linear, size, ENVIRONMENT[size])
     for place, value in enumerate(_environment(core, size)):
         core.store(core.wrap_linear(linear + place * size), size, value)
     core.state.fpu_control |= 0x3F
+    core.state.fpu_status &= ~0x8080  # nothing is unmasked any more
 
 
 @on("FLDENV")
 def _fldenv(core: Core, n: Instruction) -> None:
     _available_x87(core, waits=True)
     size = _operand_size(n)
-    linear = n.linear(ENVIRONMENT[size])
+    linear = _probe_read(core, n.linear(ENVIRONMENT[size]), size, ENVIRONMENT[size])
     _load_environment(
         core, [core.load(core.wrap_linear(linear + place * size), size) for place in range(7)]
     )
@@ -106,7 +121,7 @@ def _fnsave(core: Core, n: Instruction) -> None:
     size = _operand_size(n)
     length = ENVIRONMENT[size] + 80
     linear = n.linear(length, write=True)
-    core.check_write(linear, length)
+    _probe_write(core, linear, size, length)
     for place, value in enumerate(_environment(core, size)):
         core.store(core.wrap_linear(linear + place * size), size, value)
     for number in range(8):
@@ -122,7 +137,8 @@ def _frstor(core: Core, n: Instruction) -> None:
     _available_x87(core, waits=True)
     state = core.state
     size = _operand_size(n)
-    linear = n.linear(ENVIRONMENT[size] + 80)
+    length = ENVIRONMENT[size] + 80
+    linear = _probe_read(core, n.linear(length), size, length)
     words = [core.load(core.wrap_linear(linear + place * size), size) for place in range(7)]
     values = []
     for number in range(8):

@@ -7,7 +7,7 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu.decode import LOWER, Lowering, Op
 from vdisk.vm.cpu.lowering_sse import on
-from vdisk.vm.cpu.semantics.x87 import POP_ONCE, POP_TWICE, TO_OTHER, number_of
+from vdisk.vm.cpu.semantics.x87 import POP_ONCE, POP_TWICE, TO_OTHER, UNCHECKED, number_of
 
 
 def _bits(d: Lowering) -> int:
@@ -104,7 +104,7 @@ def _fld(d: Lowering) -> list[Op]:
 _STORES = {
     "FST": ("fst", 0),
     "FSTP": ("fst", POP_ONCE),
-    "FSTPNCE": ("fst", POP_ONCE),
+    "FSTPNCE": ("fst", POP_ONCE | UNCHECKED),
     "FIST": ("fist", 0),
     "FISTP": ("fist", POP_ONCE),
     "FISTTP": ("fistt", POP_ONCE),

@@ -39,6 +39,9 @@ def _arctangent_of_inverse(n: int) -> int:
 
 
 PI = 16 * _arctangent_of_inverse(5) - 4 * _arctangent_of_inverse(239)  # Machin
+_PI_CUT = PI.bit_length() - 66
+ANGLE_PI = PI >> _PI_CUT << _PI_CUT
+"""The pi that x87 takes multiples of from angles: 66 bits of it (SDM volume 1, section 8.3.8)."""
 LN2 = 2 * _odd_powers(ONE // 3, alternating=False)
 
 
@@ -55,8 +58,8 @@ def sine_and_cosine(x: int) -> tuple[int, int]:
 
 def quadrant(x: int) -> tuple[int, int]:
     """(q, rest) with ``x = q * pi/2 + rest`` and rest at most a quarter of pi."""
-    number = (2 * x + PI // 2) // PI
-    return number, x - number * PI // 2
+    number = (2 * x + ANGLE_PI // 2) // ANGLE_PI
+    return number, x - number * ANGLE_PI // 2
 
 
 def sine_cosine_of_any(x: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vdisk.vm.cpu import python_transcendental as real
 from vdisk.vm.cpu import softfloat
-from vdisk.vm.cpu.softfloat import EXTENDED, ZE, Environment, Kind, Number
+from vdisk.vm.cpu.softfloat import EXTENDED, PE, ZE, Environment, Kind, Number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ ANGLE_LIMIT = 63
 """Angles of this exponent or more are out of range: C2."""
 MARGIN = 80
 """Bits below a significand where a value that is only nearly exact differs."""
-ONE = EXTENDED.pack(0, EXTENDED.bias, 1 << 63)
+ONE, MINUS_ONE = (EXTENDED.pack(sign, EXTENDED.bias, 1 << 63) for sign in (0, 1))
 
 
 def _rounded(env: Environment, value: int, exponent: int = -real.PLACES) -> int:
@@ -172,12 +172,12 @@ def _arctangent_of_quotient(env: Environment, x: Number, y: Number) -> int:
 
 
 def _power(env: Environment, a: Number, _: Number) -> int:
-    """F2XM1: 2**x - 1; beyond -1 and 1 anything may come: 1 is the largest there."""
+    """F2XM1: 2**x - 1; beyond -1 and 1 anything may come: x itself, as on AMD's processors."""
     found = env.nan(EXTENDED, a)
     if found is not None:
         return found
     if a.kind == Kind.INFINITE:
-        return EXTENDED.pack(1, EXTENDED.bias, 1 << 63) if a.sign else EXTENDED.infinity(0)
+        return MINUS_ONE if a.sign else EXTENDED.infinity(0)
     env.denormal(a)
     if a.kind == Kind.ZERO:
         return EXTENDED.zero(a.sign)
@@ -185,7 +185,8 @@ def _power(env: Environment, a: Number, _: Number) -> int:
         return _rounded(
             env, (-1 if a.sign else 1) * a.significand * real.LN2, a.exponent - real.PLACES
         )
-    if a.top >= 0:
+    env.flags |= PE
+    if a.top >= 0 and softfloat.order(a, EXTENDED.decode(MINUS_ONE)):
         return EXTENDED.pack(a.sign, a.top + EXTENDED.bias, a.significand)
     return _rounded(env, real.exponential_minus_one(_fixed(a) * real.LN2 >> real.PLACES))
 
@@ -250,10 +251,13 @@ def _logarithm_of_one_plus(env: Environment, x: Number, y: Number) -> int:
     if Kind.ZERO in (x.kind, y.kind):
         return EXTENDED.zero(x.sign ^ y.sign)
     if _is_small(x):
-        return _times_logarithm(env, y, -x.significand if x.sign else x.significand, x.exponent)
+        logarithm = x.significand << real.PLACES
+        exponent = x.exponent - real.PLACES
+        return _times_logarithm(env, y, -logarithm if x.sign else logarithm, exponent)
     one = real.ONE + _fixed(x)
-    if one <= 0:
-        return env.invalid(EXTENDED)
+    if one <= 0:  # anything may come: x itself, as on AMD's processors
+        env.flags |= PE
+        return softfloat.round_to(EXTENDED, env, x.sign, x.significand, x.exponent)
     top = one.bit_length() - 1
     mantissa = one << real.PLACES - top if top <= real.PLACES else one >> top - real.PLACES
     whole, rest = _logarithm_parts(mantissa, top - real.PLACES)

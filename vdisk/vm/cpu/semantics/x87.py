@@ -51,8 +51,9 @@ def name_of(c: Context) -> str:
     return NAMES[c.shape.variant & 0xFFF]
 
 
-POP_ONCE, POP_TWICE, TO_OTHER = 1 << 12, 1 << 13, 1 << 14
-"""Bits of ``variant``: pop after it; the destination is ST(i), not ST(0)."""
+POP_ONCE, POP_TWICE, TO_OTHER, UNCHECKED = 1 << 12, 1 << 13, 1 << 14, 1 << 15
+"""Bits of ``variant``: pop after it; the destination is ST(i), not ST(0); an empty source is no
+fault."""
 
 
 class Fpu:
@@ -108,10 +109,11 @@ class Fpu:
 
     # -- status ----------------------------------------------------------------------------------
 
-    def conditions(self, bits: Value | int, mask: int = CONDITIONS) -> None:
+    def conditions(self, bits: Value | int, mask: Value | int = CONDITIONS) -> None:
         """Set condition codes."""
-        status = self.b.get("fpu_status")
-        self.b.set("fpu_status", (status & ~mask) | (bits & mask))
+        b = self.b
+        chosen, status = b.value("i32", mask), b.get("fpu_status")
+        b.set("fpu_status", (status & ~chosen) | (b.value("i32", bits) & chosen))
 
     def raised(self, flags: Value) -> Value:
         """Note exceptions (``i32``); gives those of them that are unmasked."""
@@ -145,11 +147,19 @@ class _Result:
     def __init__(self, fpu: Fpu, value: Value, other: Value, status: Value) -> None:
         self.fpu, self.value, self.other, self.status = fpu, value, other, status
 
-    def settle(self, conditions: int = C1, stops: int = IE | DE | ZE) -> Value:
+    def withhold(self, stops: int) -> None:
+        """Where one of ``stops`` is unmasked, there is no result, and nothing to say of it."""
+        b = self.fpu.b
+        stopped = (self.status & ~b.get("fpu_control") & stops).ne(0)
+        hidden = PE | C1 | ((OE | UE) & ~stops)
+        self.status = b.select(stopped, self.status & ~hidden, self.status)
+
+    def settle(self, conditions: Value | int = C1, stops: int = IE | DE | ZE) -> Value:
         """Take over condition codes and exceptions; true if the result is to be stored.
 
         ``stops``: the exceptions that, unmasked, leave the destination as it was.
         """
+        self.withhold(IE | DE | ZE)
         self.fpu.conditions(self.status, conditions)
         early = self.fpu.raised(self.status & 0x3F) & stops
         return early.eq(0)
@@ -230,7 +240,8 @@ def fst(c: Context) -> None:
         value.set(b.const("i128", STORED_INDEFINITE[name]))
     with b.else_():
         result = fpu.compute(name, value.get())
-        store.set(result.settle())
+        result.withhold(IE | OE | UE)
+        store.set(result.settle(stops=IE | OE | UE))
         value.set(result.value)
     with b.if_(store.get()):
         c.store(linear, value.get().trunc(kind))
@@ -267,13 +278,17 @@ def fst80(c: Context) -> None:
 
 @semantic("fst_register")
 def fst_register(c: Context) -> None:
-    """FST ST(i), FSTP ST(i)."""
+    """FST ST(i), FSTP ST(i); FSTPNCE, which only pops where there is nothing to copy."""
     fpu = Fpu(c)
     b, index = c.b, c.b.param("imm").trunc("i32")
     with b.if_(fpu.empty(0)):
-        with b.if_(fpu.stack_fault(overflow=False)):
-            fpu.write(index, b.const("i128", INDEFINITE))
+        if c.shape.variant & UNCHECKED:
+            fpu.conditions(0, C1)
             fpu.finish()
+        else:
+            with b.if_(fpu.stack_fault(overflow=False)):
+                fpu.write(index, b.const("i128", INDEFINITE))
+                fpu.finish()
     with b.else_():
         fpu.conditions(0, C1)
         fpu.write(index, fpu.read(0))
@@ -356,12 +371,14 @@ def f_unary(c: Context) -> None:
     """FSQRT, FRNDINT, F2XM1, FSIN, FCOS: ST(0)."""
     fpu = Fpu(c)
     b, name = c.b, name_of(c)
+    codes = C1 | C2 if name in {"fsin", "fcos"} else C1
     with b.if_(fpu.empty(0)):
+        fpu.conditions(0, codes)
         with b.if_(fpu.stack_fault(overflow=False)):
             fpu.write(0, b.const("i128", INDEFINITE))
     with b.else_():
         result = fpu.compute(name, fpu.read(0))
-        with b.if_(result.settle(C1 | C2 if name in {"fsin", "fcos"} else C1)):
+        with b.if_(result.settle(codes)):
             fpu.write(0, result.value)
 
 
@@ -387,18 +404,27 @@ def f_two(c: Context) -> None:
     pops = name in {"fpatan", "fyl2x", "fyl2xp1"}
     target = 1 if pops else 0
     with b.if_(fpu.empty(0) | fpu.empty(1)):
-        fpu.conditions(0, C2)
+        if name in {"fprem", "fprem1"}:
+            fpu.conditions(0, C2)
         with b.if_(fpu.stack_fault(overflow=False)):
             fpu.write(target, b.const("i128", INDEFINITE))
             if pops:
                 fpu.pop()
     with b.else_():
         result = fpu.compute(name, fpu.read(0), fpu.read(1))
-        partial = name in {"fprem", "fprem1"}
-        with b.if_(result.settle(CONDITIONS if partial else C1)):
+        with b.if_(result.settle(_remainder_codes(result) if name in {"fprem", "fprem1"} else C1)):
             fpu.write(target, result.value)
             if pops:
                 fpu.pop()
+
+
+def _remainder_codes(result: _Result) -> Value:
+    """The condition codes that FPREM writes: of the quotient only if there is one."""
+    b = result.fpu.b
+    result.fpu.conditions(0, C1 | C2)
+    is_nan = ((result.value >> 64) & 0x7FFF).eq(0x7FFF)
+    stopped = (result.status & ~b.get("fpu_control") & (IE | DE)).ne(0)
+    return b.select(is_nan | stopped, 0, b.const("i32", CONDITIONS))
 
 
 @semantic("f_split")
@@ -458,14 +484,13 @@ def f_compare_flags(c: Context) -> None:
     fpu = Fpu(c)
     b, index = c.b, c.b.param("imm").trunc("i32")
     with b.if_(fpu.empty(0) | fpu.empty(index)):
+        c.set_flags_word(b.const("i64", 0x45))
         with b.if_(fpu.stack_fault(overflow=False)):
-            c.set_flags_word(b.const("i64", 0x45))
             fpu.finish()
     with b.else_():
         result = fpu.compute(name_of(c), fpu.read(0), fpu.read(index))
+        c.set_flags_word((result.status.zext("i64") >> 8) & 0x45)
         with b.if_(result.settle(0)):
-            status = result.status.zext("i64")
-            c.set_flags_word((status >> 8) & 0x45)
             fpu.finish()
 
 
