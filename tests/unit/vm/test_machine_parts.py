@@ -12,9 +12,12 @@ from vdisk.emu_blockdev import OnError
 from vdisk.errors import InvalidRequestError, NotFoundError
 from vdisk.vm._machine.console import KEPT, MOST_INPUT, SerialConsole
 from vdisk.vm._machine.drives import Drives
+from vdisk.vm._machine.processor import Processor
+from vdisk.vm._machine.running import Threads
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
+from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
-from vdisk.vm.clock import VirtualClock
+from vdisk.vm.clock import RealClock, VirtualClock
 from vdisk.vm.devices.serial import Uart
 from vdisk.vm.irq import IrqLine
 
@@ -179,3 +182,39 @@ def test_a_guest_that_does_not_read_has_a_limit() -> None:
             line.console.send(bytes(MOST_INPUT // 2))
     with pytest.raises(InvalidRequestError, match="no machine"):
         SerialConsole().send("x")
+
+
+# -- threads of processors -------------------------------------------------------------------------
+
+
+class BrokenVcpu:
+    """A vCPU that raises what it never should."""
+
+    index = 0
+    interrupts = None
+    apic = None
+    error = ""
+
+    def run(self, _budget: int | None = None) -> VcpuExit:
+        raise ZeroDivisionError("surprise")
+
+    def request_exit(self) -> None:
+        """It is not running."""
+
+
+def test_a_mistake_in_a_processor_is_reported_and_leaves_nothing_hanging() -> None:
+    bus, reported = Bus(), []
+    processor = Processor(BrokenVcpu(), bus)  # type: ignore[arg-type]
+    told = threading.Event()
+
+    def report(_processor: Processor, result: VcpuExit) -> None:
+        reported.append(result)
+        told.set()
+
+    threads = Threads([processor], bus, RealClock(bus.lock), report, {})
+    threads.resume()
+    assert told.wait(10)
+    threads.pause()
+    threads.close()
+    assert reported == [VcpuExit.ERROR]
+    assert processor.vcpu.error == "ZeroDivisionError: surprise"

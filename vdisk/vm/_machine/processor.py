@@ -146,16 +146,17 @@ class Processor:
 
     def execute(self, budget: int | None = None) -> VcpuExit:
         """Run the vCPU; the bus lock is not held."""
-        try:
-            result = self.vcpu.run(budget)
-        except Exception as error:  # a mistake of ours: the machine stops, and says so
-            self.vcpu.error = f"{type(error).__name__}: {error}"
-            return VcpuExit.ERROR
+        result = self.vcpu.run(budget)
         if result is VcpuExit.HLT:
             # Not yet visible to interrupt(): what arrives before is seen by ready() afterwards.
             self._interruptible = bool(self.vcpu.get_registers().rflags & RFLAGS_IF)
             self.halted = True
         return result
+
+    def failed(self, error: Exception) -> VcpuExit:
+        """An accelerator or a chip raised what it never should: the machine stops and says so."""
+        self.vcpu.error = f"{type(error).__name__}: {error}"
+        return VcpuExit.ERROR
 
     # -- saving ------------------------------------------------------------------------------------
 

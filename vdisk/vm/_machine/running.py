@@ -121,12 +121,18 @@ class Threads:
             thread.join()
 
     def _loop(self, processor: Processor) -> None:
-        while self._await_work(processor):
-            result = processor.execute()
+        while (result := self._work(processor)) is not None:
             if result in {VcpuExit.SHUTDOWN, VcpuExit.ERROR}:
                 with self._lock:
                     self._stuck.add(processor)
                     self._report(processor, result)
+
+    def _work(self, processor: Processor) -> VcpuExit | None:
+        """Wait for work and do it; None when all is over."""
+        try:
+            return processor.execute() if self._await_work(processor) else None
+        except Exception as error:  # a mistake of ours must not leave a machine that hangs
+            return processor.failed(error)
 
     def _await_work(self, processor: Processor) -> bool:
         """Wait until the processor may run and has to; False when all is over."""

@@ -292,7 +292,10 @@ class Turns:
                 if not self._running:
                     return True
                 budget = self._clock.begin_turn(processor.vcpu)
-            result = processor.execute(budget)
+            try:
+                result = processor.execute(budget)
+            except Exception as error:
+                result = processor.failed(error)
             ran = True
             with self._lock:
                 self._clock.end_turn()
