@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tools import bootable, guests
+from tests.tools import bootable
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.vm import Machine
 

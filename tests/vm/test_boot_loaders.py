@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import vdisk
-from tests.tools import bootable, guests
+from tests.tools import bootable
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError, NotFoundError
 from vdisk.vm import Machine

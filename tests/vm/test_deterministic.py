@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools import guests
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from tests.vm.test_machine import SMP
 from vdisk.errors import FormatError, InvalidRequestError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import guests
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError
 from vdisk.vm import Machine

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools import guests
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError
 from vdisk.vm import Machine, MachineError, MachineTimeoutError

@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 import vdisk
-from tests.tools import guests, peers
+from tests.tools import peers
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.errors import (
     CorruptImageError,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import guests
+from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from tests.vm.test_machine import ECHO
 
