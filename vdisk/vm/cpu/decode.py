@@ -412,6 +412,7 @@ ENDS = {
 }
 FALL_THROUGH = {"jcc", "loop", "loope", "loopne", "jcxz"}
 READS_ALL = {
+    *("load_selector", "pop_selector"),
     *("pushf", "system", "in", "out", "undefined", "hlt", "iretq", "syscall", "sysretq"),
     *("write_cr3", "invlpg", "rdtsc", "wrmsr", "read_control", "iretd", "sysenter", "sysexit"),
 }
@@ -420,7 +421,7 @@ READS_ALL = {
 FAULTING = {
     *("push", "pop", "push_selector", "pusha", "popa", "leave", "enter", "call", "ret", "pushf"),
     *("movs", "stos", "lods", "scas", "cmps", "call_indirect", "div", "idiv", "aam", "xlat"),
-    *("cli", "sti", "swapgs", "bound", "popf", "jmp_indirect"),
+    *("cli", "sti", "swapgs", "bound", "popf", "jmp_indirect", "load_selector", "pop_selector"),
 }
 """Operations that may fault without a memory operand in their shape."""
 
@@ -457,6 +458,7 @@ _LOCKABLE = {
 
 
 STACK_OPERATIONS = {
+    "pop_selector",
     *("push", "push_selector", "pop", "pusha", "popa", "leave", "enter", "call", "call_indirect"),
     *("ret", "pushf", "popf"),
 }

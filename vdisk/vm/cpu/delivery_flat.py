@@ -21,7 +21,8 @@ from vdisk.vm.cpu.delivery import (
 )
 from vdisk.vm.cpu.mmu import is_set
 from vdisk.vm.cpu.routines import routine
-from vdisk.vm.cpu.state import TLB_SUPERVISOR, TLB_USER
+from vdisk.vm.cpu.segments import ATTRIBUTES, LIMIT
+from vdisk.vm.cpu.state import FIELDS, TLB_SUPERVISOR, TLB_USER
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Builder, Value, Variable
@@ -149,3 +150,49 @@ def _pop(b: Builder, top: Value, above: int) -> Value:
     value = b.call("slow_load", b.get("tlb_current"), where, b.const("i64", 4))
     decline_pending(b)
     return value
+
+
+@routine("i64", "i64", "i64")
+def load_selector(b: Builder, segment: Value, selector: Value) -> None:
+    """DS, ES, FS or GS (``segment``: its base field); 1, or 0: declined.
+
+    Done here: real mode; null selectors in 64-bit mode; in 32-bit code with flat segments, flat
+    data in DS and ES, and any data in FS and GS, which are looked at on each access anyway.
+    """
+    null = (selector & 0xFFFC).eq(0)
+    with b.if_(~is_set(b.get("cr0"), 1)):
+        b.store_state(segment, selector << 4)
+        b.store_state(segment + SELECTOR, selector.trunc("i32"))
+        b.return_(b.const("i64", 1))
+    with b.if_(b.get("mode").eq(64)):
+        decline_if(b, ~null)
+        _store_segment(b, segment, selector, b.const("i64", 0))
+        b.return_(b.const("i64", 1))
+    decline_if(b, b.get("flat").eq(0) | null | (selector & 4).ne(0))
+    index = selector & 0xFFF8
+    decline_if(b, (index + 7).ugt(b.get("gdt_limit").zext("i64")))
+    raw = supervisor_load(b, (b.get("gdt_base") + index) & MASK)
+    level, asked = b.get("cpl").zext("i64"), selector & 3
+    most = b.select(asked.ugt(level), asked, level)
+    usual = ((raw >> 40) & 0x99).eq(0x91)  # present data, accessed
+    decline_if(b, ~usual | level_of(raw).ult(most))
+    always_checked = segment.uge(FIELDS["fs_base"].offset)
+    flat = (raw & ~DATA_ANY).eq(FLAT_DATA)
+    decline_if(b, ~always_checked & ~flat)
+    _store_segment(b, segment, selector, raw)
+    b.return_(b.const("i64", 1))
+
+
+def _store_segment(b: Builder, segment: Value, selector: Value, raw: Value) -> None:
+    """All parts of a segment register, from a descriptor's eight bytes."""
+    limit = (raw & 0xFFFF) | ((raw >> 32) & 0xF_0000)
+    scaled = b.select(is_set(raw, 1 << 55), (limit << 12) | 0xFFF, limit)
+    b.store_state(segment, ((raw >> 16) & 0xFF_FFFF) | ((raw >> 32) & 0xFF00_0000))
+    b.store_state(segment + LIMIT, scaled.trunc("i32"))
+    b.store_state(segment + ATTRIBUTES, ((raw >> 40) & 0xF0FF).trunc("i32"))
+    b.store_state(segment + SELECTOR, selector.trunc("i32"))
+
+
+SELECTOR = 16
+assert FIELDS["fs_selector"].offset == FIELDS["fs_base"].offset + SELECTOR
+assert FIELDS["gs_base"].offset > FIELDS["fs_base"].offset > FIELDS["ds_base"].offset

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.decode import FAMILIES, FLAT_MODE, LOWER, REGISTERS, Lowering, Op, lower
+from vdisk.vm.cpu.decode import (
+    FAMILIES,
+    FLAT_MODE,
+    LOWER,
+    REGISTERS,
+    SEGMENT_BASES,
+    Lowering,
+    Op,
+    lower,
+)
 from vdisk.vm.cpu.semantics.strings import BY_ELEMENT
 
 if TYPE_CHECKING:
@@ -94,6 +103,10 @@ def _mov(d: Lowering) -> list[Op]:
     registers = [i.op_register(n) if kinds[n] == OpKind.REGISTER else 0 for n in range(2)]
     if any(r and (Register.CR0 <= r <= Register.TR7) for r in registers):
         return _move_special(d, registers)
+    if registers[0] in FREQUENT_SELECTORS:
+        op = d.with_operands("load_selector", 16, (1,))
+        op.imm = SEGMENT_BASES[registers[0]]
+        return [*d.before, op]
     if registers[0] in SELECTORS:
         return _system(d)
     if registers[1] in SELECTORS:
@@ -120,6 +133,8 @@ def _move_special(d: Lowering, registers: list[int]) -> list[Op]:
     return _system(d)
 
 
+FREQUENT_SELECTORS = {Register.ES, Register.DS, Register.FS, Register.GS}
+"""SS is not among them: it holds off interrupts, and CS cannot be loaded."""
 SELECTORS = {Register.ES, Register.CS, Register.SS, Register.DS, Register.FS, Register.GS}
 
 
@@ -296,6 +311,10 @@ def _push(d: Lowering) -> list[Op]:
 @lower("POP")
 def _pop(d: Lowering) -> list[Op]:
     i = d.i
+    if i.op_kind(0) == OpKind.REGISTER and i.op_register(0) in FREQUENT_SELECTORS:
+        op = d.op("pop_selector", _stack_size(d))
+        op.imm = SEGMENT_BASES[i.op_register(0)]
+        return [op]
     if i.op_kind(0) == OpKind.REGISTER and i.op_register(0) in SELECTORS:
         return _system(d)
     return [*d.before, d.with_operands("pop", _stack_size(d), (0,))]

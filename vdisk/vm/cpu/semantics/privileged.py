@@ -50,6 +50,29 @@ def iretq(c: Context) -> None:
     _go(c, b.get("rip"))
 
 
+@semantic("load_selector", ends=True)
+def load_selector(c: Context) -> None:
+    """MOV to DS, ES, FS or GS; the record's segment is which."""
+    b = c.b
+    with b.if_(is_set(b.get("eflags"), flags.VM), unlikely=True):
+        b.leave(Exit.SYSTEM)
+    selector = c.read(0, 16).zext("i64")
+    _leave_unless(c, b.call("load_selector", b.param("imm"), selector).ne(0))
+    b.next()
+
+
+@semantic("pop_selector", ends=True)
+def pop_selector(c: Context) -> None:
+    """POP to DS, ES, FS or GS."""
+    b = c.b
+    with b.if_(is_set(b.get("eflags"), flags.VM), unlikely=True):
+        b.leave(Exit.SYSTEM)
+    selector = c.peek(c.type).zext("i64") & 0xFFFF
+    _leave_unless(c, b.call("load_selector", b.param("imm"), selector).ne(0))
+    c.drop(c.size // 8)
+    b.next()
+
+
 @semantic("iretd", ends=True)
 def iretd(c: Context) -> None:
     """In 32-bit code with flat segments."""
