@@ -245,27 +245,40 @@ def round_to(format: Format, env: Environment, sign: int, significand: int, expo
     precision = min(format.precision, env.precision)
     lowest = exponent + significand.bit_length() - precision
     rounded, inexact, grew = shorten(sign, significand, lowest - exponent, env.rounding)
-    top = lowest + rounded.bit_length() - 1
-    if top < format.lowest:  # tiny after rounding
-        if not env.masks & UE:
-            env.flags |= UE
-            if env.x87:
-                lowest, top = lowest + WRAP, top + WRAP
-        elif env.flush_to_zero:
+    top, shift = lowest + rounded.bit_length() - 1, 0
+    if top > format.bias:
+        env.flags |= OE
+        if env.masks & OE:
+            return _overflow(format, env, sign, precision)
+        shift = -WRAP
+    elif top < format.lowest and not env.masks & UE:
+        env.flags |= UE
+        shift = WRAP
+    elif top < format.lowest:  # tiny after rounding
+        if env.flush_to_zero:
             env.flags |= UE | PE
             return format.zero(sign)
-        else:
-            lowest = format.lowest - precision + 1
-            rounded, inexact, grew = shorten(sign, significand, lowest - exponent, env.rounding)
-            env.flags |= UE if inexact else 0
-    elif top > format.bias:
-        env.flags |= OE
-        if env.masks & OE or not env.x87:
-            return _overflow(format, env, sign, precision)
-        lowest, top = lowest - WRAP, top - WRAP
+        lowest = format.lowest - precision + 1
+        rounded, inexact, grew = shorten(sign, significand, lowest - exponent, env.rounding)
+        env.flags |= UE if inexact else 0
     env.flags |= PE if inexact else 0
     env.rounded_up = grew
-    return _assemble(format, sign, rounded, lowest)
+    if shift and not _wraps(format, env, top + shift):
+        return _beyond(format, env, sign, is_large=shift < 0)
+    return _assemble(format, sign, rounded, lowest + shift)
+
+
+def _wraps(format: Format, env: Environment, top: int) -> bool:
+    """Does a result whose exception is not masked have its exponent wrapped?  Of x87's, those that
+    fit in after it (FSCALE can go farther); of SSE's none, since there is no result."""
+    return env.x87 and format == EXTENDED and format.lowest <= top <= format.bias
+
+
+def _beyond(format: Format, env: Environment, sign: int, *, is_large: bool) -> int:
+    """Infinity or zero, in whatever rounding mode (section 8.5.4)."""
+    env.flags |= PE if env.x87 else 0
+    env.rounded_up = is_large
+    return format.infinity(sign) if is_large else format.zero(sign)
 
 
 def _assemble(format: Format, sign: int, significand: int, exponent: int) -> int:
