@@ -15,6 +15,7 @@ from vdisk.vm.cpu import debug, delivery, delivery_flat, faults, flags, mmu, seg
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
+from vdisk.vm.cpu.native_mxcsr import MXCSR_ROUTINES
 from vdisk.vm.cpu.records import RECORD_SIZE
 from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine, page_of
 from vdisk.vm.cpu.state import FIELDS, TLB_USER
@@ -170,119 +171,6 @@ define {PRESERVE} i64 @host_time(ptr %st) {{
 """CLOCK_MONOTONIC in nanoseconds, which is time.perf_counter_ns() on Linux."""
 
 
-def _mxcsr_routines() -> str:
-    """MXCSR of the host is the guest's, all exceptions masked, while generated code runs."""
-    unmasked, flags_ = FIELDS["simd_unmasked"].offset, FIELDS["simd_flags"].offset
-    vector, pending = FIELDS["fault_vector"].offset, FIELDS["pending"].offset
-    error, cr4 = FIELDS["fault_error"].offset, FIELDS["cr4"].offset
-    return f"""
-declare void @llvm.x86.sse.stmxcsr(ptr)
-declare void @llvm.x86.sse.ldmxcsr(ptr)
-define {PRESERVE} void @simd_begin(ptr %st) {{
-  %m = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %m)
-  %old = load i32, ptr %m
-  %f = and i32 %old, 63
-  %fp = getelementptr i8, ptr %st, i64 {flags_}
-  store i32 %f, ptr %fp
-  %clear = and i32 %old, -64
-  store i32 %clear, ptr %m
-  call void @llvm.x86.sse.ldmxcsr(ptr %m)
-  ret void
-}}
-define {PRESERVE} void @simd_end(ptr %st) {{
-  %m = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %m)
-  %now = load i32, ptr %m
-  %fp = getelementptr i8, ptr %st, i64 {flags_}
-  %old = load i32, ptr %fp
-  %up = getelementptr i8, ptr %st, i64 {unmasked}
-  %u = load i32, ptr %up
-  %found = and i32 %now, 63
-  %early = and i32 %found, 7
-  %stop = and i32 %early, %u
-  %stopped = icmp ne i32 %stop, 0
-  %new = select i1 %stopped, i32 %early, i32 %found
-  %rest = and i32 %now, -64
-  %told = or i32 %rest, %new
-  %both = or i32 %told, %old
-  store i32 %both, ptr %m
-  call void @llvm.x86.sse.ldmxcsr(ptr %m)
-  %raised = and i32 %new, %u
-  %hit = icmp ne i32 %raised, 0
-  br i1 %hit, label %fault, label %done
-fault:
-  %cp = getelementptr i8, ptr %st, i64 {cr4}
-  %c = load i64, ptr %cp
-  %x = and i64 %c, 1024
-  %known = icmp ne i64 %x, 0
-  %v = select i1 %known, i32 {faults.XM}, i32 {faults.UD}
-  %vp = getelementptr i8, ptr %st, i64 {vector}
-  store i32 %v, ptr %vp
-  %ep = getelementptr i8, ptr %st, i64 {error}
-  store i32 0, ptr %ep
-  %pp = getelementptr i8, ptr %st, i64 {pending}
-  store i32 1, ptr %pp
-  br label %done
-done:
-  ret void
-}}
-define {PRESERVE} i32 @read_mxcsr(ptr %st) {{
-  %m = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %m)
-  %now = load i32, ptr %m
-  %f = and i32 %now, 63
-  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
-  %g = load i32, ptr %gp
-  %all = or i32 %g, %f
-  ret i32 %all
-}}
-define {PRESERVE} void @write_mxcsr(ptr %st, i32 %value) {{
-  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
-  store i32 %value, ptr %gp
-  %masks = lshr i32 %value, 7
-  %open = xor i32 %masks, 63
-  %u = and i32 %open, 63
-  %up = getelementptr i8, ptr %st, i64 {unmasked}
-  store i32 %u, ptr %up
-  %m = alloca i32
-  %masked = or i32 %value, 8064
-  store i32 %masked, ptr %m
-  call void @llvm.x86.sse.ldmxcsr(ptr %m)
-  ret void
-}}
-define void @guest_mxcsr(ptr %st) {{
-  %hp = getelementptr i8, ptr %st, i64 {FIELDS["host_mxcsr"].offset}
-  call void @llvm.x86.sse.stmxcsr(ptr %hp)
-  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
-  %g = load i32, ptr %gp
-  %masks = lshr i32 %g, 7
-  %open = xor i32 %masks, 63
-  %u = and i32 %open, 63
-  %up = getelementptr i8, ptr %st, i64 {unmasked}
-  store i32 %u, ptr %up
-  %m = alloca i32
-  %masked = or i32 %g, 8064
-  store i32 %masked, ptr %m
-  call void @llvm.x86.sse.ldmxcsr(ptr %m)
-  ret void
-}}
-define void @own_mxcsr(ptr %st) {{
-  %m = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %m)
-  %now = load i32, ptr %m
-  %f = and i32 %now, 63
-  %gp = getelementptr i8, ptr %st, i64 {FIELDS["mxcsr"].offset}
-  %g = load i32, ptr %gp
-  %new = or i32 %g, %f
-  store i32 %new, ptr %gp
-  %hp = getelementptr i8, ptr %st, i64 {FIELDS["host_mxcsr"].offset}
-  call void @llvm.x86.sse.ldmxcsr(ptr %hp)
-  ret void
-}}
-"""
-
-
 _ENTER_AT = f"""
   %bp = getelementptr i8, ptr %st, i64 {FIELDS["budget"].offset}
   %bud = load i64, ptr %bp
@@ -351,7 +239,7 @@ def runtime_module() -> str:
     parts.append(function("", "void", "enter", "ptr noalias %st", b.body()))
     parts.append(function("", "void", "enter_at", "ptr noalias %st, ptr %ins", _ENTER_AT))
     parts += [_c_wrapper(name) for name in C_ROUTINES]
-    definitions = [_HOST_TIME, _mxcsr_routines()]
+    definitions = [_HOST_TIME, MXCSR_ROUTINES]
     definitions += [part for part in parts if not part.startswith("declare")]
     declarations = sorted({part for part in parts if part.startswith("declare")})
     return "\n".join([*declarations, *definitions, METADATA])
