@@ -141,7 +141,9 @@ class SoftwareVcpu(Core):
         linear = self.wrap_linear(state.rip + state.cs_base)
         physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
         assert self.mode is not None
-        if not self.engine.translate(physical, self.mode):
+        if physical >= self.engine.memory.top:
+            self._translate_alone(linear)
+        elif not self.engine.translate(physical, self.mode):
             self._translate_crossing(linear)
 
     def _translate_crossing(self, linear: int) -> None:
@@ -155,9 +157,15 @@ class SoftwareVcpu(Core):
         user, following = self.state.cpl == 3, self.wrap_linear((linear | IN_PAGE) + 1)
         first = self.walk(linear, mmu.EXECUTE, user=user)
         second = self.walk(following, mmu.EXECUTE, user=user)
-        if self.engine.translate_crossing(first, second, self.mode):
+        top = self.engine.memory.top
+        if second < top and self.engine.translate_crossing(first, second, self.mode):
             self.remember_code_page(following)
             return
+        self._translate_alone(linear)
+
+    def _translate_alone(self, linear: int) -> None:
+        """Make code for one instruction, to be executed next, that is found by its bytes."""
+        assert self.mode is not None
         code = self.fetch_code(linear)
         offset = linear & IN_PAGE
         generation = self.engine.arena.generation
@@ -284,7 +292,7 @@ class SoftwareAccelerator(Accelerator):
         self._restart = threading.Lock()  # held while no vCPU may enter generated code
         self._stale = self.handlers([stale_shape()])[stale_shape()]
         memory.on_dirtied(self.dirtied)
-        memory.on_change(lambda *_: self._flush_tlbs())
+        memory.on_change(self._memory_changed)
 
     @abstractmethod
     def handlers(self, shapes: Iterable[Shape]) -> dict[Shape, int]:
@@ -310,6 +318,11 @@ class SoftwareAccelerator(Accelerator):
     def a20_mask(self) -> int:
         """What A20M# leaves of a physical address."""
         return (1 << 64) - 1 if self._a20 else ~(1 << 20)
+
+    def _memory_changed(self, start: int, length: int) -> None:
+        """Physical pages have become another kind of memory."""
+        self.dirtied(start, length)
+        self._flush_tlbs()
 
     def _flush_tlbs(self) -> None:
         for vcpu in self.vcpus:

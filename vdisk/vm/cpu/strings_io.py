@@ -100,6 +100,7 @@ def _string(core: Core, n: Instruction) -> None:
         left -= done
         if repeat:
             _set_part(core, 1, state.rcx - done, mask)
+    state.budget -= max(min(count, most) - 1, 0)  # each element counts as an instruction
     if count > most:
         core.next_rip = state.rip
 

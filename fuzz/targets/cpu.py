@@ -1,0 +1,227 @@
+"""Any guest code, tables and registers in any mode end in a fault, a halt or go on; never a crash.
+
+Input: a byte that chooses the mode, a byte of what else is on, eight bytes that registers,
+descriptor tables and page tables are made from, then the code.  The processor executes a few
+thousand instructions; whatever it does, it does in the guest's memory.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from tests.tools.guest_cpu import CODES, DATAS, KERNEL_CODE, KERNEL_DATA, descriptor, gate
+from vdisk.vm.accel.base import DescriptorTable, Registers, Segment, SystemRegisters, VcpuExit
+from vdisk.vm.bus import Bus
+from vdisk.vm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from vdisk.vm.accel.llvm import LlvmVcpu
+
+LIMITED = False
+"""LLVM ends the process when it gets no memory; ``BUDGET`` bounds the time, the engine's own
+limits the memory."""
+LONGEST = 4096
+BUDGET = 3000
+SIZE = 1 << 20
+CODE, GDT, IDT, TSS, TABLES, STACK = 0x2000, 0x8000, 0x9000, 0xB000, 0x1_0000, 0x8_0000
+TABLE_PAGES = 16
+KEPT = 0xC000
+"""Below it stands what is written anew each time, and the first pages of page tables."""
+SEED = slice(2, 10)
+MODES = ("real", "v86", "16", "32", "paged", "pae", "compatible", "64", "user32", "user64")
+SINGLE_STEP, BREAKPOINTS, HOLES, TINY, WP = 1, 2, 4, 8, 16
+PE, AM, PG = 1, 1 << 18, 1 << 31
+PSE, PAE, PGE = 1 << 4, 1 << 5, 1 << 7
+LONG = 0xD01
+FLAT16 = Segment(8, 0, 0xFFFF, 0x009B), Segment(16, 0, 0xFFFF, 0x0093)
+FLAT32 = Segment(8, 0, 0xFFFFFFFF, 0xC09B), Segment(16, 0, 0xFFFFFFFF, 0xC093)
+V86 = Segment(0, 0, 0xFFFF, 0x00F3)
+
+
+class Rig:
+    """A processor that inputs are tried on; made once, for the translations of one run serve the
+    next, or are dropped for it."""
+
+    def __init__(self) -> None:
+        from vdisk.vm.accel.llvm import LlvmAccelerator
+
+        self.memory = GuestMemory(SIZE)
+        self.engine = LlvmAccelerator(self.memory, Bus(), hot=False)
+        self.vcpu: LlvmVcpu = self.engine.vcpu(0)
+        self.vcpu.timestamp_source = lambda: 0
+
+    def fresh(self, mode: str, options: int, rng: random.Random) -> None:
+        """Memory, tables and registers that ``rng`` makes."""
+        self.memory.write(0, bytes(TABLES))
+        self.memory.write(STACK - 0x1000, rng.randbytes(0x2000))
+        self._tables(rng)
+        self._paging(mode, options, rng)
+        self.vcpu.reset()
+        self.vcpu.set_system_registers(self._system(mode, options, rng))
+        flags = 2 | rng.getrandbits(22) & 0x4CD5 | (0x100 if options & SINGLE_STEP else 0)
+        flags |= 1 << 17 if mode == "v86" else 0
+        gprs = [_number(rng) for _ in range(16)]
+        gprs[4] = STACK if rng.random() < 0.8 else _number(rng)
+        if mode in {"real", "v86", "16"}:
+            gprs[4] &= 0xFFFF
+        self.vcpu.set_registers(Registers(gprs, CODE, flags))
+
+    def _tables(self, rng: random.Random) -> None:
+        write = self.memory.write
+        for index, segment in enumerate((*FLAT32, CODES[32], DATAS[32], CODES[64], KERNEL_CODE)):
+            write(GDT + 8 + 8 * index, descriptor(segment))
+        write(GDT + 0x40, descriptor(Segment(0x40, TSS, 0x67, 0x0089)) + bytes(8))
+        for place in range(0x50, 0x100, 8):
+            write(GDT + place, rng.randbytes(8))
+        for vector in range(64):
+            made = gate(
+                CODE + rng.randrange(0x100), rng.choice((8, 0x28, 0x30)), rng.choice((0, 3))
+            )
+            broken = rng.random() < 0.1
+            write(IDT + 16 * vector, rng.randbytes(16) if broken else made)
+        write(TSS, rng.randbytes(0x68))
+        for level in range(3):
+            write(TSS + 4 + 8 * level, STACK.to_bytes(8, "little"))
+
+    def _paging(self, mode: str, options: int, rng: random.Random) -> None:
+        """Tables whose pages are the tables' own, memory, and nothing."""
+        wide = 4 if mode == "paged" else 8
+        for page in range(TABLE_PAGES):
+            entries = bytearray()
+            for index in range(4096 // wide):
+                entries += _entry(rng, page, index, wide, options).to_bytes(wide, "little")
+            self.memory.write(TABLES + 0x1000 * page, bytes(entries))
+
+    def _system(self, mode: str, options: int, rng: random.Random) -> SystemRegisters:
+        system = self.vcpu.get_system_registers()
+        code, data = _segments(mode)
+        system.cs = code
+        system.es = system.ss = system.ds = system.fs = system.gs = data
+        system.tr = Segment(0x40, TSS, 0x67, 0x008B)
+        system.gdt, system.idt = DescriptorTable(GDT, 0xFF), DescriptorTable(IDT, 0x3FF)
+        if mode == "real":
+            system.idt = DescriptorTable(0, 0x3FF)
+        paged = mode not in {"real", "v86", "16", "32"}
+        long = mode in {"compatible", "64", "user32", "user64"}
+        system.cr0 = (0 if mode == "real" else PE) | (PG if paged else 0) | AM | 0x10
+        system.cr0 |= 1 << 16 if options & WP else 0
+        system.cr4 = PSE | PGE | 0x600 | (PAE if long or mode == "pae" else 0)
+        system.cr3 = TABLES
+        system.efer = LONG if long else 0
+        if options & BREAKPOINTS:
+            system.dr = [_number(rng) & 0xFFFF for _ in range(4)] + [0, 0, 0xFFFF0FF0, 0]
+            system.dr[7] = 0x400 | rng.getrandbits(32) & 0xFFFF2FFF
+        return system
+
+
+def _segments(mode: str) -> tuple[Segment, Segment]:
+    return {
+        "real": (Segment(0, 0, 0xFFFF, 0x0093), Segment(0, 0, 0xFFFF, 0x0093)),
+        "v86": (V86, V86),
+        "16": FLAT16,
+        "compatible": FLAT32,
+        "64": (KERNEL_CODE, KERNEL_DATA),
+        "user32": (CODES[32], DATAS[32]),
+        "user64": (CODES[64], DATAS[64]),
+    }.get(mode, FLAT32)
+
+
+def _number(rng: random.Random) -> int:
+    """A register: small, an address, a border of some width, or anything."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return rng.randrange(64)
+    if kind == 1:
+        return rng.randrange(SIZE + 0x2000)
+    if kind == 2:
+        return (1 << rng.choice((7, 15, 16, 20, 31, 32, 47, 48, 63))) - rng.randrange(17)
+    if kind == 3:
+        return -rng.randrange(1, 1 << 16) & (1 << 64) - 1
+    if kind == 4:
+        return CODE + rng.randrange(0x400)
+    return rng.getrandbits(64)
+
+
+def _entry(rng: random.Random, page: int, index: int, wide: int, options: int) -> int:
+    """A table's entry: near the beginning they lead on and map memory as it is, mostly."""
+    tidy = 0.5 if options & HOLES else 0.97
+    if rng.random() < tidy:
+        if page < 3 and not index:
+            return TABLES + 0x1000 * (page + 1) | 7
+        if page == 3 or (wide == 4 and page == 1):
+            return 0x1000 * (index % 256) | 7 | rng.choice((0, 0, 0x60))
+    if rng.random() < 0.6:
+        return 0
+    target = rng.choice((TABLES + 0x1000 * rng.randrange(TABLE_PAGES), rng.randrange(2 * SIZE)))
+    if rng.random() < 0.1:
+        target = rng.getrandbits(8 * wide)
+    return (target & ~0xFFF | rng.getrandbits(9) | 1) & (1 << 8 * wide) - 1
+
+
+_rig: list[Rig] = []
+
+
+def rig() -> Rig:
+    if not _rig:
+        _rig.append(Rig())
+    return _rig[0]
+
+
+def _seed(mode: str, options: int, code: str) -> bytes:
+    return bytes([MODES.index(mode), options]) + bytes(8) + bytes.fromhex(code)
+
+
+def seeds() -> dict[str, bytes]:
+    """A few instructions of each kind, in each mode."""
+    code = {
+        "loop": "b910000000 48ffc0 ffc9 75f9 f4",
+        "store": "c7052000000001000000 8905ff0f0000 f3a4 f3ab",
+        "stack": "50 53 e800000000 58 c3 60 61 c8100002 c9",
+        "far": "ea00200000 0800 9a0020000008 00 cb cf",
+        "system": "0f22d8 0f20c0 0f22e0 0f01f8 0f30 0f32 0fa2 0f0107",
+        "modify": "c60508000000cc 90909090 eb f0",
+        "ports": "e460 e660 ec ee 6c 6e f36c",
+        "locked": "f00fc101 f0480fc709 f00fb00a 8701",
+    }
+    return {
+        f"{mode} {name}": _seed(mode, number % 32, text)
+        for number, (mode, (name, text)) in enumerate(
+            (mode, each) for mode in MODES for each in code.items()
+        )
+    }
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Another mode, other tables, other code."""
+    changed = bytearray(data.ljust(16, b"\0"))
+    match rng.randrange(6):
+        case 0:
+            changed[0] = rng.randrange(len(MODES))
+        case 1:
+            changed[1] = rng.randrange(32)
+        case 2:
+            changed[SEED] = rng.randbytes(8)
+        case 3:
+            changed += rng.randbytes(rng.randrange(1, 64))
+        case 4:
+            at = rng.randrange(10, len(changed))
+            changed[at:at] = rng.choice(list(seeds().values()))[10:]
+        case _:
+            for _ in range(rng.randrange(1, 8)):
+                changed[rng.randrange(10, len(changed))] = rng.randrange(256)
+    return bytes(changed[:LONGEST])
+
+
+def run(data: bytes) -> None:
+    data = data.ljust(10, b"\0")
+    one = rig()
+    rng = random.Random(data[SEED])
+    one.fresh(MODES[data[0] % len(MODES)], data[1], rng)
+    one.memory.write(CODE, data[10 : 10 + LONGEST])
+    before = one.vcpu.instructions
+    result = one.vcpu.run(BUDGET)
+    assert result in {VcpuExit.HLT, VcpuExit.INTERRUPTED, VcpuExit.SHUTDOWN}, one.vcpu.error
+    assert one.vcpu.instructions - before <= BUDGET + 64
+    registers = one.vcpu.get_registers()
+    assert 0 <= registers.rip < 1 << 64
