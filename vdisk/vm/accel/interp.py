@@ -151,6 +151,7 @@ class InterpVcpu(SoftwareVcpu):
             codes = self.find_code_page(linear)
         except GuestFault as fault:
             self._describe(fault)
+            self.state.budget -= 1
             self._exit(linear, Exit.FAULT)
         arena = self.engine.arena
         entry = arena.entry(arena.number_of(codes), linear & 0xFFF) if codes else 0
@@ -203,7 +204,7 @@ class _Engine:
     def fault(self, record: int) -> None:
         vcpu = self.vcpu
         vcpu.state.pending = 0
-        vcpu.state.budget -= vcpu._field(record, 30, 1) - 1
+        vcpu.state.budget -= vcpu._field(record, 30, 1)
         vcpu._exit(vcpu.linear_of(record), Exit.FAULT)
 
     def leave(self, record: int, after: bool) -> None:

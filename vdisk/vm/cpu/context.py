@@ -26,7 +26,8 @@ class Shape(NamedTuple):
     ``operation``: name of the semantic function.  ``size``: width in bits.  ``operands``: a letter
     each, ``r`` register, ``m`` memory, ``i`` immediate, ``x`` XMM, ``w`` MMX.  ``address``: how
     the memory operand's address is formed: its width, then ``x`` with an index, ``s`` with a
-    segment's base, ``c`` with limit and rights checked.  ``code``: 16, 32 or 64, the mode of the
+    segment's base, ``c`` with limit and rights, ``a`` with
+    alignment checked.  ``code``: 16, 32 or 64, the mode of the
     code segment.  ``stack``: width of the stack pointer, negative where the stack segment must be
     checked.  ``flags``: somebody reads the arithmetic flags that it leaves.  ``known``: ``cc_op``
     before it, or -1.  ``variant``: whatever else the operation tells apart (a condition, a source
@@ -54,6 +55,7 @@ class Shape(NamedTuple):
         return "h_" + "_".join(map(str, (*words, *tail)))
 
 
+ALIGNMENT_CHECK = 17
 _REGISTER_PARAMS = ("r0", "r1", "r2")
 XMM0 = FIELDS["xmm0"].offset
 SS_BASE = FIELDS["ss_base"].offset
@@ -178,6 +180,7 @@ class Context:
     def load(self, linear: Value, kind: str) -> Value:
         """Guest memory at a linear address; faults are the instruction's."""
         size = int(kind[1:]) // 8
+        self.check_alignment(linear, size)
         if size > 8:
             low = self.load(linear, "i64").zext(kind)
             rest = self.load(self.wrap(linear + 8), f"i{8 * (size - 8)}").zext(kind)
@@ -192,6 +195,13 @@ class Context:
             result.set(loaded.trunc(kind))
         return result.get()
 
+    def check_alignment(self, linear: Value, size: int) -> None:
+        """#AC(0) in modes that ask for it (SDM volume 3, table 6-7)."""
+        if "a" in self.shape.address and size > 1:
+            part = 1 << (size.bit_length() - 1)  # 10 bytes: 8
+            with self.b.if_((linear & (part - 1)).ne(0), unlikely=True):
+                self.raise_(ALIGNMENT_CHECK)
+
     def host_page(self, linear: Value, *, write: bool) -> Value:
         """What to add to addresses of a page to get to the host's memory; 0: not in the TLB."""
         b, entry = self.b, self._entry(linear)
@@ -205,6 +215,7 @@ class Context:
     def store(self, linear: Value, value: Value) -> None:
         """Write guest memory."""
         size = int(value.type[1:]) // 8
+        self.check_alignment(linear, size)
         if size > 8:
             self.check_write(linear, size)
             self.store(linear, value.trunc("i64"))
@@ -229,6 +240,7 @@ class Context:
     def modify_memory(self, linear: Value, change: Callable[[Value], Value]) -> tuple[Value, Value]:
         """Read, change and write; atomically with a LOCK prefix."""
         b, size = self.b, self.size // 8
+        self.check_alignment(linear, size)
         entry, old, new = self._entry(linear), b.variable(self.type), b.variable(self.type)
         hit = self._hit(b.load_state(entry + 8, "i64"), linear, size)
         with b.if_(hit):

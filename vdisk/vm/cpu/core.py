@@ -26,6 +26,7 @@ EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 CR0_PE, CR0_EM, CR0_TS, CR0_PG = 1, 4, 8, 1 << 31
 CR4_OSFXSR = 1 << 9
 assert fpu_state  # registers its instructions
+CR0_AM = 1 << 18
 KICK = (1 << 64) - 1
 FOREVER = 1 << 62
 """A budget that no run uses up."""
@@ -51,7 +52,8 @@ class Core(Vcpu):
         self.holds_debug = False  # MOV SS, POP SS: no debug exception behind them
         self.alone = False  # the next instruction is executed by itself
         self.traced = False  # the present instruction began with TF set
-        self.careful = False
+        self.stepping = False  # instruction by instruction
+        self.careful = False  # no delivery in generated code
         self.watched_ports: list[tuple[int, int, int]] = []
         self.thread: int | None = None
         """The thread that is in :meth:`run`."""
@@ -217,8 +219,8 @@ class Core(Vcpu):
         state.mode = mode.code
         state.sse_fault, state.mmx_fault, state.x87_fault = self._coprocessor_faults()
         state.flat = int(mode == FLAT_MODE)
-        self.careful = mode.step
-        state.careful = int(mode.step)
+        self.stepping, self.careful = mode.step, mode.careful
+        state.careful = int(mode.careful)
         self._mode_changed(mode)
 
     def _coprocessor_faults(self) -> tuple[int, int, int]:
@@ -232,13 +234,14 @@ class Core(Vcpu):
     def _present_mode(self) -> Mode:
         state = self.state
         step = bool(state.eflags & flags.TF) or bool(state.dr7 & debug.ENABLES) or self.alone
+        aligned = state.cpl == 3 and bool(state.eflags & flags.AC and state.cr0 & CR0_AM)
         if self.long_mode and state.cs_attributes & 0x2000:
-            return Mode(64, 64, checked=False, step=step)
+            return Mode(64, 64, checked=False, step=step, aligned=aligned)
         if not state.cr0 & CR0_PE or self.virtual_8086:
-            return Mode(16, 16, checked=True, step=step)
+            return Mode(16, 16, checked=True, step=step, aligned=aligned)
         code = 32 if state.cs_attributes & 0x4000 else 16
         stack = 32 if state.ss_attributes & 0x4000 else 16
-        return Mode(code, stack, checked=not self._flat(), step=step)
+        return Mode(code, stack, checked=not self._flat(), step=step, aligned=aligned)
 
     def _flat(self) -> bool:
         """True if CS, SS, DS and ES have base 0, all of 4 GiB and every right."""
@@ -272,7 +275,7 @@ class Core(Vcpu):
         known = flags.TF | flags.IF | flags.IOPL | flags.NT | flags.RF | flags.VM | flags.AC
         before = state.eflags
         state.eflags = word & (known | flags.VIF | flags.VIP | flags.ID)
-        if (before ^ state.eflags) & (flags.TF | flags.VM):
+        if (before ^ state.eflags) & (flags.TF | flags.VM | flags.AC):
             self.update_mode()
 
     # -- running -----------------------------------------------------------------------------
@@ -306,7 +309,7 @@ class Core(Vcpu):
 
     def step(self) -> None:
         """Enter generated code once, and do what it asks for."""
-        if self.careful:
+        if self.stepping:
             debug.one_instruction(self)
         else:
             self.enter()
@@ -325,6 +328,7 @@ class Core(Vcpu):
                 self._translate()
             except GuestFault as fault:
                 state.exit_reason = Exit.FAULT
+                state.budget -= 1
                 self.raise_fault(fault)
         elif reason == Exit.SYSTEM:
             return self._system_instruction()
@@ -378,7 +382,7 @@ class Core(Vcpu):
                 return False
             vector = source.acknowledge()
             state.irq_pending = int(source.pending())
-        if not self.careful:
+        if not self.stepping:
             state.eflags &= ~flags.RF  # long since executed: only single steps clear it in time
         self._deliver(vector, external=True)
         return True

@@ -115,6 +115,7 @@ def one_instruction(core: Core) -> bool:
         if not held:
             check_execution(core)
     except GuestFault as fault:
+        state.budget -= 1
         core.raise_fault(fault)
         return True
     core.traced = bool(state.eflags & flags.TF)
@@ -138,7 +139,8 @@ def _enter_once(core: Core) -> bool:
     core.enter()
     counted = -state.budget & BUDGET_MASK
     state.budget = budget - counted
-    return core.handle_exit() or counted > 0
+    executed = core.handle_exit() or counted > 0
+    return executed and state.exit_reason != Exit.FAULT
 
 
 def in_shadow(core: Core) -> None:

@@ -28,13 +28,20 @@ class Mode(NamedTuple):
 
     ``code``: 16, 32 or 64.  ``stack``: width of the stack pointer.  ``checked``: some segment has
     a base, a limit or rights that must be looked at.  ``step``: blocks are single instructions
-    (TF or a breakpoint is set).
+    (TF or a breakpoint is set).  ``aligned``: accesses that are not aligned are faults (CR0.AM and
+    EFLAGS.AC at CPL 3).
     """
 
     code: int
     stack: int
     checked: bool
     step: bool = False
+    aligned: bool = False
+
+    @property
+    def careful(self) -> bool:
+        """True if exceptions are delivered by Python, which works the mode out anew."""
+        return self.step or self.aligned
 
 
 FLAT_MODE = Mode(32, 32, checked=False)
@@ -171,13 +178,14 @@ class Lowering:
         self.i, self.mode = instruction, mode
         self.before: list[Op] = []
         self.stack = -mode.stack if mode.checked else mode.stack
+        self.alignment = "a" if mode.aligned else ""
 
     def op(self, operation: str, size: int, **more: object) -> Op:
         """A micro-op without operands yet."""
         shape = Shape(
             operation,
             size,
-            address=str(more.pop("address", self.mode.code)),
+            address=str(more.pop("address", self.mode.code)) + self.alignment,
             code=self.mode.code,
             stack=self.stack,
             variant=int(more.pop("variant", 0)),  # type: ignore[call-overload]
@@ -230,7 +238,7 @@ class Lowering:
             else:
                 op.disp = _signed32(displacement)
         op.segment, suffix = self.segment(i.memory_segment)
-        op.shape = op.shape._replace(address=address + suffix)
+        op.shape = op.shape._replace(address=address + suffix + self.alignment)
 
     def absolute(self, op: Op) -> None:
         """A 64-bit address (MOV with moffs64) goes through a temporary."""

@@ -169,7 +169,7 @@ def return_long(b: Builder) -> None:
         decline_pending(b)
     rip, selector, word, rsp, ss = frame[0], frame[1] & 0xFFFF, frame[2], frame[3], frame[4]
     old = b.get("eflags").zext("i64")
-    decline_if(b, is_set((old | word), flags.TF | flags.VM | flags.NT))
+    decline_if(b, is_set((old | word), flags.TF | flags.VM | flags.NT | flags.AC))
     raw = b.call("code_descriptor", selector)
     level = selector & 3
     decline_if(b, raw.eq(0) | level.ult(present) | ((raw >> 45) & 3).ne(level))

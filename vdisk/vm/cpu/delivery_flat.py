@@ -125,7 +125,7 @@ def return_flat(b: Builder) -> None:
     rip, selector = _pop(b, top, 0), _pop(b, top, 4) & 0xFFFF
     word = _pop(b, top, 8)
     old = b.get("eflags").zext("i64")
-    decline_if(b, is_set(old | word, flags.TF | flags.VM | flags.NT))
+    decline_if(b, is_set(old | word, flags.TF | flags.VM | flags.NT | flags.AC))
     raw, level = b.call("flat_descriptor", selector, b.const("i64", 1)), selector & 3
     decline_if(b, raw.eq(0) | level.ult(present) | level_of(raw).ne(level))
     stack = b.variable("i64", top + 12)

@@ -401,7 +401,7 @@ def _string(d: Lowering) -> list[Op]:
         namesake = SSE_NAMESAKES.get(i.mnemonic)
         return [d.op("undefined", 32)] if namesake is None else namesake(d)
     repeat = 1 if i.has_rep_prefix else 2 if i.has_repne_prefix else 0
-    if repeat and d.mode.step:
+    if repeat and d.mode.careful:
         repeat |= BY_ELEMENT
     segment, suffix = d.segment(i.memory_segment)
     op = d.op(operation, size, variant=repeat, address=f"{width}{suffix}")
@@ -512,7 +512,7 @@ def _direct(d: Lowering) -> list[Op]:
 
 @lower("IRETQ", "SYSCALL", "SYSRETQ")
 def _long_transfer(d: Lowering) -> list[Op]:
-    if d.mode.code != 64 or d.mode.step:
+    if d.mode.code != 64 or d.mode.careful:
         return _system(d)
     name = {Mnemonic.IRETQ: "iretq", Mnemonic.SYSCALL: "syscall"}.get(d.i.mnemonic, "sysretq")
     return [d.op(name, 64)]

@@ -65,7 +65,7 @@ def _goto(b: LlvmBuilder) -> None:
     with b.else_():
         found = b.call("find_code_page", tlb, linear)
         with b.if_(b.get("pending").ne(0), unlikely=True):
-            _raise(b, linear, budget)
+            _raise(b, linear, budget - 1)
         with b.if_(found.eq(0), unlikely=True):
             _exit(b, linear, budget, Exit.TRANSLATE)
         codes.set(found)
@@ -97,8 +97,8 @@ def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
 
 
 def _fault(b: LlvmBuilder) -> None:
-    budget = _argument(b, "bud") - (b.param("count") - 1)
-    _raise(b, _record_linear(b), budget)
+    """An instruction that faults counts too, so that faults without end use up the budget."""
+    _raise(b, _record_linear(b), _argument(b, "bud") - b.param("count"))
 
 
 WITH_ERROR_CODE = sum(1 << vector for vector in faults.WITH_ERROR_CODE)

@@ -91,7 +91,7 @@ def _string(core: Core, n: Instruction) -> None:
     repeat = i.has_rep_prefix or i.has_repne_prefix
     count = state.rcx & mask if repeat else 1
     number = 7 if is_in else 6
-    most = 1 if core.careful else CHUNK  # steps and breakpoints are behind each element
+    most = 1 if core.stepping else CHUNK  # steps and breakpoints are behind each element
     left = min(count, most)
     while left:
         done = _run(core, n, port, size, number, mask, left) or 1

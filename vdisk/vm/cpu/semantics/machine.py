@@ -131,11 +131,13 @@ def pushf(c: Context) -> None:
 
 @semantic("popf", ends=True)
 def popf(c: Context) -> None:
-    """IF needs CPL <= IOPL and IOPL needs CPL 0; what sets TF, or happens in VM86, is Python's."""
+    """IF needs CPL <= IOPL and IOPL needs CPL 0; what touches TF or AC is Python's,
+    and all of VM86."""
     b = c.b
     word = c.peek(c.type).zext("i64")
     old = b.get("eflags").zext("i64")
-    with b.if_(((word & flags.TF) | (old & (flags.VM | flags.TF))).ne(0), unlikely=True):
+    rare = (word & flags.TF) | (old & (flags.VM | flags.TF)) | ((word ^ old) & flags.AC)
+    with b.if_(rare.ne(0), unlikely=True):
         b.leave(Exit.SYSTEM)
     level = b.get("cpl").zext("i64")
     changeable = b.variable("i64", flags.NT)

@@ -87,7 +87,11 @@ def sysenter(c: Context) -> None:
     """In 32-bit code with flat segments."""
     b = c.b
     selector = b.get("sysenter_cs") & 0xFFFC
-    usual = selector.ne(0) & ~is_set(b.get("eflags"), flags.TF) & ~is_set(b.get("efer"), EFER_LMA)
+    usual = (
+        selector.ne(0)
+        & ~is_set(b.get("eflags"), flags.TF | flags.AC)
+        & ~is_set(b.get("efer"), EFER_LMA)
+    )
     _leave_unless(c, usual)
     b.set("eflags", b.get("eflags") & ~(flags.VM | flags.IF | flags.RF))
     _segment(c, "cs", selector, 0xC09B)
@@ -103,7 +107,7 @@ def sysexit(c: Context) -> None:
     b = c.b
     selector = b.get("sysenter_cs") & 0xFFFC
     usual = selector.ne(0) & b.get("cpl").eq(0) & ~is_set(b.get("efer"), EFER_LMA)
-    _leave_unless(c, usual & ~is_set(b.get("eflags"), flags.TF))
+    _leave_unless(c, usual & ~is_set(b.get("eflags"), flags.TF | flags.AC))
     _segment(c, "cs", (selector + 16) | 3, 0xC0FB)
     _segment(c, "ss", (selector + 24) | 3, 0xC0F3)
     c.set_gpr(RSP, c.gpr(RCX, "i32"))
@@ -123,7 +127,7 @@ def _segment(c: Context, name: str, selector: Value, attributes: int) -> None:
 def syscall(c: Context) -> None:
     b = c.b
     word = whole_flags(c)
-    usual = is_set(b.get("efer"), EFER_SCE) & ~is_set(word, flags.TF)
+    usual = is_set(b.get("efer"), EFER_SCE) & ~is_set(word, flags.TF | flags.AC)
     _leave_unless(c, usual)
     c.set_gpr(RCX, next_rip(c))
     c.set_gpr(R11, word & ~flags.RF)
@@ -151,7 +155,7 @@ def sysretq(c: Context) -> None:
     rip, word = c.gpr(RCX, "i64"), c.gpr(R11, "i64")
     upper = rip.ashr(47)
     usual = is_set(b.get("efer"), EFER_SCE) & b.get("cpl").eq(0) & upper.eq(0)
-    _leave_unless(c, usual & ~is_set(word, flags.TF))
+    _leave_unless(c, usual & ~is_set(word, flags.TF | flags.AC))
     selector = b.get("star") >> 48
     _segment(c, "cs", (selector + 16) | 3, 0xA0FB)
     _segment(c, "ss", (selector + 8) | 3, 0xC0F3)
