@@ -31,7 +31,7 @@ on_demand = pytest.mark.skipif(
     ON_DEMAND not in os.environ, reason=f"takes minutes: 'make guests' runs it ({ON_DEMAND})"
 )
 READY = "the shell is ready"
-APPEND = "console=ttyS0 quiet"
+APPEND = "console=ttyS0 quiet panic=-1"
 
 INIT = f"""#!/bin/busybox sh
 busybox mount -t proc proc /proc
@@ -44,7 +44,7 @@ for word in $(cat /proc/cmdline); do
         mount -t ext4 "${{word#root=}}" /mnt
         mount --move /dev /mnt/dev
         umount /proc /sys
-        exec switch_root /mnt /sbin/init
+        exec busybox switch_root /mnt /sbin/init
     esac
 done
 echo "{READY}"

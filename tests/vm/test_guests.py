@@ -136,6 +136,7 @@ def test_linux_reads_and_writes_ext4_on_every_kind_of_disk(tmp_path: Path) -> No
                 append=guests.APPEND,
                 disks=[disk.machine for disk in disks],
                 accel="llvm",
+                reboot=False,
             )
         )
         shell = guests.Shell(machine, COMMAND_SECONDS).start(BOOT_SECONDS)
@@ -187,7 +188,7 @@ def killed_after(disk: str, command: str, *, count: int) -> list[str]:
     guest = guests.guest()
     words = [sys.executable, "-m", "vdisk.cli.vm", "run", "--accel", "llvm", "--memory", "192M"]
     words += ["--kernel", guest.kernel, "--initrd", guest.initrd, "--append", guests.APPEND]
-    words += ["--serial", "stdio", "--display", "none", "--disk", disk]
+    words += ["--serial", "stdio", "--display", "none", "--no-reboot", "--disk", disk]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -220,6 +221,7 @@ def test_an_i686_kernel_reaches_its_shell(tmp_path: Path) -> None:
         append=guests.APPEND,
         disks=[f"{disk},if=virtio,format=raw"],
         accel="llvm",
+        reboot=False,
     ) as machine:
         shell = guests.Shell(machine, COMMAND_SECONDS).start(BOOT_SECONDS)
         assert "i686" in shell.run("uname -m")
@@ -243,6 +245,7 @@ def test_an_installed_debian_reaches_its_login(tmp_path: Path, interface: str) -
         append=f"{guests.APPEND} root=/dev/{device}",
         disks=[f"{disk},if={interface}"],
         accel="llvm",
+        reboot=False,
     ) as machine:
         shell = guests.Shell(machine, COMMAND_SECONDS).log_in(BOOT_SECONDS)
         assert "bookworm" in shell.run("cat /etc/os-release")
