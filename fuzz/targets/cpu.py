@@ -1,4 +1,4 @@
-"""Any guest code, tables and registers end in a fault, a halt or go on; ≤ 1 GiB, ≤ 10 s.
+"""Any guest code, tables and registers end in a fault, a halt or go on; ≤ 256 MiB, ≤ 2 s.
 
 Input: a byte that chooses the mode, a byte of what else is on, eight bytes that registers,
 descriptor tables and page tables are made from, then the code.  The processor executes a
