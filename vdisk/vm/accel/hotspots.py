@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from vdisk.vm.cpu.arena import HotRegion
 from vdisk.vm.cpu.compiler import CompilerProcess
 from vdisk.vm.cpu.hot import Region, region_module
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
@@ -28,7 +29,7 @@ PERIOD = 0.001
 IDLE_PERIOD = 0.01
 CALM = 1.0
 """Seconds without a newly hot block until samples become rare."""
-MOST_DROPS = 8
+MOST_DROPS = 32
 """A page whose code was changed more often stays with the first tier."""
 MOST_REGIONS = 20_000
 """Compiled code is never given back; this many are some hundred megabytes."""
@@ -49,6 +50,7 @@ class Hotspots:
         self.compiled = 0
         self._counts: Counter[tuple[int, Mode]] = Counter()
         self._known: set[tuple[int, Mode]] = set()
+        self._of_page: dict[int, list[tuple[int, Mode]]] = {}
         self._orders: queue.SimpleQueue[tuple[int, Mode] | None] = queue.SimpleQueue()
         self._last_found = time.monotonic()
         self._stopped = threading.Event()
@@ -97,18 +99,21 @@ class Hotspots:
             if self._counts[key] < THRESHOLD:
                 return
             self._known.add(key)
+            self._of_page.setdefault(physical >> PAGE_SHIFT, []).append(key)
         self._last_found = time.monotonic()
         self._orders.put(key)
 
     def forget(self, page_number: int) -> None:
         """What was made from a page is gone: it may become hot again."""
         with self._lock:
-            self._known = {key for key in self._known if key[0] >> PAGE_SHIFT != page_number}
+            for key in self._of_page.pop(page_number, ()):
+                self._known.discard(key)
 
     def forget_all(self) -> None:
         """Nothing is left of what was translated."""
         with self._lock:
             self._known.clear()
+            self._of_page.clear()
             self._counts.clear()
 
     # -- compiling -------------------------------------------------------------------------------
@@ -138,6 +143,8 @@ class Hotspots:
         with engine.lock:
             if page.dropped != dropped or arena.entry(codes, offset) != entry:
                 return False
+            spans = tuple((plan.offset, plan.end) for plan in region.blocks.values())
+            page.regions.append(HotRegion(entry, arena.handler(entry), spans))
             arena.set_handler(entry, address)
             self.compiled += 1
         return True

@@ -97,10 +97,11 @@ class LlvmAccelerator(SoftwareAccelerator):
         if self.hotspots is not None and self.hotspots.eager:
             self.hotspots.compile(physical, mode)
 
-    def dropped(self, page_number: int) -> None:
+    def dropped(self, page_number: int, writer: SoftwareVcpu | None) -> None:
         for vcpu in self.vcpus:
             vcpu.state.code_dropped = 1
-            vcpu.sample()
+            if vcpu is not writer:  # which looks after its store
+                vcpu.sample()
         if self.hotspots is not None:
             self.hotspots.forget(page_number)
 
@@ -118,7 +119,7 @@ class LlvmAccelerator(SoftwareAccelerator):
             "mmio_write": MMIO_WRITE(self._guard(lambda v, a, s, x: v.mmio_write(a, s, x), None)),
             "port_read": MMIO_READ(self._guard(lambda v, p, s: v.port_in(p, s), 0)),
             "port_write": MMIO_WRITE(self._guard(lambda v, p, s, x: v.port_out(p, s, x), None)),
-            "code_written": CODE_WRITTEN(self._guard(lambda v, a, s: self.dirtied(a, s), None)),
+            "code_written": CODE_WRITTEN(self._guard(lambda v, a, s: self.dirtied(a, s, v), None)),
         }
         self._keep.extend(made.values())
         return {

@@ -419,12 +419,12 @@ class SoftwareAccelerator(Accelerator):
                 vcpu.drop_write_entries(page_number)
         return before
 
-    def dirtied(self, gpa: int, length: int) -> None:
-        """Memory was written: drop what was translated from it."""
+    def dirtied(self, gpa: int, length: int, writer: SoftwareVcpu | None = None) -> None:
+        """Memory was written, by a vCPU or by a device: drop what was translated from it."""
         with self.lock:
-            for page in self.arena.touches_code(gpa, length):
-                self.arena.drop(page, self._stale)
-                self.dropped(page)
+            for page, start, end in self.arena.touches_code(gpa, length):
+                if self.arena.drop(page, self._stale, start, end):
+                    self.dropped(page, writer)
 
-    def dropped(self, page_number: int) -> None:
-        """What was translated from a page is gone."""
+    def dropped(self, page_number: int, writer: SoftwareVcpu | None) -> None:
+        """Something that was translated from a page is gone."""

@@ -6,8 +6,9 @@ begins, or 0.  The TLB's code entries point to code arrays, so native code finds
 jump by itself.
 
 A store into bytes that were translated (``code_masks`` has a bit for each 64 bytes of a page)
-drops what was made from the page: its code arrays are emptied and all its records become
+drops the blocks that were made from them: their entries are emptied and all their records become
 ``stale``, which looks its address up again; so whoever is executing them stops at an instruction.
+A region of the second tier that such a block is part of gives way to the first tier again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import ctypes
 import mmap
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu.records import RECORD_SIZE
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
@@ -59,14 +60,35 @@ class Block:
     offset: int
 
 
+class Span(NamedTuple):
+    """The bytes [start, end) of a page that a block was made from."""
+
+    start: int
+    end: int
+    block: Block
+
+
+class HotRegion(NamedTuple):
+    """A region whose function is the handler of ``record``, in place of ``handler``."""
+
+    record: int
+    handler: int
+    spans: tuple[tuple[int, int], ...]
+
+    def touches(self, start: int, end: int) -> bool:
+        """True if the region was made from any of these bytes."""
+        return any(first < end and start < last for first, last in self.spans)
+
+
 @dataclass(slots=True)
 class CodePage:
     """What was made from one physical page."""
 
     arrays: dict[Mode, int] = field(default_factory=dict)
-    blocks: list[Block] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    regions: list[HotRegion] = field(default_factory=list)
     dropped: int = 0
-    """How often everything in it was dropped."""
+    """How often something in it was dropped."""
     waiting: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     """By (code array, offset): records whose link awaits a translation there."""
 
@@ -189,29 +211,58 @@ class Arena:
 
     def mark_code(self, page_number: int, before: int, start: int, end: int) -> None:
         """Note that bytes [start, end) of a page are translated, beside what its mask was."""
-        first, last = start >> 6, min(end - 1, PAGE_SIZE - 1) >> 6
-        pieces = (2 << last) - (1 << first) if end > start else 0
-        self._mask_words[page_number] = before | pieces
+        self._mask_words[page_number] = before | _pieces(start, end)
 
-    def touches_code(self, gpa: int, length: int) -> list[int]:
-        """The pages of a range in which a write may have changed translated code."""
+    def touches_code(self, gpa: int, length: int) -> list[tuple[int, int, int]]:
+        """Where a write may have changed translated code: (page, start, end) in each page."""
         first, last = gpa >> PAGE_SHIFT, (gpa + length - 1) >> PAGE_SHIFT
         if last - first > len(self.pages):
-            return [page for page in self.pages if first <= page <= last]
-        return [page for page in range(first, last + 1) if page in self.pages]
-
-    def drop(self, page_number: int, stale: int) -> None:
-        """Forget what was made from a page; ``stale`` is the handler of dead records."""
-        page = self.pages.get(page_number)
-        if page is None:
-            return
-        for block in page.blocks:
-            start = block.first * 4
-            self._words[start : start + block.count * 4 : 4] = memoryview(
-                array("Q", [stale]) * block.count
+            pages = [page for page in self.pages if first <= page <= last]
+        else:
+            pages = [page for page in range(first, last + 1) if page in self.pages]
+        return [
+            (
+                page,
+                max(gpa - (page << PAGE_SHIFT), 0),
+                min(gpa + length - (page << PAGE_SHIFT), PAGE_SIZE),
             )
-            self._codes[block.codes * PAGE_SIZE + block.offset] = 0
-        page.blocks.clear()
-        page.waiting.clear()
+            for page in pages
+        ]
+
+    def drop(self, page_number: int, stale: int, start: int = 0, end: int = PAGE_SIZE) -> bool:
+        """Forget what was made from bytes [start, end) of a page; True if there was anything.
+
+        ``stale`` is the handler of dead records.
+        """
+        page = self.pages[page_number]
+        dead = [span for span in page.spans if span.start < end and start < span.end]
+        if not dead:
+            return False
+        for region in page.regions:
+            if region.touches(start, end):
+                self.set_handler(region.record, region.handler)
+        page.regions = [each for each in page.regions if not each.touches(start, end)]
+        for span in dead:
+            self._kill(span.block, stale)
+        page.spans = [span for span in page.spans if span.end <= start or end <= span.start]
         page.dropped += 1
-        self._mask_words[page_number] = 0
+        mask = 0
+        for span in page.spans:
+            mask |= _pieces(span.start, span.end)
+        self._mask_words[page_number] = mask
+        return True
+
+    def _kill(self, block: Block, stale: int) -> None:
+        """Make a block's records stale, and let it not be found any more."""
+        start = block.first * 4
+        self._words[start : start + block.count * 4 : 4] = memoryview(
+            array("Q", [stale]) * block.count
+        )
+        entry = block.codes * PAGE_SIZE + block.offset
+        if self._codes[entry] == block.first:  # a crossing one may have been made anew
+            self._codes[entry] = 0
+
+
+def _pieces(start: int, end: int) -> int:
+    """The bits of a mask for bytes [start, end)."""
+    return (2 << (min(end - 1, PAGE_SIZE - 1) >> 6)) - (1 << (start >> 6)) if end > start else 0

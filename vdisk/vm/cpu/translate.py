@@ -16,7 +16,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.arena import Arena, Block
+from vdisk.vm.cpu.arena import Arena, Block, Span
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
 from vdisk.vm.cpu.records import PARAMS, RECORD, RECORD_SIZE, WIDE_RECORD
@@ -98,8 +98,9 @@ class Translator:
         first, count = self._emit([decoded], offset, mode, codes, pages[0], check)
         block = Block(first, count, codes, offset)
         self._install(block, pages[0])
-        self.arena.pages[pages[1]].blocks.append(block)
-        return offset + decoded.length
+        end = offset + decoded.length
+        self.arena.pages[pages[1]].spans.append(Span(0, end - PAGE_SIZE, block))
+        return end
 
     def _whole(self, code: bytes, mode: Mode) -> Decoded:
         (decoded,) = self.decoder(mode).decode_block(code, 0, 1)
@@ -220,7 +221,7 @@ class Translator:
     def _install(self, block: Block, page_number: int) -> None:
         """Let a block be found, by those too who wait for it."""
         page = self.arena.pages[page_number]
-        page.blocks.append(block)
+        page.spans.append(Span(block.offset, min(self.last_end, PAGE_SIZE), block))
         self.arena.enter(block)
         for record in page.waiting.pop((block.codes, block.offset), ()):
             self.arena.set_link(record, block.first)

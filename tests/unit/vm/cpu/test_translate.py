@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vdisk.vm.cpu.arena import Arena
+from vdisk.vm.cpu.arena import Arena, HotRegion
 from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.flags import Family, cc_op
 from vdisk.vm.cpu.semantics import load_all
@@ -113,8 +113,32 @@ def test_dropping_a_page_makes_all_its_records_stale(translator, arena):
     assert [arena.handler(first + place) for place in range(3)] == [STALE] * 3
 
 
+def test_a_write_drops_the_blocks_that_it_touches_and_no_others(translator, arena):
+    code = "01c8 c3 29d8 c3"
+    codes = translate(translator, code)
+    translate(translator, code, offset=3)
+    second = arena.entry(codes, 3)
+    assert not arena.drop(PAGE, STALE, 6, 7)
+    assert arena.drop(PAGE, STALE, 2, 3)
+    assert (arena.entry(codes, 0), arena.entry(codes, 3)) == (0, second)
+    assert arena.handler(second) != STALE
+    assert arena.mask(PAGE) == 1
+
+
+def test_a_region_gives_way_when_any_of_its_blocks_is_written_to(translator, arena):
+    codes = translate(translator, "01c8 c3 29d8 c3")
+    translate(translator, "01c8 c3 29d8 c3", offset=3)
+    head = arena.entry(codes, 0)
+    before = arena.handler(head)
+    arena.pages[PAGE].regions.append(HotRegion(head, before, ((0, 3), (3, 6))))
+    arena.set_handler(head, 0x4077)
+    arena.drop(PAGE, STALE, 4, 5)
+    assert arena.handler(head) == before
+    assert not arena.pages[PAGE].regions
+
+
 def test_only_pages_with_code_are_told_of_writes(translator, arena):
     translate(translator, "c3")
-    assert arena.touches_code(PAGE << 12, 1) == [PAGE]
+    assert arena.touches_code(PAGE << 12, 1) == [(PAGE, 0, 1)]
     assert arena.touches_code((PAGE + 1) << 12, 1) == []
-    assert arena.touches_code(0, 1 << 20) == [PAGE]
+    assert arena.touches_code(0, 1 << 20) == [(PAGE, 0, 0x1000)]
