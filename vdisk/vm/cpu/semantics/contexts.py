@@ -28,10 +28,15 @@ CR4_OSFXSR = 1 << 9
 
 
 def _area(c: Context, *, write: bool) -> Value:
+    """Where it is; a page fault is the last byte's, if that has one."""
     linear = c.segmented(c.offset(), AREA, write)
     align(c, linear)
+    last = c.wrap(linear + (AREA - 1))
     if write:
+        c.check_write(last, 1)
         c.check_write(linear, AREA)
+    else:
+        c.load(last, "i8")
     return linear
 
 

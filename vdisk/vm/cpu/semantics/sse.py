@@ -290,21 +290,23 @@ def sse_move_half(c: Context) -> None:
 
 @semantic("sse_masked_store")
 def sse_masked_store(c: Context) -> None:
-    """MASKMOVDQU and MASKMOVQ: bytes whose mask's sign is set, to DS:rDI."""
-    if c.shape.variant == 64:
+    """MASKMOVDQU and MASKMOVQ: bytes whose mask's sign is set, to DS:rDI.
+
+    Processors may look at the whole area first; then none is written before a fault.
+    """
+    b, count = c.b, c.shape.variant // 8
+    if count == 8:
         mmx_available(c)
+        mmx_used(c)
     else:
         available(c)
-    b, count = c.b, c.shape.variant // 8
     offset = c.gpr(RDI, f"i{c.shape.address[:2]}").zext("i64")
+    linear = c.segmented(offset, count, write=True)
+    c.check_write(linear, count)
     value, mask = c.register(0), c.register(1)
     for place in range(count):
-        chosen = b.load_state(mask + place, "i8").slt(0)
-        with b.if_(chosen):
-            at = (offset + place) & ((1 << int(c.shape.address[:2])) - 1)
-            c.store(c.segmented(at, 1, write=True), b.load_state(value + place, "i8"))
-    if c.shape.variant == 64:
-        mmx_used(c)
+        with b.if_(b.load_state(mask + place, "i8").slt(0)):
+            c.store(c.wrap(linear + place), b.load_state(value + place, "i8"))
 
 
 # -- single elements ---------------------------------------------------------------------------
