@@ -197,8 +197,10 @@ class _Engine:
         return record
 
     def again(self, record: int, spent: int) -> int:
-        if self.vcpu.spend(spent):
+        before = self.vcpu._field(record, 30, 1) - 1  # a new block would begin here
+        if self.vcpu.spend(spent + before):
             self.vcpu._exit(self.vcpu.linear_of(record), Exit.INTERRUPTED)
+        self.vcpu.state.budget += before
         return record
 
     def fault(self, record: int) -> None:

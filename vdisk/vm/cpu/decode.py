@@ -426,6 +426,8 @@ READS_ALL = {
 }
 
 
+REPEATED = {"movs", "stos", "lods", "scas", "cmps"}
+
 FAULTING = {
     *("push", "pop", "push_selector", "pusha", "popa", "leave", "enter", "call", "ret", "pushf"),
     *("movs", "stos", "lods", "scas", "cmps", "call_indirect", "div", "idiv", "aam", "xlat"),
@@ -451,6 +453,9 @@ def _refine(decoded: Decoded, shape: Shape) -> None:
         decoded.reads = flags.ARITHMETIC
     decoded.ends = name in ENDS
     decoded.falls_through = name in FALL_THROUGH
+    if name in REPEATED and shape.variant:
+        # It may be interrupted, and a new block begin with it: what follows is the same then.
+        decoded.ends = decoded.falls_through = True
     decoded.is_condition = name in {"jcc", "setcc", "cmovcc"}
     decoded.shadow = name == "sti"
     decoded.placed = any(op.rip_relative for op in decoded.ops)

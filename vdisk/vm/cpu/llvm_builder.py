@@ -457,7 +457,8 @@ class LlvmBuilder(Builder):
 
     def again(self, spent: Value | int = 1) -> None:
         budget = self.budget() - spent
-        self._interrupted_if((budget | self.poll("kick")).slt(0), self.record(), budget)
+        left = budget - (self.param("count") - 1)  # a new block would begin here
+        self._interrupted_if((left | self.poll("kick")).slt(0), self.record(), left)
         self._to_record(self.record(), budget)
 
     def _interrupted_if(self, condition: Value, record: str, budget: Value) -> None:
