@@ -15,11 +15,6 @@ from vdisk.vm.accel import kvm_probe
 
 PROGRAMS = programs()
 
-GAPS = {
-    "faults": "no x87, no SSE, no alignment checks",
-}
-"""What our own engines do not do yet, by program."""
-
 
 @requires_peer("nasm")
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
@@ -30,8 +25,6 @@ def test_on_an_engine(engine, program, tmp_path):
         reason = kvm_probe.problem()
         if reason:
             pytest.skip(reason)
-    if engine.name != "kvm" and program.name in GAPS:
-        pytest.xfail(GAPS[program.name])
     image = program.assemble(tmp_path)
     several = program.processors > 1
     board = SmpBoard(engine, image, program.processors) if several else Board(engine, image)
