@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vdisk.vm.cpu import python_transcendental as real
 from vdisk.vm.cpu import softfloat
-from vdisk.vm.cpu.softfloat import EXTENDED, PE, ZE, Environment, Kind, Number
+from vdisk.vm.cpu.softfloat import EXTENDED, PE, UE, ZE, Environment, Kind, Number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ANGLE_LIMIT = 63
 """Angles of this exponent or more are out of range: C2."""
 MARGIN = 80
-"""Bits below a significand where a value that is only nearly exact differs."""
+"""Bits beyond a significand's, in which a value may differ from a nearly equal one."""
 ONE, MINUS_ONE = (EXTENDED.pack(sign, EXTENDED.bias, 1 << 63) for sign in (0, 1))
 
 
@@ -31,10 +31,16 @@ def _rounded(env: Environment, value: int, exponent: int = -real.PLACES) -> int:
     return softfloat.round_to(EXTENDED, env, int(value < 0), abs(value) << 1 | 1, exponent - 1)
 
 
-def _nearly(env: Environment, a: Number, *, above: bool) -> int:
-    """Next to ``a``, on the side away from zero or on the other."""
-    significand = (a.significand << MARGIN) + (1 if above else -1)
+def _just_below(env: Environment, a: Number) -> int:
+    """Next to ``a``, on the side of zero."""
+    significand = (a.significand << MARGIN) - 1
     return softfloat.round_to(EXTENDED, env, a.sign, significand, a.exponent - MARGIN)
+
+
+def _itself(env: Environment, a: Number) -> int:
+    """``a``, from which the result differs by far less than its last bit."""
+    env.flags |= PE | (UE if a.top < EXTENDED.lowest else 0)
+    return softfloat.round_to(EXTENDED, env, a.sign, a.significand, a.exponent)
 
 
 def _is_small(a: Number) -> bool:
@@ -69,7 +75,7 @@ def _sine_of(env: Environment, a: Number) -> int:
     if a.kind == Kind.ZERO:
         return EXTENDED.zero(a.sign)
     if _is_small(a):
-        return _nearly(env, a, above=False)
+        return _just_below(env, a)
     return _rounded(env, real.sine_cosine_of_any(_fixed(a))[0])
 
 
@@ -77,7 +83,7 @@ def _cosine_of(env: Environment, a: Number) -> int:
     if a.kind == Kind.ZERO:
         return ONE
     if _is_small(a):
-        return _nearly(env, EXTENDED.decode(ONE), above=False)
+        return _just_below(env, EXTENDED.decode(ONE))
     return _rounded(env, real.sine_cosine_of_any(_fixed(a))[1])
 
 
@@ -85,7 +91,7 @@ def _tangent_of(env: Environment, a: Number) -> int:
     if a.kind == Kind.ZERO:
         return EXTENDED.zero(a.sign)
     if _is_small(a):
-        return _nearly(env, a, above=True)
+        return _itself(env, a)
     sine, cosine = real.sine_cosine_of_any(_fixed(a))
     return _rounded(env, (sine << real.PLACES) // cosine)
 
