@@ -23,7 +23,7 @@ LIMITED = False
 limits the memory."""
 LONGEST = 4096
 BUDGET = 1000
-SLACK = 320  # a block, or a part of a repeated INS
+SLACK = 4096 + 64  # bytes of a page that a repeated MOVS does at once, and a block
 SIZE = 1 << 20
 CODE, GDT, IDT, TSS, TABLES, STACK = 0x2000, 0x8000, 0x9000, 0xB000, 0x1_0000, 0x8_0000
 TABLE_PAGES = 16

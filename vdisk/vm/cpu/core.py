@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from vdisk.vm.bus import Bus
 
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
-CR0_PE, CR0_EM, CR0_TS, CR0_PG = 1, 4, 8, 1 << 31
+CR0_PE, CR0_EM, CR0_TS, CR0_AM, CR0_PG = 1, 4, 8, 1 << 18, 1 << 31
 CR4_OSFXSR = 1 << 9
 assert fpu_state  # registers its instructions
-CR0_AM = 1 << 18
 KICK = (1 << 64) - 1
 FOREVER = 1 << 62
 """A budget that no run uses up."""
@@ -52,11 +51,9 @@ class Core(Vcpu):
         self.holds_debug = False  # MOV SS, POP SS: no debug exception behind them
         self.alone = False  # the next instruction is executed by itself
         self.traced = False  # the present instruction began with TF set
-        self.stepping = False  # instruction by instruction
-        self.careful = False  # no delivery in generated code
+        self.stepping = self.careful = False  # as Mode.step and Mode.careful
         self.watched_ports: list[tuple[int, int, int]] = []
-        self.thread: int | None = None
-        """The thread that is in :meth:`run`."""
+        self.thread: int | None = None  # the one that is in run()
         self._exit_requested = False
         self._nmi = False
         self._device_error: BaseException | None = None
@@ -290,7 +287,8 @@ class Core(Vcpu):
                 if self._exit_requested:
                     self._exit_requested = False
                     return VcpuExit.INTERRUPTED
-                if self.inhibit:
+                shadowed = self.inhibit
+                if shadowed:
                     debug.in_shadow(self)
                 elif self._take_interrupt():
                     self.halted = False
@@ -299,7 +297,8 @@ class Core(Vcpu):
                     return VcpuExit.HLT
                 if state.budget >> 63 or not state.budget:
                     return VcpuExit.INTERRUPTED
-                self.step()
+                if not shadowed:
+                    self.step()
         except TripleFaultError:
             return VcpuExit.SHUTDOWN
         finally:

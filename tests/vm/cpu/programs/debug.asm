@@ -122,6 +122,16 @@ repeated:
 .not:   nop
         DEBUG_OFF
 ;= not enabled: 00
+        mov rax, cr4
+        or eax, 8                       ; DE
+        mov cr4, rax
+        mov dword [origin], .port
+        DEBUG_AT 0x80, 0x20402, "port: "
+.port:  in al, 0x81
+        out 0x80, al
+        nop
+        DEBUG_OFF
+;= port: 01 DR6 ffff0ff1 +04
         SAY "general detect: "
         xor eax, eax
         mov dr6, rax
