@@ -76,9 +76,10 @@ def drives(images: list[Path]) -> Iterator[dict[str, Two]]:
 
 
 def test_identify(drives: dict[str, Two]) -> None:
-    """Words that drivers act by; not names, versions, and what we have and QEMU has not."""
+    """Words that drivers act by; not names, versions, and what we have and QEMU has not (48: QEMU's
+    speaks of 32-bit PIO, as before ATA-7)."""
     words = [driver.identify() for driver in drives["disk"]]
-    for number in (0, 1, 3, 6, 10, 11, 12, 47, 48, 54, 55, 56, 57, 58, 59, 60, 61, 100, 101, 102):
+    for number in (0, 1, 3, 6, 10, 11, 12, 47, 54, 55, 56, 57, 58, 59, 60, 61, 100, 101, 102):
         assert words[0][number] == words[1][number], number
     for mine, known in zip(words[0][82:85], words[1][82:85], strict=True):
         assert mine & 0xC000 == known & 0xC000 == 0x4000
