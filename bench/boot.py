@@ -75,7 +75,7 @@ class Talk:
         )
 
     def until_ready(self) -> Boot:
-        self._until(rb"the shell is ready")
+        self._until(re.escape(guests.PROMPT).encode())
         return Boot(time.monotonic() - self._began, self._cpu_seconds())
 
     def run(self, command: str) -> str:

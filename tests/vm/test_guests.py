@@ -193,6 +193,7 @@ def killed_after(disk: str, command: str, *, count: int) -> list[str]:
         assert process.stdin is not None and process.stdout is not None
         try:
             read_until(process.stdout, guests.READY)
+            read_until(process.stdout, "Enter 'help'")  # the shell, which has its terminal now
             process.stdin.write(command.encode())
             process.stdin.flush()
             names = [read_until(process.stdout, r"synced (file[\d.]+)\r?$") for _ in range(count)]
