@@ -12,7 +12,18 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import Vcpu, VcpuExit
-from vdisk.vm.cpu import debug, faults, flags, fpu_state, registers, system, transfers
+from vdisk.vm.cpu import (
+    debug,
+    faults,
+    flags,
+    fpu_state,
+    instruction,
+    registers,
+    system,
+    system_control,
+    system_segments,
+    transfers,
+)
 from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
@@ -25,7 +36,8 @@ if TYPE_CHECKING:
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 CR0_PE, CR0_EM, CR0_TS, CR0_AM, CR0_PG = 1, 4, 8, 1 << 18, 1 << 31
 CR4_OSFXSR = 1 << 9
-assert fpu_state  # registers its instructions
+REGISTERED = (fpu_state, system_control, system_segments)
+"""Modules whose instructions are there because they are imported."""
 KICK = (1 << 64) - 1
 FOREVER = 1 << 62
 """A budget that no run uses up."""
@@ -334,7 +346,7 @@ class Core(Vcpu):
         elif reason == Exit.FAULT:
             vector = state.fault_vector
             if vector == faults.NON_CANONICAL:
-                vector = system.not_canonical(self)
+                vector = instruction.not_canonical(self)
             self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0

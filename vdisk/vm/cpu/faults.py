@@ -8,7 +8,7 @@ MF, AC, MC, XM = 16, 17, 18, 19
 
 NON_CANONICAL = 0x100 | GP
 """What generated code says of an address that is not canonical: #SS(0) through RSP or RBP, else
-#GP(0); which one, the instruction tells (:func:`vdisk.vm.cpu.system.not_canonical`)."""
+#GP(0); which one, the instruction tells (:func:`vdisk.vm.cpu.instruction.not_canonical`)."""
 
 WITH_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
 CONTRIBUTORY = {DE, TS, NP, SS, GP}

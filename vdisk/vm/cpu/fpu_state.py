@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.faults import GuestFault
-from vdisk.vm.cpu.system import on
+from vdisk.vm.cpu.instruction import on
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
-    from vdisk.vm.cpu.system import Instruction
+    from vdisk.vm.cpu.instruction import Instruction
 
 INITIAL_CONTROL = 0x37F
 ALL_EMPTY = 0xFFFF

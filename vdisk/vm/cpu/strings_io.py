@@ -17,7 +17,7 @@ from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
-    from vdisk.vm.cpu.system import Instruction
+    from vdisk.vm.cpu.instruction import Instruction
 
 MAP_BASE = 102  # offset of the bitmap's offset in a 32-bit and a 64-bit TSS
 CHUNK = 256
