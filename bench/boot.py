@@ -38,22 +38,25 @@ DISKS = [(bus, form) for bus in ("virtio", "ide") for form in ("raw", "qcow2")]
 DEVICES = {("virtio", "raw"): "vda", ("virtio", "qcow2"): "vdb",
            ("ide", "raw"): "sda", ("ide", "qcow2"): "sdb"}  # fmt: skip
 PATIENCE = 600
+UPTIME_STEP = 0.01
+"""Seconds: as fine as /proc/uptime is."""
 
 
 class Load(NamedTuple):
     """One ``dd``."""
 
     name: str
+    length: int
     words: str
     count: int
 
 
 LOADS = [
-    Load("read 4 KiB", "if={device} of=/dev/null bs=4k iflag=direct", 2000),
-    Load("write 4 KiB", "if=/dev/zero of={device} bs=4k oflag=direct", 2000),
-    Load("read 1 MiB", "if={device} of=/dev/null bs=1M iflag=direct", 200),
-    Load("write 1 MiB", "if=/dev/zero of={device} bs=1M oflag=direct", 200),
-    Load("read 1 MiB, guest's cache", "if={device} of=/dev/null bs=1M", 200),
+    Load("read 4 KiB", 4096, "if={device} of=/dev/null bs=4k iflag=direct", 2000),
+    Load("write 4 KiB", 4096, "if=/dev/zero of={device} bs=4k oflag=direct", 2000),
+    Load("read 1 MiB", 1 << 20, "if={device} of=/dev/null bs=1M iflag=direct", 200),
+    Load("write 1 MiB", 1 << 20, "if=/dev/zero of={device} bs=1M oflag=direct", 200),
+    Load("read 1 MiB, guest's cache", 1 << 20, "if={device} of=/dev/null bs=1M", 200),
 ]
 
 
@@ -153,9 +156,14 @@ def measure_disks(talk: Talk, scale: int) -> dict[tuple[str, str, str], float]:
         for load in LOADS:
             talk.run("echo 3 > /proc/sys/vm/drop_caches")
             words = load.words.format(device=device)
-            said = talk.run(f"dd {words} count={max(load.count // scale, 1)}")
-            size, seconds = re.findall(r"(\d+) bytes .* copied, ([\d.]+) seconds", said)[0]
-            found[bus, form, load.name] = int(size) / 1e6 / float(seconds)
+            count = max(load.count // scale, 1)
+            said = talk.run(f"read a z </proc/uptime; dd {words} count={count}; "
+                            "read b z </proc/uptime; echo took $a $b")  # fmt: skip
+            match = re.search(r"took ([\d.]+) ([\d.]+)", said)
+            if match is None or f"{count}+0 records out" not in said:
+                raise SystemExit(f"dd {words}: {said}")
+            seconds = max(float(match[2]) - float(match[1]), UPTIME_STEP)
+            found[bus, form, load.name] = count * load.length / 1e6 / seconds
     return found
 
 
@@ -177,10 +185,12 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, start in (("qemu", machines.qemu), ("ours", machines.ours)):
                 talk = start()
-                boots[name].append(talk.until_ready())
-                if arguments.disks:
-                    speeds[name].append(measure_disks(talk, 10 if arguments.quick else 1))
-                talk.end()
+                try:
+                    boots[name].append(talk.until_ready())
+                    if arguments.disks:
+                        speeds[name].append(measure_disks(talk, 10 if arguments.quick else 1))
+                finally:
+                    talk.end()
     print_boots(boots)
     if arguments.disks:
         print_speeds(speeds)
