@@ -4,10 +4,10 @@
 
 bench/guests/workloads.c (compiled here by gcc, freestanding) does one kind of work after another,
 each several times, and tells on a port when a run begins and ends; the host takes the time.  The
-two take turns, each in a process of its own.  Printed are medians of the runs after the first of
-each round, QEMU's time divided by ours (above 1 ours is faster), the same for the first run (with
-translation), and how many million guest instructions a second ours executes.  Both have to come to
-the same checksum.  The machine is noisy: read the ratios.
+two take turns, each in a process of its own.  Printed are medians of the runs after the first eight
+of each round, QEMU's time divided by ours (above 1 ours is faster), the same for the first run
+(with translation), and how many million guest instructions a second ours executes.  Both have to
+come to the same checksum.  The machine is noisy: read the ratios.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ COMPILE = (
     "-fno-asynchronous-unwind-tables",
 )
 TOOLS = ("gcc", "ld", "objcopy", "nasm", "qemu-system-x86_64")
-RUNS = 4
-"""Of a workload in a round; the first is for warming up."""
+RUNS = 24
+WARM_UP = 8
+"""Runs of a workload in a round, and how many of them are for warming up: hot code is compiled in
+the background, and a run takes some tens of milliseconds."""
 PATIENCE = 300
 """Seconds for a round."""
 
@@ -201,7 +203,7 @@ def report(theirs: list[dict[str, Measured]], ours: list[dict[str, Measured]]) -
             raise SystemExit(f"{name}: different results: {', '.join(sorted(sums))}")
         there, here = warm(q), warm(o)
         first = first_run(q) / first_run(o)
-        counted = statistics.median(i for m in o for i in m.instructions[1:])
+        counted = statistics.median(i for m in o for i in m.instructions[WARM_UP:])
         mips = f"{counted / here / 1e6:7.0f}" if counted else "      -"
         ratios.append(there / here)
         firsts.append(first)
@@ -212,7 +214,7 @@ def report(theirs: list[dict[str, Measured]], ours: list[dict[str, Measured]]) -
 
 def warm(rounds: list[Measured]) -> float:
     """The median of all runs but the first ones."""
-    return statistics.median(s for measured in rounds for s in measured.seconds[1:])
+    return statistics.median(s for measured in rounds for s in measured.seconds[WARM_UP:])
 
 
 def first_run(rounds: list[Measured]) -> float:
