@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -97,7 +98,8 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
-            self.seen += os.read(self.master, 4096)
+            if select.select([self.master], [], [], 1)[0]:
+                self.seen += os.read(self.master, 4096)
         self.seen = self.seen.split(text, 1)[1]
 
     def type(self, data: bytes) -> None:

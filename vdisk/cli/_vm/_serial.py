@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vdisk.vm._machine.console import SerialConsole
 
 ESCAPE = 0x01
+HINT = "The terminal is the guest's serial line; Ctrl-A X ends the machine.\r\n"
 HELP = "\r\nCtrl-A X: end the machine   Ctrl-A Ctrl-A: type Ctrl-A   Ctrl-A H: this help\r\n"
 CHUNK = 4096
 REFUSED = "the guest does not read its serial line: input is lost"
@@ -161,10 +162,12 @@ class RawTerminal:
             termios.tcsetattr(0, termios.TCSANOW, self._saved)
 
 
-def talk(machine: Machine, console: SerialConsole) -> None:
-    """Send what is typed to the guest until the machine ends, or Ctrl-A X ends it."""
-    if sys.stdin.isatty():
-        sys.stderr.write("The terminal is the guest's serial line; Ctrl-A X ends the machine.\r\n")
+def talk(machine: Machine, console: SerialConsole, *, start: bool) -> None:
+    """Send what is typed to the guest until the machine ends, or Ctrl-A X ends it.
+
+    ``start``: start the machine, once the terminal is the guest's: what is typed at its first
+    prompt must not be the shell's any more.
+    """
     wake_read, wake_write = os.pipe()
     waiter = threading.Thread(
         target=lambda: (machine.wait(), os.write(wake_write, b".")), daemon=True
@@ -175,6 +178,11 @@ def talk(machine: Machine, console: SerialConsole) -> None:
             selector.register(wake_read, selectors.EVENT_READ)
             with contextlib.suppress(OSError, ValueError):  # a file, or closed: nothing to wait for
                 selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+            if terminal.active:
+                sys.stderr.write(HINT)
+                sys.stderr.flush()
+            if start:
+                machine.start()
             _Keys(machine, console, raw=terminal.active).loop(selector, wake_read)
     finally:
         machine.stop()

@@ -108,14 +108,15 @@ def _run(
     stack.callback(servers.close)
     if args.loadvm is not None:
         machine.load(args.loadvm)
+    if lines.stdio is not None and "text" not in displays and args.monitor != "stdio":
+        talk(machine, lines.stdio, start=not args.paused)
+        return
     if not args.paused:
         machine.start()
     if "text" in displays:
         _show_text(machine)
     elif args.monitor == "stdio":
         _prompt(machine)
-    elif lines.stdio is not None:
-        talk(machine, lines.stdio)
     else:
         machine.wait()
 
