@@ -2,12 +2,14 @@
 
     python bench/boot.py [--rounds 3] [--kernel cloud|generic|686] [--no-disks] [--quick]
 
-Both boot the same Debian kernel with the same initramfs (tests/tools/guests.py), each in a process
+All boot the same Debian kernel with the same initramfs (tests/tools/guests.py), each in a process
 of its own, in turns.  Counted is from the start of the process until the shell has spoken: seconds
 by the clock, and processor seconds of the process, which a busy machine upsets less.  ``cold``:
-our first run with an empty cache of compiled code.  Then ``dd``, in the guest, reads and writes a
-raw and a qcow2 disk of each through virtio-blk and IDE, past the guest's own cache (O_DIRECT)
-but not past the host's; MB/s as the guest measures, medians.  Ratios above 1: ours is faster.
+our first run with an empty cache of compiled code.  The 32-bit kernel is also booted by v86 under
+Node, where ``bench/install-v86.sh`` has put it; v86 offers its guest neither ACPI nor an APIC,
+which spares that kernel some work.  Then ``dd``, in the guest, reads and writes a raw and a qcow2
+disk of QEMU's and ours through virtio-blk and IDE, past the guest's own cache (O_DIRECT) but not
+past the host's; MB/s as the guest measures, medians.  Ratios above 1: ours is faster.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +43,10 @@ DEVICES = {("virtio", "raw"): "vda", ("virtio", "qcow2"): "vdb",
 PATIENCE = 600
 UPTIME_STEP = 0.01
 """Seconds: as fine as /proc/uptime is."""
+V86 = Path(__file__).resolve().parent.parent / ".peers" / "v86"
+FIRMWARE = Path("/usr/share/seabios")
+"""v86 brings no BIOS; it runs SeaBIOS, as QEMU does."""
+LABELS = {"qemu": "QEMU tcg", "v86": "v86 under Node", "cold": "ours, cold", "ours": "ours, warm"}
 
 
 class Load(NamedTuple):
@@ -141,6 +148,11 @@ class Machines:
             words += ["-drive", f"file={image},if={bus},format={form}"]
         return Talk(words, {})
 
+    def v86(self) -> Talk:
+        firmware = [str(FIRMWARE / name) for name in ("bios.bin", "vgabios-stdvga.bin")]
+        words = ["node", str(Path(__file__).with_name("v86.mjs")), str(V86), *firmware]
+        return Talk([*words, str(MEMORY_MIB), *self._guest, guests.APPEND], {})
+
     def _linux(self, dash: str) -> list[str]:
         kernel, initrd = self._guest
         options = {"kernel": kernel, "initrd": initrd, "append": guests.APPEND}
@@ -175,7 +187,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of each dd")
     arguments = parser.parse_args()
     guest = guests.guest(KERNELS[arguments.kernel])
-    boots: dict[str, list[Boot]] = {"qemu": [], "cold": [], "ours": []}
+    contenders = ["qemu", "ours"]
+    if arguments.kernel == "686" and is_v86_there():
+        contenders.insert(1, "v86")
+    boots: dict[str, list[Boot]] = {name: [] for name in (*contenders, "cold")}
     speeds: dict[str, list[dict[tuple[str, str, str], float]]] = {"qemu": [], "ours": []}
     with tempfile.TemporaryDirectory(prefix="vdisk-boot-") as folder:
         machines = Machines(guest, Path(folder), disks=arguments.disks)
@@ -183,17 +198,26 @@ def main() -> None:
         boots["cold"].append(talk.until_ready())
         talk.end()
         for _ in range(arguments.rounds):
-            for name, start in (("qemu", machines.qemu), ("ours", machines.ours)):
-                talk = start()
+            for name in contenders:
+                talk = getattr(machines, name)()
                 try:
                     boots[name].append(talk.until_ready())
-                    if arguments.disks:
+                    if arguments.disks and name in speeds:
                         speeds[name].append(measure_disks(talk, 10 if arguments.quick else 1))
                 finally:
                     talk.end()
     print_boots(boots)
     if arguments.disks:
         print_speeds(speeds)
+
+
+def is_v86_there() -> bool:
+    """Whether v86 can be measured; says what is missing."""
+    missing = [str(path) for path in (V86 / "node_modules", FIRMWARE) if not path.exists()]
+    missing += [] if shutil.which("node") else ["node"]
+    if missing:
+        print(f"without v86: {', '.join(missing)} not found (see bench/install-v86.sh)")
+    return not missing
 
 
 def print_boots(boots: dict[str, list[Boot]]) -> None:
@@ -203,8 +227,9 @@ def print_boots(boots: dict[str, list[Boot]]) -> None:
     }
     qemu = medians["qemu"]
     print(f"{'to the shell':<28}{'seconds':>10}{'QEMU/this':>11}{'CPU s':>9}{'QEMU/this':>11}")
-    for name, label in (("qemu", "QEMU tcg"), ("cold", "ours, cold"), ("ours", "ours, warm")):
-        boot = medians[name]
+    for name, label in LABELS.items():
+        if (boot := medians.get(name)) is None:
+            continue
         print(f"{label:<28}{boot.wall:>10.2f}{qemu.wall / boot.wall:>11.2f}"
               f"{boot.cpu:>9.2f}{qemu.cpu / boot.cpu:>11.2f}")  # fmt: skip
 
