@@ -1,4 +1,4 @@
-"""The VNC server to real clients: vncsnapshot (RFB 3.3) and asyncvnc (RFB 3.8)."""
+"""The VNC server to real clients: TigerVNC's viewer, vncsnapshot (RFB 3.3), asyncvnc."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 from contextlib import asynccontextmanager
+from struct import unpack_from
 from typing import TYPE_CHECKING, Any
 
 import asyncvnc
@@ -97,3 +98,94 @@ def test_asyncvnc() -> None:
             assert machine.input.buttons == [2, 0]
 
     asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def virtual_screen() -> AsyncIterator[str]:
+    """An X server without a screen; the number of its display."""
+    read, write = os.pipe()
+    words = command(
+        "Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24", "-nolisten", "tcp",
+        "-noreset",  # or it starts anew, without its clients, whenever xwd was the last of them
+    )  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *words, pass_fds=[write], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.close(write)
+    try:
+        with os.fdopen(read) as number:
+            yield f":{(await asyncio.to_thread(number.readline)).strip()}"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def window(display: str) -> tuple[bytes, int]:
+    """The virtual screen as red, green, blue, and the bytes of a row."""
+    process = await asyncio.create_subprocess_exec(
+        *command("xwd", "-root", "-silent", "-display", display), stdout=subprocess.PIPE
+    )
+    dump, _ = await process.communicate()
+    header, stride, colours = (unpack_from(">I", dump, at)[0] for at in (0, 48, 76))
+    return to_rgb(dump[header + 12 * colours :]), stride // 4 * 3
+
+
+@requires_peer("Xvfb", "vncviewer", "xwd", "xdotool")
+def test_tigervnc() -> None:
+    async def scenario() -> None:
+        machine = FakeMachine()
+        machine.screen.show(pattern(320, 200))
+        async with serving(machine, password="secret") as port, virtual_screen() as display:
+            env = {**os.environ, "DISPLAY": display, "VNC_PASSWORD": "secret", "VNC_USERNAME": "x"}
+            words = [
+                "-AutoSelect=0",
+                "-PreferredEncoding=ZRLE",
+                "-RemoteResize=0",
+                "-MenuKey=",
+            ]
+            viewer = await asyncio.create_subprocess_exec(
+                *command("vncviewer", *words, "-NoJPEG", "-SecurityTypes=VncAuth"),
+                f"127.0.0.1::{port}",
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                await shows(display, machine.screen.picture)
+                machine.screen.fill(Rect(40, 50, 100, 60), 0x20C040)
+                await shows(display, machine.screen.picture)
+                machine.screen.show(pattern(200, 260))
+                await shows(display, machine.screen.picture)
+                # Without a window manager nothing has the keyboard's focus; the mouse needs none.
+                await run("xdotool", "mousemove", "50", "60", "click", "3", env=env)
+                async with asyncio.timeout(20):
+                    while len(machine.input.buttons) < 2:
+                        await asyncio.sleep(0.02)
+                assert machine.input.buttons == [2, 0]
+            finally:
+                if viewer.returncode is None:
+                    viewer.kill()
+                await viewer.communicate()
+
+    asyncio.run(scenario())
+
+
+def contains(screen: bytes, stride: int, frame: Frame) -> bool:
+    """Whether a picture is somewhere on a screen: its window has no fixed place."""
+    wanted, length = to_rgb(frame.pixels), frame.width * 3
+    rows = [wanted[at : at + length] for at in range(0, len(wanted), length)]
+    above = (frame.height - 1) * stride
+    # The last row is found: it is like no other, while a flat one is nearly everywhere.
+    start = screen.find(rows[-1], above)
+    while start >= 0:
+        places = range(start - above, start + 1, stride)
+        if all(screen[at : at + length] == row for at, row in zip(places, rows, strict=True)):
+            return True
+        start = screen.find(rows[-1], start + 1)
+    return False
+
+
+async def shows(display: str, frame: Frame) -> None:
+    async with asyncio.timeout(30):
+        while not contains(*await window(display), frame):
+            await asyncio.sleep(0.1)

@@ -20,6 +20,10 @@ mke2fs      e2fsprogs
 cryptsetup  cryptsetup-bin
 chromium    chromium
 vncsnapshot vncsnapshot
+vncviewer   tigervnc-viewer
+Xvfb        xvfb
+xwd         x11-apps
+xdotool     xdotool
 iasl        acpica-tools
 nasm        nasm
 qemu-system-x86_64 qemu-system-x86
