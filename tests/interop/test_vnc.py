@@ -131,7 +131,8 @@ async def window(display: str) -> tuple[bytes, int]:
 
 
 @requires_peer("Xvfb", "vncviewer", "xwd", "xdotool")
-def test_tigervnc() -> None:
+@pytest.mark.parametrize("encoding", ["ZRLE", "Tight", "Hextile", "Raw"])
+def test_tigervnc(encoding: str) -> None:
     async def scenario() -> None:
         machine = FakeMachine()
         machine.screen.show(pattern(320, 200))
@@ -139,7 +140,7 @@ def test_tigervnc() -> None:
             env = {**os.environ, "DISPLAY": display, "VNC_PASSWORD": "secret", "VNC_USERNAME": "x"}
             words = [
                 "-AutoSelect=0",
-                "-PreferredEncoding=ZRLE",
+                f"-PreferredEncoding={encoding}",
                 "-RemoteResize=0",
                 "-MenuKey=",
             ]

@@ -1,4 +1,4 @@
-"""What the servers of a screen share: where they listen, and the way to the keyboard.
+"""What a machine's servers share: where they listen, whom they serve, the way to the keyboard.
 
 Input goes through one thread, so that events keep their order, and a machine that is busy (a
 snapshot is being saved) makes their sender wait and not the event loop.
@@ -7,16 +7,22 @@ snapshot is being saved) makes their sender wait and not the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
-from vdisk.errors import InvalidRequestError, from_os_error
+from vdisk.errors import InvalidRequestError, VdiskError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from types import TracebackType
+    from typing import Self
 
     from vdisk.vm.display.base import InputSink
+
+log = logging.getLogger("vdisk.vm.serving")
 
 
 class Address(NamedTuple):
@@ -71,6 +77,84 @@ def bound_address(server: asyncio.Server) -> Address:
     return (
         Address(path=os.fsdecode(where)) if isinstance(where, (str, bytes)) else Address(*where[:2])
     )
+
+
+class Connection(Protocol):
+    """One client of a server: ``peer`` is what messages call it."""
+
+    @property
+    def peer(self) -> object: ...
+
+    async def run(self) -> None:
+        """Serve until the client leaves; VdiskError if it broke the protocol."""
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class ConnectionServer(Generic[C]):
+    """Serves connections, each in a task, while its ``async with`` block runs.
+
+    ``connect`` makes one of a client's streams; ``most`` are served at once.
+    """
+
+    def __init__(
+        self, connect: Callable[[asyncio.StreamReader, asyncio.StreamWriter], C], most: int
+    ) -> None:
+        self._connect = connect
+        self._most = most
+        self._servers: list[asyncio.Server] = []
+        self.connections: dict[C, asyncio.Task[None] | None] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def listen(self, address: Address) -> Address:
+        """Accept clients; where they find the server."""
+        server = await listen(address, self._connected)
+        self._servers.append(server)
+        return bound_address(server)
+
+    def stop_listening(self) -> None:
+        """Serve those that are connected, and nobody else."""
+        while self._servers:
+            self._servers.pop().close()
+
+    async def close(self) -> None:
+        """Stop listening and end all connections."""
+        self.stop_listening()
+        tasks = [task for task in self.connections.values() if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self.connections) >= self._most:
+            log.warning("refused a client: %d are connected", len(self.connections))
+            writer.transport.abort()
+            return
+        connection = self._connect(reader, writer)
+        self.connections[connection] = asyncio.current_task()
+        try:
+            await connection.run()
+        except VdiskError as error:
+            log.warning("%s: %s", connection.peer, error)
+        except (OSError, EOFError, TimeoutError) as error:
+            log.info("%s: connection lost (%s)", connection.peer, error or type(error).__name__)
+        except asyncio.CancelledError:
+            pass  # the server is closing, or another client wants it for itself
+        finally:
+            del self.connections[connection]
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 class InputThread:

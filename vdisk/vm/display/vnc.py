@@ -13,28 +13,23 @@ or on a unix socket; VNC passwords are weak (:mod:`vdisk.vm.display.rfb.auth`).
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import enum
 import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vdisk.errors import VdiskError
 from vdisk.vm.display.changes import ScreenWatch
 from vdisk.vm.display.rfb.auth import PasswordCheck
 from vdisk.vm.display.rfb.wire import CHALLENGE_LENGTH
-from vdisk.vm.display.serving import InputThread, bound_address, listen
+from vdisk.vm.display.serving import ConnectionServer, InputThread
 from vdisk.vm.display.vnc_client import VncClient
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
     from vdisk.vm.display.base import InputSink, Screen
-    from vdisk.vm.display.serving import Address
 
 __all__ = ["VNC_PORT", "Share", "VncLimits", "VncServer"]
 
@@ -69,7 +64,7 @@ class VncLimits:
     """How long a wrong password keeps its connection, so that guessing takes long."""
 
 
-class VncServer:
+class VncServer(ConnectionServer[VncClient]):
     """Serves a screen while its ``async with`` block runs."""
 
     def __init__(
@@ -83,6 +78,7 @@ class VncServer:
         limits: VncLimits = VncLimits(),
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
+        super().__init__(self._client, limits.clients)
         self.name = name
         self.limits = limits
         self.watch = ScreenWatch(screen)
@@ -90,64 +86,18 @@ class VncServer:
         self._check = None if password is None else PasswordCheck(password)
         self._share = share
         self._random = random
-        self._servers: list[asyncio.Server] = []
-        self._clients: dict[VncClient, asyncio.Task[None] | None] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def listen(self, address: Address) -> Address:
-        """Accept clients; where they find the server."""
-        server = await listen(address, self._connected)
-        self._servers.append(server)
-        return bound_address(server)
 
     async def close(self) -> None:
         """Stop listening and end all connections."""
-        for server in self._servers:
-            server.close()
-        tasks = [task for task in self._clients.values() if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await super().close()
         self.input.close()
 
-    @property
-    def clients(self) -> int:
-        """How many are connected."""
-        return len(self._clients)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= self.limits.clients:
-            log.warning("refused a client: %d are connected", len(self._clients))
-            writer.transport.abort()
-            return
-        client = VncClient(self, reader, writer, self._random(CHALLENGE_LENGTH), self._check)
-        self._clients[client] = asyncio.current_task()
-        try:
-            await client.run()
-        except VdiskError as error:
-            log.warning("%s: %s", client.peer, error)
-        except (OSError, EOFError, TimeoutError) as error:
-            log.info("%s: connection lost (%s)", client.peer, error or type(error).__name__)
-        except asyncio.CancelledError:
-            pass  # the server is closing, or another client wants the screen for itself
-        finally:
-            del self._clients[client]
-            with contextlib.suppress(OSError):
-                writer.transport.abort()
+    def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> VncClient:
+        return VncClient(self, reader, writer, self._random(CHALLENGE_LENGTH), self._check)
 
     def admit(self, newcomer: VncClient, *, shared: bool) -> bool:
         """Whether a client that wants to share, or not, is let in; may end other connections."""
-        others = [client for client in self._clients if client is not newcomer and client.is_in]
+        others = [client for client in self.connections if client is not newcomer and client.is_in]
         if self._share is Share.IGNORE:
             return True
         if self._share is Share.FORCE_SHARED:
@@ -156,6 +106,6 @@ class VncServer:
             return not any(client.exclusive for client in others)
         for client in others:
             log.info("%s: ended for a client that does not share", client.peer)
-            if (task := self._clients[client]) is not None:
+            if (task := self.connections[client]) is not None:
                 task.cancel()
         return True

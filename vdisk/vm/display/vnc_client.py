@@ -85,6 +85,7 @@ class VncClient:
                 await self._shake_hands()
             await self._converse()
         finally:
+            self._writer.transport.abort()  # who has left, or does not read, is owed nothing
             self._server.watch.remove(self._changed)
             await self._release_all()
 

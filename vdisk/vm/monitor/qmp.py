@@ -18,17 +18,15 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from vdisk.errors import VdiskError
-from vdisk.vm.display.serving import bound_address, listen
+from vdisk.vm.display.serving import ConnectionServer
 from vdisk.vm.monitor.commands import COMMANDS
 from vdisk.vm.monitor.qmp_session import Call, QmpSession
 from vdisk.vm.monitor.schema import QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
-    from vdisk.vm.display.serving import Address
     from vdisk.vm.monitor.control import MachineControl, MachineEvent
 
 log = logging.getLogger("vdisk.vm.monitor.qmp")
@@ -44,15 +42,14 @@ LAST_ANSWER_SECONDS: Final = 2.0
 _READ = 1 << 16
 
 
-class QmpServer:
+class QmpServer(ConnectionServer["_Connection"]):
     """Controls ``machine`` while its ``async with`` block runs."""
 
     def __init__(self, machine: MachineControl) -> None:
+        super().__init__(lambda reader, writer: _Connection(self, reader, writer), CONNECTIONS)
         self.machine = machine
         self.turn = asyncio.Lock()
         self._unsubscribe: Callable[[], None] | None = None
-        self._servers: list[asyncio.Server] = []
-        self._connections: dict[_Connection, asyncio.Task[None] | None] = {}
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -64,55 +61,21 @@ class QmpServer:
         self._unsubscribe = self.machine.subscribe(happened)
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def listen(self, address: Address) -> Address:
-        """Accept clients; where they find the server."""
-        server = await listen(address, self._connected)
-        self._servers.append(server)
-        return bound_address(server)
-
     async def close(self) -> None:
         """Stop listening; answers that were given are still sent."""
         unsubscribe, self._unsubscribe = self._unsubscribe, None
         if unsubscribe is None:
             return
         unsubscribe()
-        for server in self._servers:
-            server.close()
+        self.stop_listening()
         with contextlib.suppress(TimeoutError):  # the command at work may be what ends the machine
             async with asyncio.timeout(LAST_ANSWER_SECONDS), self.turn:
                 pass
-        tasks = [task for task in self._connections.values() if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await super().close()
 
     def _tell(self, event: MachineEvent) -> None:
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.tell(event)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= CONNECTIONS:
-            writer.transport.abort()
-            return
-        connection = _Connection(self, reader, writer)
-        self._connections[connection] = asyncio.current_task()
-        try:
-            await connection.run()
-        except (OSError, EOFError, TimeoutError) as error:
-            log.info("connection lost: %s", error)
-        except asyncio.CancelledError:
-            pass  # the server is closing
-        finally:
-            del self._connections[connection]
-            writer.close()
 
 
 class _Connection:
@@ -121,6 +84,7 @@ class _Connection:
     def __init__(
         self, server: QmpServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        self.peer = writer.get_extra_info("peername") or "unix socket"
         self._server = server
         self._reader = reader
         self._writer = writer
@@ -131,9 +95,12 @@ class _Connection:
     async def run(self) -> None:
         """Until the client has left and what it asked for is done."""
         self._flush()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read(), name="QMP reader")
-            tasks.create_task(self._work(), name="QMP commands")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(), name="QMP reader")
+                tasks.create_task(self._work(), name="QMP commands")
+        except* OSError as errors:
+            raise ConnectionError(str(errors.exceptions[0])) from errors
 
     async def _read(self) -> None:
         while data := await self._reader.read(_READ):

@@ -13,7 +13,7 @@ from tests.tools.fake_machine import FakeInput, FakeScreen, pattern
 from tests.tools.rfb_client import Refused, RfbClient
 from vdisk.errors import InvalidRequestError, VdiskError
 from vdisk.vm.display.base import Frame
-from vdisk.vm.display.rfb.encodings import PREFERRED
+from vdisk.vm.display.rfb.encodings import PIXELS
 from vdisk.vm.display.rfb.pixels import COLOUR_MAPPED, NATIVE, PixelFormat
 from vdisk.vm.display.rfb.wire import RELATIVE_ORIGIN, Encoding, Rect
 from vdisk.vm.display.serving import Address, parse_address
@@ -80,7 +80,7 @@ async def until(condition: Any) -> None:
 
 
 @pytest.mark.parametrize("wanted", FORMATS)
-@pytest.mark.parametrize("encoding", PREFERRED)
+@pytest.mark.parametrize("encoding", PIXELS)
 def test_every_encoding_in_every_format(encoding: Encoding, wanted: PixelFormat) -> None:
     async def scenario() -> None:
         async with scene() as here:
@@ -95,6 +95,18 @@ def test_every_encoding_in_every_format(encoding: Encoding, wanted: PixelFormat)
             assert {rect[4] for rect in client.rectangles} == {encoding}
             area = sum(rect[2] * rect[3] for rect in client.rectangles)
             assert area <= 2 * 64 * 16
+
+    asyncio.run(scenario())
+
+
+def test_the_client_chooses_the_encoding() -> None:
+    async def scenario() -> None:
+        async with scene() as here:
+            client = await here.client()
+            for wanted in (Encoding.HEXTILE, Encoding.RAW, Encoding.TIGHT):
+                client.set_encodings(wanted, Encoding.ZRLE, Encoding.ZLIB)
+                await client.refresh()
+                assert {rect[4] for rect in client.rectangles} == {wanted}
 
     asyncio.run(scenario())
 
@@ -226,7 +238,7 @@ def test_what_a_client_held_is_released_when_it_leaves() -> None:
             await client.close()
             await until(lambda: len(here.sink.buttons) == 2)
             assert here.sink.keys[2:] == [("alt", False), ("ctrl", False)]
-            await until(lambda: here.server.clients == 0)
+            await until(lambda: len(here.server.connections) == 0)
 
     asyncio.run(scenario())
 
@@ -255,7 +267,7 @@ def test_a_client_that_does_not_share() -> None:
         async with scene() as here:
             first = await here.client()
             await here.client(shared=False)
-            await until(lambda: here.server.clients == 1)
+            await until(lambda: len(here.server.connections) == 1)
             with pytest.raises(EOFError):
                 await first.refresh()
             with pytest.raises(EOFError):  # nor may one join it
@@ -293,11 +305,11 @@ def test_a_client_that_does_not_read_holds_nobody() -> None:
                 while quick.pixels[-1][-1] != number:
                     await quick.refresh(incremental=True)
                 held = [
-                    one._writer.transport.get_write_buffer_size() for one in here.server._clients
+                    one._writer.transport.get_write_buffer_size() for one in here.server.connections
                 ]
                 assert max(held) <= 600 * 400 * 4 + (1 << 17)
             assert quick.pixels == shown(here.screen.picture)
-            await until(lambda: here.server.clients == 1)
+            await until(lambda: len(here.server.connections) == 1)
 
     asyncio.run(scenario())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -58,6 +60,11 @@ class Client:
     async def error(self, name: str, **arguments: object) -> tuple[str, str]:
         answer = (await self.ask(name, **arguments))["error"]
         return answer["class"], answer["desc"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -391,3 +398,23 @@ def test_many_connections_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             writer.close()
 
     asyncio.run(run())
+
+
+def test_a_connection_that_is_reset_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, one: complaints.append(one))
+        machine = FakeMachine()
+        async with asyncio.timeout(60), QmpServer(machine) as server:
+            address = await server.listen(parse_address("127.0.0.1:0"))
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b'{"execute": "qmp_capabilities"}')
+            await until(lambda: len(server.connections) == 1)
+            linger = struct.pack("ii", 1, 0)  # close by a reset
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+            await until(lambda: not server.connections)
+        assert not complaints
+
+    asyncio.run(scenario())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

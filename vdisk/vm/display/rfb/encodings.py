@@ -40,8 +40,8 @@ _TIGHT_SHORTEST = 12
 _TIGHT_WIDEST = 2048
 _RUNS = re.compile(b"\x01+")
 
-PREFERRED = (Encoding.ZRLE, Encoding.TIGHT, Encoding.ZLIB, Encoding.HEXTILE, Encoding.RAW)
-"""Encodings of pixels, those first that are small and quick to make."""
+PIXELS = (Encoding.ZRLE, Encoding.TIGHT, Encoding.ZLIB, Encoding.HEXTILE, Encoding.RAW)
+"""Encodings of pixels."""
 
 
 def cut(frame: Frame, rect: Rect) -> bytes:
@@ -78,8 +78,8 @@ class Encoder:
         self._tight = zlib.compressobj(_LEVEL)
 
     def choose(self, wanted: tuple[int, ...]) -> None:
-        """The best of what the client can decode; raw if there is no other."""
-        self.encoding = next((one for one in PREFERRED if one in wanted), Encoding.RAW)
+        """The first of the client's that is one of ours; raw if there is none."""
+        self.encoding = next((Encoding(one) for one in wanted if one in PIXELS), Encoding.RAW)
 
     def encode(self, frame: Frame, rect: Rect) -> list[bytes]:
         """Rectangles that together are ``rect``."""
