@@ -53,8 +53,24 @@ def integer(rng: Random, bits: int) -> int:
     return rng.getrandbits(bits)
 
 
+def _near_a_limit(rng: Random, width: int, fraction_bits: int) -> int:
+    """A finite value whose products and quotients overflow, underflow or become denormal."""
+    largest = (1 << width - 1 - fraction_bits) - 2
+    near = rng.randrange(1 + fraction_bits)
+    exponent = rng.choice([0, near, largest - near, largest // 2 + rng.randrange(-near - 1, near)])
+    digits = rng.getrandbits(fraction_bits) >> rng.randrange(fraction_bits)
+    if rng.random() < 0.5:  # few digits: exact results, even of denormals
+        digits = rng.getrandbits(6) << fraction_bits - 6
+    return rng.getrandbits(1) << width - 1 | exponent << fraction_bits | digits
+
+
+NEAR_A_LIMIT = 0.2
+
+
 def float32(rng: Random) -> int:
     """A binary32 value."""
+    if rng.random() < NEAR_A_LIMIT:
+        return _near_a_limit(rng, 32, 23)
     if rng.random() < 0.5:
         return rng.choice(FLOAT32)
     if rng.random() < 0.7:  # a moderate exponent, few digits
@@ -65,6 +81,8 @@ def float32(rng: Random) -> int:
 
 def float64(rng: Random) -> int:
     """A binary64 value."""
+    if rng.random() < NEAR_A_LIMIT:
+        return _near_a_limit(rng, 64, 52)
     if rng.random() < 0.5:
         return rng.choice(FLOAT64)
     if rng.random() < 0.7:
@@ -75,6 +93,10 @@ def float64(rng: Random) -> int:
 
 def float80(rng: Random) -> int:
     """A double extended value; some of encodings that no arithmetic gives."""
+    if rng.random() < NEAR_A_LIMIT:
+        value = _near_a_limit(rng, 79, 63)
+        normal = _INTEGER_BIT if value >> 63 & 0x7FFF else 0
+        return (value >> 63) << 64 | normal | value & _INTEGER_BIT - 1
     if rng.random() < 0.4:
         return rng.choice(FLOAT80)
     sign = rng.getrandbits(1) << 79
@@ -106,12 +128,19 @@ def vector128(rng: Random) -> int:
     return rng.getrandbits(128)
 
 
+def _masks(random: Random) -> int:
+    """Which floating-point exceptions are masked: mostly all, now and then all but the last ones."""
+    if random.random() < 0.8:
+        return 0x3F
+    return random.choice([random.getrandbits(6), 0x37, 0x2F, 0x27])
+
+
 def random_fpu(random: Random, mode: int) -> FpuState:
     """An FPU: mostly with exceptions masked and some registers in use."""
     fpu = FpuState()
     fpu.st = [float80(random) for _ in range(8)]
     fpu.control = 0x40 | random.choice([0, 2, 3, 3]) << 8 | random.getrandbits(2) << 10
-    fpu.control |= 0x3F if random.random() < 0.85 else random.getrandbits(6)
+    fpu.control |= _masks(random)
     fpu.status = random.getrandbits(3) << 11
     if random.random() < 0.4:
         fpu.status |= (
@@ -123,7 +152,7 @@ def random_fpu(random: Random, mode: int) -> FpuState:
     fpu.tag = full_tag(used, fpu.st, fpu.status)
     usable = 16 if mode == 64 else 8
     fpu.xmm = [vector128(random) for _ in range(usable)] + [0] * (16 - usable)
-    fpu.mxcsr = 0x1F80 if random.random() < 0.85 else random.getrandbits(6) << 7
+    fpu.mxcsr = _masks(random) << 7
     fpu.mxcsr |= random.getrandbits(2) << 13
     if random.random() < 0.3:
         fpu.mxcsr |= random.choice([0x40, 0x8000, 0x8040, 0x3F, 1, 0x20])

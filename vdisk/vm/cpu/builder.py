@@ -299,6 +299,31 @@ class Builder(ABC):
         operation alone.  Memory operands and results have their own format.
         """
 
+    # Where native code keeps the guest's x87 registers in the host's; ``code``: two bytes.
+
+    holds_x87 = False
+    """True for a builder that has these operations."""
+
+    def elsewhere(self) -> bool:
+        """End here and have another tier carry out the instruction, if there is one that can."""
+        return False
+
+    def x87_host(self, code: bytes, place: Value | str | None = None) -> None:
+        """An instruction; its operand at a host address, or in a field of the state."""
+        raise NotImplementedError
+
+    def x87_host_if(self, index: int, condition: Value) -> None:
+        """ST(0) becomes ST(index) if the condition holds."""
+        raise NotImplementedError
+
+    def x87_host_flags(self, code: bytes) -> Value:
+        """A comparison that sets EFLAGS; the arithmetic flags as they stand there (``i64``)."""
+        raise NotImplementedError
+
+    def x87_host_status(self) -> Value:
+        """The status word, ``i16``."""
+        raise NotImplementedError
+
     # -- control -----------------------------------------------------------------------------
 
     @abstractmethod

@@ -177,6 +177,16 @@ class Context:
         last = linear + (size - 1) if size > 1 else linear
         return tag.eq(page_of(last))
 
+    def forget_linear(self) -> None:
+        """The memory operand's address was worked out on a branch that is over."""
+        self._linear = None
+
+    def probe(self, linear: Value, size: int, *, write: bool = False) -> tuple[Value, Value]:
+        """Whether the TLB has all of an access; where that is in the host then."""
+        b, entry = self.b, self._entry(linear)
+        hit = self._hit(b.load_state(entry + (8 if write else 0), "i64"), linear, size)
+        return hit, linear + b.load_state(entry + 16, "i64")
+
     def load(self, linear: Value, kind: str) -> Value:
         """Guest memory at a linear address; faults are the instruction's."""
         size = int(kind[1:]) // 8

@@ -18,31 +18,33 @@ from vdisk.vm.cpu import (
     flags,
     fpu_state,
     instruction,
+    interrupts,
+    modes,
+    python_sse,
     registers,
     system,
     system_control,
     system_segments,
-    transfers,
 )
-from vdisk.vm.cpu.decode import FLAT_MODE, Mode
+from vdisk.vm.cpu.decode import FLAT_MODE
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.semantics import sse
+from vdisk.vm.cpu.stacks import current_stack
 from vdisk.vm.cpu.state import TLB_SUPERVISOR, TLB_USER, CpuState
 
 if TYPE_CHECKING:
     from vdisk.vm.accel.base import FpuState, Registers, SystemRegisters
     from vdisk.vm.bus import Bus
+    from vdisk.vm.cpu.decode import Mode
 
-EFER_LME, EFER_LMA = 1 << 8, 1 << 10
-CR0_PE, CR0_EM, CR0_TS, CR0_AM, CR0_PG = 1, 4, 8, 1 << 18, 1 << 31
-CR4_OSFXSR = 1 << 9
+EFER_LMA = 1 << 10
+CR0_PE = 1
 REGISTERED = (fpu_state, system_control, system_segments)
 """Modules whose instructions are there because they are imported."""
 KICK = (1 << 64) - 1
 FOREVER = 1 << 62
 """A budget that no run uses up."""
-
-FLAT = 0xFFFF_FFFF
 
 
 class TripleFaultError(Exception):
@@ -186,13 +188,13 @@ class Core(Vcpu):
 
     def push(self, value: int, size: int) -> None:
         """Push on the present stack."""
-        stack = transfers.current_stack(self)
+        stack = current_stack(self)
         stack.push(size, value)
         stack.commit()
 
     def pop(self, size: int) -> int:
         """Pop from the present stack."""
-        stack = transfers.current_stack(self)
+        stack = current_stack(self)
         value = stack.pop(size)
         stack.commit()
         return value
@@ -223,47 +225,14 @@ class Core(Vcpu):
 
     def update_mode(self) -> None:
         """Work out what code now means, after segments, control registers or TF changed."""
-        mode = self._present_mode()
         state = self.state
+        mode = modes.present(state, alone=self.alone)
         state.mode = mode.code
-        state.sse_fault, state.mmx_fault, state.x87_fault = self._coprocessor_faults()
+        state.sse_fault, state.mmx_fault, state.x87_fault = modes.coprocessor_faults(state)
         state.flat = int(mode == FLAT_MODE)
         self.stepping, self.careful = mode.step, mode.careful
         state.careful = int(mode.careful)
         self._mode_changed(mode)
-
-    def _coprocessor_faults(self) -> tuple[int, int, int]:
-        """What SSE, MMX and x87 instructions raise, as CR0 and CR4 are; 0: nothing."""
-        cr0 = self.state.cr0
-        if cr0 & CR0_EM:
-            return faults.UD, faults.UD, faults.NM
-        busy = faults.NM if cr0 & CR0_TS else 0
-        return (busy if self.state.cr4 & CR4_OSFXSR else faults.UD), busy, busy
-
-    def _present_mode(self) -> Mode:
-        state = self.state
-        step = bool(state.eflags & flags.TF) or bool(state.dr7 & debug.ENABLES) or self.alone
-        aligned = state.cpl == 3 and bool(state.eflags & flags.AC and state.cr0 & CR0_AM)
-        if self.long_mode and state.cs_attributes & 0x2000:
-            return Mode(64, 64, checked=False, step=step, aligned=aligned)
-        if not state.cr0 & CR0_PE or self.virtual_8086:
-            return Mode(16, 16, checked=True, step=step, aligned=aligned)
-        code = 32 if state.cs_attributes & 0x4000 else 16
-        stack = 32 if state.ss_attributes & 0x4000 else 16
-        return Mode(code, stack, checked=not self._flat(), step=step, aligned=aligned)
-
-    def _flat(self) -> bool:
-        """True if CS, SS, DS and ES have base 0, all of 4 GiB and every right."""
-        state = self.state
-        if state.cs_base or state.cs_limit != FLAT:
-            return False
-        for name in ("ss", "ds", "es"):
-            attributes = getattr(state, f"{name}_attributes")
-            if getattr(state, f"{name}_base") or getattr(state, f"{name}_limit") != FLAT:
-                return False
-            if attributes & 0x9E != 0x92:  # present, writable data that expands up
-                return False
-        return bool(state.cs_attributes & 2)
 
     # -- flags -------------------------------------------------------------------------------
 
@@ -347,6 +316,9 @@ class Core(Vcpu):
             vector = state.fault_vector
             if vector == faults.NON_CANONICAL:
                 vector = instruction.not_canonical(self)
+            elif vector == faults.SIMD_RANGE:
+                name, immediate = sse.name_of(state.exit_argument)
+                vector = python_sse.out_of_range(state.view, name, immediate)
             self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
@@ -447,7 +419,7 @@ class Core(Vcpu):
         saved = bytes(state.view[:_SAVED])
         hits = state.debug_hits
         try:
-            transfers.deliver(self, vector, error=error, software=software, external=external)
+            interrupts.deliver(self, vector, error=error, software=software, external=external)
         except GuestFault:
             state.view[:_SAVED] = saved
             self.update_mode()

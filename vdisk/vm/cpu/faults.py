@@ -10,6 +10,10 @@ NON_CANONICAL = 0x100 | GP
 """What generated code says of an address that is not canonical: #SS(0) through RSP or RBP, else
 #GP(0); which one, the instruction tells (:func:`vdisk.vm.cpu.instruction.not_canonical`)."""
 
+SIMD_RANGE = 0x100 | XM
+"""An unmasked overflow or underflow: #XM, with flags that are still to be worked out
+(:func:`vdisk.vm.cpu.python_sse.out_of_range`)."""
+
 WITH_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
 CONTRIBUTORY = {DE, TS, NP, SS, GP}
 

@@ -271,9 +271,18 @@ class RegionBuilder(LlvmBuilder):
             self._dropped.set(self.poll("code_dropped").ne(0))
         return result
 
+    def elsewhere(self) -> bool:
+        """By the first tier's record, unless that record is this very region."""
+        if self.step.record == self.region.blocks[self.region.head].record:
+            return False
+        self._to_record(self.record(), self.budget())
+        return True
+
     # -- ends ------------------------------------------------------------------------------------
 
     def next(self) -> None:
+        if self.has_ended():
+            return
         if self.reaches_slow_store(self.step.shape):
             with self.if_(self._dropped.get(), unlikely=True):
                 self.set("code_dropped", 0)

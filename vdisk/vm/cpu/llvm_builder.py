@@ -13,10 +13,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu.builder import Builder, Value, Variable, bits, mask
+from vdisk.vm.cpu.builder import Value, Variable, bits, mask
+from vdisk.vm.cpu.llvm_coprocessor import LlvmCoprocessor
 from vdisk.vm.cpu.records import HANDLER_OFFSET, LINK_OFFSET, PARAMS, RECORD_SIZE
+from vdisk.vm.cpu.routines import PRESERVE
 from vdisk.vm.cpu.state import FIELDS
-from vdisk.vm.cpu.x87_assembly import x87_assembly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,10 +37,11 @@ METADATA = """
 !6 = !{}
 """
 
+OUTSIDE = {
+    f"declare {PRESERVE} i1 @outside(ptr)",
+    f"declare {PRESERVE} void @inside(ptr, i1)",
+}
 HANDLER_PARAMETERS = "ptr noalias %st, ptr %ins, i64 %bud, i64 %tlb"
-
-
-XMM = "<2 x i64>"
 
 
 class LlvmVariable(Variable):
@@ -56,7 +58,7 @@ class LlvmVariable(Variable):
         self.b.emit(f"store {self.type} {item.text}, ptr {self.name}")
 
 
-class LlvmBuilder(Builder):
+class LlvmBuilder(LlvmCoprocessor):
     """Writes one function's body; see :meth:`text`."""
 
     def __init__(self, known: dict[str, Routine]) -> None:
@@ -82,6 +84,11 @@ class LlvmBuilder(Builder):
         for line in lines:
             self.emit(line)
         self._dead = True
+
+    def has_ended(self) -> bool:
+        """True behind a terminator, where nothing more is reached."""
+        self._join()
+        return self._dead
 
     def name(self) -> str:
         self._count += 1
@@ -180,98 +187,6 @@ class LlvmBuilder(Builder):
         ).text
         quotient = self.assign("i64", f"extractvalue {{ i64, i64 }} {both}, 0")
         return quotient, self.assign("i64", f"extractvalue {{ i64, i64 }} {both}, 1")
-
-    # -- SSE -----------------------------------------------------------------------------------
-
-    def assembly(self, kind: str, text: str, constraints: str, *arguments: Value) -> str:
-        """An instruction of the host; gives the name of the result."""
-        given = ", ".join(f"{item.type} {item.text}" for item in arguments)
-        clobbers = "~{dirflag},~{fpsr},~{flags}"
-        return self.assign(
-            kind, f'call {kind} asm sideeffect "{text}", "{constraints},{clobbers}"({given})'
-        ).text
-
-    def _xmm(self, value: Value) -> Value:
-        return self.assign(XMM, f"bitcast i128 {value.text} to {XMM}")
-
-    def _from_xmm(self, name: str) -> Value:
-        return self.assign("i128", f"bitcast {XMM} {name} to i128")
-
-    def sse(self, name: str, immediate: int | None, left: Value, right: Value) -> Value:
-        number = "" if immediate is None else f"$${immediate}, "
-        text = f"{name} {number}$2, $0"
-        return self._from_xmm(self.assembly(XMM, text, "=x,0,x", self._xmm(left), self._xmm(right)))
-
-    def sse_shift(self, name: str, immediate: int, value: Value) -> Value:
-        return self._from_xmm(
-            self.assembly(XMM, f"{name} $${immediate}, $0", "=x,0", self._xmm(value))
-        )
-
-    def sse_blend(self, name: str, left: Value, right: Value, choice: Value) -> Value:
-        given = [self._xmm(item) for item in (left, right, choice)]
-        return self._from_xmm(self.assembly(XMM, f"{name} %xmm0, $2, $0", "=x,0,x,{xmm0}", *given))
-
-    def _flag_word(self, kind: str, results: str, first: int) -> Value:
-        """ZF, PF, CF, SF and OF of five byte results, as in EFLAGS."""
-        total = self.const("i64", 0)
-        for place, shift in enumerate((6, 2, 0, 7, 11)):
-            byte = self.assign("i8", f"extractvalue {kind} {results}, {first + place}")
-            total = total | (byte.zext("i64") << shift)
-        return total
-
-    def sse_flags(self, name: str, left: Value, right: Value) -> Value:
-        text = f"{name} $6, $5\\0Asetz $0\\0Asetp $1\\0Asetc $2\\0Asets $3\\0Aseto $4"
-        kind = "{ i8, i8, i8, i8, i8 }"
-        results = self.assembly(
-            kind, text, "=&q,=&q,=&q,=&q,=&q,x,x", self._xmm(left), self._xmm(right)
-        )
-        return self._flag_word(kind, results, 0)
-
-    def sse_string(
-        self,
-        name: str,
-        immediate: int,
-        operands: tuple[Value, Value],
-        lengths: tuple[Value, Value],
-    ) -> tuple[Value, Value]:
-        text = (
-            f"{name} $${immediate}, $8, $7\\0Asetz $2\\0Asetp $3\\0Asetc $4\\0Asets $5\\0Aseto $6"
-        )
-        kind = f"{{ i32, {XMM}, i8, i8, i8, i8, i8 }}"
-        given = [self._xmm(operands[0]), self._xmm(operands[1]), *lengths]
-        constraints = "=&{cx},=&{xmm0},=&q,=&q,=&q,=&q,=&q,x,x,{ax},{dx}"
-        results = self.assembly(kind, text, constraints, *given)
-        total = self._flag_word(kind, results, 2)
-        if name.endswith("i"):
-            return self.assign("i32", f"extractvalue {kind} {results}, 0").zext("i128"), total
-        return self._from_xmm(self.assign(XMM, f"extractvalue {kind} {results}, 1").text), total
-
-    def sse_to_register(self, name: str, kind: str, value: Value) -> Value:
-        suffix = "q" if kind == "i64" and name.startswith("cvt") else ""
-        register = "${0:q}" if kind == "i64" else "${0:k}"
-        text = f"{name}{suffix} $1, {register}"
-        return Value(self, kind, self.assembly(kind, text, "=r,x", self._xmm(value)))
-
-    def sse_from_register(self, name: str, left: Value, value: Value) -> Value:
-        text = f"{name}{'q' if value.type == 'i64' else 'l'} $2, $0"
-        return self._from_xmm(self.assembly(XMM, text, "=x,0,r", self._xmm(left), value))
-
-    def x87(self, name: str, first: Value, second: Value) -> tuple[Value, Value, Value]:
-        zero = self.const("i128", 0)
-        places = ("scratch0", "scratch1", "scratch2", "scratch3")
-        for place, value in zip(places, (first, second, zero, zero), strict=True):
-            self.set(place, value)
-        self.set("fpu_host", self.get("fpu_control") | 0x3F)
-        pointers = [self._state_pointer(FIELDS[place].offset) for place in places]
-        pointers.append(self._state_pointer(FIELDS["fpu_host"].offset))
-        given = ", ".join(f"ptr {pointer}" for pointer in pointers)
-        clobbers = "~{st},~{st(1)},~{st(2)},~{memory},~{dirflag},~{fpsr},~{flags}"
-        text = "\\0A".join(["fldcw ($5)", *x87_assembly(name)])
-        status = self.assign(
-            "i16",
-            f'call i16 asm sideeffect "{text}", "=&{{ax}},r,r,r,r,r,{clobbers}"({given})',
-        )
-        return self.get("scratch2"), self.get("scratch3"), status.zext("i32")
 
     # -- control -----------------------------------------------------------------------------
 
@@ -419,13 +334,18 @@ class LlvmBuilder(Builder):
         return self.assign(kind, f"load volatile {kind}, ptr {self._pointer(where)}, align 1")
 
     def callback(self, field: str, kind: str, *arguments: Value) -> Value:
-        """Call a C function whose address the state holds."""
+        """Call a C function whose address the state holds, with the host's floating point."""
         target = self._pointer(self.get(field))
         given = ", ".join(f"{item.type} {item.text}" for item in arguments)
+        self.used |= OUTSIDE
+        inside = self.assign("i1", f"call {PRESERVE} i1 @outside(ptr %st)").text
         if kind == "void":
             self.emit(f"call void {target}({given})")
-            return self.const("i1", 0)
-        return self.assign(kind, f"call {kind} {target}({given})")
+            result = self.const("i1", 0)
+        else:
+            result = self.assign(kind, f"call {kind} {target}({given})")
+        self.emit(f"call {PRESERVE} void @inside(ptr %st, i1 {inside})")
+        return result
 
     # -- ends --------------------------------------------------------------------------------
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import iced_x86 as iced
-from iced_x86 import Mnemonic, OpKind, Register
+from iced_x86 import Mnemonic, OpCodeOperandKind, OpKind, Register
 
 from vdisk.vm.cpu.decode import LOWER, Lowering, Op
 from vdisk.vm.cpu.lowering_sse import on
-from vdisk.vm.cpu.semantics.x87 import POP_ONCE, POP_TWICE, TO_OTHER, UNCHECKED, number_of
+from vdisk.vm.cpu.semantics.x87_host import host_code
+from vdisk.vm.cpu.semantics.x87_stack import POP_ONCE, POP_TWICE, TO_OTHER, UNCHECKED, number_of
 
 
 def _bits(d: Lowering) -> int:
@@ -18,8 +19,18 @@ def _has_memory(d: Lowering) -> bool:
     return any(d.i.op_kind(n) == OpKind.MEMORY for n in range(d.i.op_count))
 
 
+def _host(d: Lowering, index: int = 0) -> int:
+    """The instruction itself, as a part of ``variant``; ``index`` of ST(i), where it has one."""
+    code = d.i.op_code()
+    if code.op_code_len == 1:
+        return host_code(code.op_code, code.group_index << 3)
+    kinds = [code.op_kind(n) for n in range(code.op_count)]
+    low = code.op_code & 0xFF | (index if OpCodeOperandKind.STI_OPCODE in kinds else 0)
+    return host_code(code.op_code >> 8, low)
+
+
 def _with_memory(d: Lowering, operation: str, size: int, variant: int) -> list[Op]:
-    op = d.op(operation, size, variant=variant)
+    op = d.op(operation, size, variant=variant | _host(d))
     d.memory(op)
     op.shape = op.shape._replace(operands="m")
     return [*d.before, op]
@@ -30,14 +41,14 @@ def _stack_index(d: Lowering, operand: int) -> int:
 
 
 def _on_stack(d: Lowering, operation: str, index: int, variant: int = 0) -> list[Op]:
-    op = d.op(operation, 80, variant=variant)
+    op = d.op(operation, 80, variant=variant | _host(d, index))
     op.imm = index
     return [op]
 
 
 def _plain(name: str, operation: str, variant: int) -> None:
     def function(d: Lowering) -> list[Op]:
-        return [d.op(operation, 80, variant=variant)]
+        return [d.op(operation, 80, variant=variant | _host(d))]
 
     LOWER[getattr(Mnemonic, name)] = function
 

@@ -16,6 +16,7 @@ from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.native_mxcsr import MXCSR_ROUTINES
+from vdisk.vm.cpu.native_x87 import x87_enter, x87_leave
 from vdisk.vm.cpu.records import RECORD_SIZE
 from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine, page_of
 from vdisk.vm.cpu.state import FIELDS, TLB_USER
@@ -26,6 +27,10 @@ KNOWN = {
     "simd_end": Routine("simd_end", (), "void", lambda b: None),
     "read_mxcsr": Routine("read_mxcsr", (), "i32", lambda b: None),
     "write_mxcsr": Routine("write_mxcsr", ("i32",), "void", lambda b: None),
+    "x87_enter": Routine("x87_enter", (), "void", x87_enter),
+    "x87_leave": Routine("x87_leave", (), "void", x87_leave),
+    "outside": Routine("outside", (), "i1", lambda b: None),
+    "inside": Routine("inside", ("i1",), "void", lambda b: None),
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
@@ -149,9 +154,9 @@ def _entry(b: LlvmBuilder) -> None:
     linear = b.get("rip") + b.get("cs_base")
     wide = b.select(b.get("mode").eq(64), linear, linear & 0xFFFF_FFFF)
     budget, tlb = b.get("budget"), b.get("tlb_current")
-    b.emit("call void @guest_mxcsr(ptr %st)")
+    b.emit(f"call {PRESERVE} void @guest_mxcsr(ptr %st)")
     b.emit(f"call tailcc void @goto(ptr %st, i64 {wide.text}, i64 {budget.text}, i64 {tlb.text})")
-    b.emit("call void @own_mxcsr(ptr %st)")
+    b.emit(f"call {PRESERVE} void @own_mxcsr(ptr %st)")
     b.return_()
 
 
@@ -177,9 +182,9 @@ _ENTER_AT = f"""
   %tp = getelementptr i8, ptr %st, i64 {FIELDS["tlb_current"].offset}
   %tlb = load i64, ptr %tp
   %h = load ptr, ptr %ins
-  call void @guest_mxcsr(ptr %st)
+  call {PRESERVE} void @guest_mxcsr(ptr %st)
   call tailcc void %h(ptr %st, ptr %ins, i64 %bud, i64 %tlb)
-  call void @own_mxcsr(ptr %st)
+  call {PRESERVE} void @own_mxcsr(ptr %st)
   ret void
 """
 
@@ -211,7 +216,7 @@ C_ROUTINES = (
 def runtime_module() -> str:
     """The LLVM module of all routines and of the functions above."""
     parts: list[str] = []
-    for called in ROUTINES.values():
+    for called in (*ROUTINES.values(), KNOWN["x87_enter"], KNOWN["x87_leave"]):
         b = LlvmBuilder(ROUTINES)
         arguments = [Value(b, kind, f"%a{n}") for n, kind in enumerate(called.arguments)]
         called.write(b, *arguments)

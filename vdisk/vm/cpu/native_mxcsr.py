@@ -1,9 +1,14 @@
 """MXCSR while native code runs: the guest's, with all exceptions masked (LLVM IR).
 
-``guest_mxcsr`` and ``own_mxcsr`` stand around generated code.  Exception flags gather in the host's
-register; ``read_mxcsr`` and ``write_mxcsr`` are STMXCSR's and LDMXCSR's.  Where the guest unmasks
-an exception, each instruction stands between ``simd_begin``, which puts the flags aside, and
-``simd_end``, which raises #XM for what that instruction alone found (SDM volume 1, section 11.5).
+``guest_mxcsr`` and ``own_mxcsr`` stand around generated code, ``outside`` and ``inside`` around
+what it calls back: the host's MXCSR is kept in ``host_mxcsr``, which is 0 outside.  Exception flags
+gather in the host's register; ``read_mxcsr`` and ``write_mxcsr`` are STMXCSR's and LDMXCSR's.
+
+Where the guest unmasks an exception, each instruction stands between ``simd_begin``, which puts the
+flags aside, and ``simd_end``, which raises #XM for what that instruction alone found (SDM volume 1,
+section 11.5).  A tiny result is an underflow then even if it is exact: flushing to zero tells.
+Which flags come with an overflow or underflow, :func:`vdisk.vm.cpu.python_sse.out_of_range` works
+out.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from vdisk.vm.cpu.state import FIELDS
 MXCSR, HOST = FIELDS["mxcsr"].offset, FIELDS["host_mxcsr"].offset
 UNMASKED, FLAGS = FIELDS["simd_unmasked"].offset, FIELDS["simd_flags"].offset
 VECTOR, ERROR = FIELDS["fault_vector"].offset, FIELDS["fault_error"].offset
+FTZ, OE, UE = 1 << 15, 1 << 3, 1 << 4
 PENDING, CR4 = FIELDS["pending"].offset, FIELDS["cr4"].offset
 
 MXCSR_ROUTINES = f"""
@@ -28,7 +34,12 @@ define {PRESERVE} void @simd_begin(ptr %st) {{
   %fp = getelementptr i8, ptr %st, i64 {FLAGS}
   store i32 %f, ptr %fp
   %clear = and i32 %old, -64
-  store i32 %clear, ptr %m
+  %up = getelementptr i8, ptr %st, i64 {UNMASKED}
+  %u = load i32, ptr %up
+  %ue = and i32 %u, {UE}
+  %ftz = shl i32 %ue, 11
+  %new = or i32 %clear, %ftz
+  store i32 %new, ptr %m
   call void @llvm.x86.sse.ldmxcsr(ptr %m)
   ret void
 }}
@@ -45,12 +56,19 @@ define {PRESERVE} void @simd_end(ptr %st) {{
   %stop = and i32 %early, %u
   %stopped = icmp ne i32 %stop, 0
   %new = select i1 %stopped, i32 %early, i32 %found
-  %rest = and i32 %now, -64
-  %told = or i32 %rest, %new
+  %gp = getelementptr i8, ptr %st, i64 {MXCSR}
+  %g = load i32, ptr %gp
+  %rest = and i32 %now, {~FTZ & ~63}
+  %gftz = and i32 %g, {FTZ}
+  %control = or i32 %rest, %gftz
+  %raised = and i32 %new, %u
+  %range = and i32 %raised, {OE | UE}
+  %beyond = icmp ne i32 %range, 0
+  %known_flags = select i1 %beyond, i32 0, i32 %new
+  %told = or i32 %control, %known_flags
   %both = or i32 %told, %old
   store i32 %both, ptr %m
   call void @llvm.x86.sse.ldmxcsr(ptr %m)
-  %raised = and i32 %new, %u
   %hit = icmp ne i32 %raised, 0
   br i1 %hit, label %fault, label %done
 fault:
@@ -58,7 +76,8 @@ fault:
   %c = load i64, ptr %cp
   %x = and i64 %c, 1024
   %known = icmp ne i64 %x, 0
-  %v = select i1 %known, i32 {faults.XM}, i32 {faults.UD}
+  %usual = select i1 %known, i32 {faults.XM}, i32 {faults.UD}
+  %v = select i1 %beyond, i32 {faults.SIMD_RANGE}, i32 %usual
   %vp = getelementptr i8, ptr %st, i64 {VECTOR}
   store i32 %v, ptr %vp
   %ep = getelementptr i8, ptr %st, i64 {ERROR}
@@ -93,7 +112,7 @@ define {PRESERVE} void @write_mxcsr(ptr %st, i32 %value) {{
   call void @llvm.x86.sse.ldmxcsr(ptr %m)
   ret void
 }}
-define void @guest_mxcsr(ptr %st) {{
+define {PRESERVE} void @guest_mxcsr(ptr %st) {{
   %hp = getelementptr i8, ptr %st, i64 {HOST}
   call void @llvm.x86.sse.stmxcsr(ptr %hp)
   %gp = getelementptr i8, ptr %st, i64 {MXCSR}
@@ -109,7 +128,8 @@ define void @guest_mxcsr(ptr %st) {{
   call void @llvm.x86.sse.ldmxcsr(ptr %m)
   ret void
 }}
-define void @own_mxcsr(ptr %st) {{
+define {PRESERVE} void @own_mxcsr(ptr %st) {{
+  call {PRESERVE} void @x87_leave(ptr %st)
   %m = alloca i32
   call void @llvm.x86.sse.stmxcsr(ptr %m)
   %now = load i32, ptr %m
@@ -120,6 +140,26 @@ define void @own_mxcsr(ptr %st) {{
   store i32 %new, ptr %gp
   %hp = getelementptr i8, ptr %st, i64 {HOST}
   call void @llvm.x86.sse.ldmxcsr(ptr %hp)
+  store i32 0, ptr %hp
+  ret void
+}}
+define {PRESERVE} i1 @outside(ptr %st) {{
+  %hp = getelementptr i8, ptr %st, i64 {HOST}
+  %h = load i32, ptr %hp
+  %in = icmp ne i32 %h, 0
+  br i1 %in, label %leave, label %done
+leave:
+  call {PRESERVE} void @own_mxcsr(ptr %st)
+  br label %done
+done:
+  ret i1 %in
+}}
+define {PRESERVE} void @inside(ptr %st, i1 %in) {{
+  br i1 %in, label %enter, label %done
+enter:
+  call {PRESERVE} void @guest_mxcsr(ptr %st)
+  br label %done
+done:
   ret void
 }}
 """

@@ -122,7 +122,9 @@ def set_fpu(core: Core, fpu: FpuState) -> None:
     top = state.fpu_top = fpu.status >> 11 & 7
     for number, value in enumerate(fpu.st):
         setattr(state, f"st{(top + number) & 7}", value)
-    state.fpu_control, state.fpu_status, state.fpu_tag = fpu.control, fpu.status, fpu.tag
+    pending = fpu.status & ~fpu.control & 0x3F
+    state.fpu_status = fpu.status & ~0x8080 | (0x8080 if pending else 0)
+    state.fpu_control, state.fpu_tag = fpu.control, fpu.tag
     state.fpu_opcode, state.fpu_ip = fpu.opcode, fpu.instruction_pointer
     state.fpu_dp, state.mxcsr = fpu.data_pointer, fpu.mxcsr
     for number, value in enumerate(fpu.xmm):

@@ -63,6 +63,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i64", "exit_argument", "fault_address", "fault_record", "tlb_current")
     add("i32", "exit_reason", "fault_vector", "fault_error", "pending", "code_dropped")
     add("i32", "sse_fault", "mmx_fault", "x87_fault", "simd_unmasked", "simd_flags", "fpu_host")
+    add("i32", "x87_live")  # the host's x87 registers are the guest's
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
         add("i64", f"{name}_base")
         add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")
@@ -85,6 +86,7 @@ def _layout() -> tuple[dict[str, Field], int]:
         "scratch2",
         "scratch3",
         *(f"st{number}" for number in range(8)),
+        *(f"x87_image{number}" for number in range(7)),  # for FRSTOR and FNSAVE
     )
     add("i128", *(f"xmm{number}" for number in range(16)))
     offset = -(-offset // 64) * 64

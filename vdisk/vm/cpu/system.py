@@ -30,6 +30,7 @@ from vdisk.vm.cpu.instruction import (
     privileged,
     protected,
 )
+from vdisk.vm.cpu.stacks import current_stack
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
@@ -209,7 +210,7 @@ def _popf(core: Core, n: Instruction) -> None:
     iopl = state.eflags >> 12 & 3
     if core.virtual_8086 and iopl < 3:
         raise GuestFault(faults.GP)
-    stack = transfers.current_stack(core)
+    stack = current_stack(core)
     word = stack.pop(size)
     stack.commit()
     kept = flags.VM | flags.VIF | flags.VIP | flags.RF

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from iced_x86 import Mnemonic, OpKind, Register
 
-from vdisk.vm.cpu import debug, faults, flags, transfers
+from vdisk.vm.cpu import debug, faults, flags
 from vdisk.vm.cpu import descriptors as d
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.instruction import SEGMENT_NAMES, Instruction, on, privileged, protected
+from vdisk.vm.cpu.stacks import current_stack
 from vdisk.vm.cpu.system_control import debug_number, read_control, write_control, write_debug
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _read_special(core: Core, n: Instruction) -> None:
 @on("POP")
 def _pop(core: Core, n: Instruction) -> None:
     size = abs(n.i.stack_pointer_increment)
-    stack = transfers.current_stack(core)
+    stack = current_stack(core)
     value = stack.pop(size)
     register = n.i.op_register(0)
     d.load_data(core, SEGMENT_NAMES[register], value & 0xFFFF)

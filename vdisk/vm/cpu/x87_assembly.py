@@ -1,11 +1,13 @@
 """The host's own instructions for each x87 operation, as inline assembly (AT&T syntax).
 
 ``$1`` and ``$2`` point to the operands, ``$3`` and ``$4`` to where results go; the status word of
-the operation alone is left in AX.  Operations are named as in :mod:`vdisk.vm.cpu.semantics.x87`.
+the operation alone is left in AX.  Names: :mod:`vdisk.vm.cpu.semantics.x87_stack`.
 """
 
 from __future__ import annotations
 
+STATUS = ["fnstsw %ax", "fnclex"]
+"""What was raised; without the second no unmasked exception is raised at the next instruction."""
 _SPLITTING = {"fxtract", "fsincos", "fptan"}
 _COMPARING = {"fcom", "fucom"}
 _POPPING = {"fpatan", "fyl2x", "fyl2xp1"}
@@ -23,9 +25,10 @@ def x87_assembly(name: str) -> list[str]:
         return ["fnclex", f"{stem}{letter} ($2)", "fnstsw %ax", "fstpt ($3)"]
     if stem in {"fst", "fist", "fistt", "fbst"}:
         letter = "" if stem == "fbst" else suffix[memory]
-        store = f"{'fistt' if stem == 'fistt' else stem}p{letter} ($3)"
-        return ["fldt ($1)", "fnclex", store, "fnstsw %ax"]
-    end = ["fnstsw %ax", "fstpt ($3)"]
+        if stem == "fst":  # an unmasked overflow or underflow would hold back the pop
+            return ["fldt ($1)", "fnclex", f"fst{letter} ($3)", *STATUS, "fstp %st(0)"]
+        return ["fldt ($1)", "fnclex", f"{stem}p{letter} ($3)", "fnstsw %ax"]
+    end = [*STATUS, "fstpt ($3)"]
     if memory:
         operation = f"{stem}{suffix[memory]} ($2)"
         return ["fldt ($1)", "fnclex", operation, *end]
@@ -34,7 +37,7 @@ def x87_assembly(name: str) -> list[str]:
         return ["fldt ($2)", "fldt ($1)", "fnclex", operation, *end, "fstp %st(0)"]
     if stem in _COMPARING:
         pops = ["fstp %st(0)", "fstp %st(0)"]
-        return ["fldt ($2)", "fldt ($1)", "fnclex", f"{stem} %st(1)", "fnstsw %ax", *pops]
+        return ["fldt ($2)", "fldt ($1)", "fnclex", f"{stem} %st(1)", *STATUS, *pops]
     if stem in _TWO:
         return ["fldt ($2)", "fldt ($1)", "fnclex", stem, *end, "fstp %st(0)"]
     if stem in _POPPING:
@@ -53,7 +56,7 @@ _CONSTANTS = {"fld1", "fldl2t", "fldl2e", "fldpi", "fldlg2", "fldln2", "fldz"}
 
 def _split_assembly(stem: str) -> list[str]:
     """Two results; FSINCOS and FPTAN leave one where the operand is out of range (C2)."""
-    split = ["fldt ($1)", "fnclex", stem, "fnstsw %ax", "fstpt ($3)"]
+    split = ["fldt ($1)", "fnclex", stem, *STATUS, "fstpt ($3)"]
     if stem == "fxtract":
         return [*split, "fstpt ($4)"]
     return [*split, "testb $$4, %ah", "jnz 1f", "fstpt ($4)", "1:"]

@@ -10,12 +10,15 @@ def load_all() -> None:
         control,
         integer,
         machine,
+        mmx,
         privileged,
         shifts,
         sse,
         strings,
         x87,
+        x87_arithmetic,
+        x87_control,
     )
 
-    del contexts, lowering_sse, lowering_x87, sse, x87
+    del contexts, lowering_sse, lowering_x87, mmx, sse, x87, x87_arithmetic, x87_control
     del lowering, bits, control, integer, machine, privileged, shifts, strings

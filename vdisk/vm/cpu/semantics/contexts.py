@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.context import Context, semantic
 from vdisk.vm.cpu.semantics.sse import align, available
-from vdisk.vm.cpu.semantics.x87 import Fpu
+from vdisk.vm.cpu.semantics.x87_host import in_state
+from vdisk.vm.cpu.semantics.x87_stack import Fpu, set_status
 from vdisk.vm.cpu.state import FIELDS
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _abridged(c: Context) -> Value:
 
 @semantic("fxsave")
 def fxsave(c: Context) -> None:
+    in_state(c)
     fpu, b = Fpu(c, waits=False), c.b
     linear = _area(c, write=True)
     status = (b.get("fpu_status") & ~0x3800) | (b.get("fpu_top") << 11)
@@ -70,6 +72,7 @@ def fxsave(c: Context) -> None:
 @semantic("fxrstor")
 def fxrstor(c: Context) -> None:
     """Everything is read before anything is changed."""
+    in_state(c)
     fpu, b = Fpu(c, waits=False), c.b
     linear = _area(c, write=False)
     head = [c.load(c.wrap(linear + 8 * place), "i64") for place in range(4)]
@@ -81,8 +84,9 @@ def fxrstor(c: Context) -> None:
     with b.if_(with_sse & (mxcsr & ~MXCSR_MASK).ne(0), unlikely=True):
         c.raise_(faults.GP)
     status = (head[0] >> 16).trunc("i32") & 0xFFFF
-    b.set("fpu_control", (head[0].trunc("i32") & 0x1F7F) | 0x40)
-    b.set("fpu_status", status & ~0x3800)
+    control = (head[0].trunc("i32") & 0x1F7F) | 0x40
+    b.set("fpu_control", control)
+    set_status(b, status & ~0x3800, control)
     b.set("fpu_top", (status >> 11) & 7)
     b.set("fpu_opcode", (head[0] >> 48).trunc("i32") & 0x7FF)
     b.set("fpu_ip", head[1])
