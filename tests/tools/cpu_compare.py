@@ -98,7 +98,7 @@ def _floating(case: Case, expected: Outcome, actual: Outcome) -> Iterator[str]:
         if (
             ours != theirs
             and not (unfinished and i == 0)
-            and not (case.approximate and close(extended(ours), extended(theirs), TOLERANCE_ST))
+            and not (case.approximate and _registers_close(ours, theirs))
         ):
             yield f"st{i} {ours:020x}, should be {theirs:020x}"
     for i, (ours, theirs) in enumerate(zip(got.xmm, wanted.xmm, strict=True)):
@@ -133,6 +133,13 @@ def extended(value: int) -> float:
 def close(a: float, b: float, tolerance: float) -> bool:
     """Equal but for the last bits."""
     return abs(a - b) <= tolerance * max(abs(a), abs(b))
+
+
+def _registers_close(ours: int, theirs: int) -> bool:
+    """The same for x87 registers; of denormals the last bit may differ."""
+    if not (ours | theirs) >> 63 & 0x7FFF:
+        return abs(ours - theirs) <= 1
+    return close(extended(ours), extended(theirs), TOLERANCE_ST)
 
 
 def _lanes_close(ours: int, theirs: int) -> bool:

@@ -129,7 +129,7 @@ def vector128(rng: Random) -> int:
 
 
 def _masks(random: Random) -> int:
-    """Which floating-point exceptions are masked: mostly all, now and then all but the last ones."""
+    """Which exceptions are masked: mostly all, now and then all but overflow or underflow."""
     if random.random() < 0.8:
         return 0x3F
     return random.choice([random.getrandbits(6), 0x37, 0x2F, 0x27])

@@ -72,12 +72,20 @@ def align(c: Context, linear: Value) -> None:
         c.raise_(faults.GP)
 
 
+def aligned_linear(c: Context, *, write: bool = False) -> Value:
+    """The address of 16 aligned bytes; processors look at that before the segment's limit."""
+    if "c" in c.shape.address:
+        align(c, c.offset() + c.b.load_state(c.b.param("segment"), "i64"))
+        return c.linear(128, write=write)
+    linear = c.linear(128, write=write)
+    align(c, linear)
+    return linear
+
+
 def source(c: Context, index: int, size: int, *, aligned: bool = False) -> Value:
     """A register or ``size`` bits of memory, as ``i128``."""
     if c.kind(index) == "m":
-        linear = c.linear(size)
-        if aligned and size == 128:
-            align(c, linear)
+        linear = aligned_linear(c) if aligned and size == 128 else c.linear(size)
         return c.load(linear, f"i{size}").zext("i128")
     if c.kind(index) == "x":
         return c.b.load_state(c.register(index), "i128")
@@ -236,9 +244,7 @@ def sse_move(c: Context) -> None:
     available(c)
     aligned = c.shape.variant != UNALIGNED
     if c.kind(0) == "m":
-        linear = c.linear(128, write=True)
-        if aligned:
-            align(c, linear)
+        linear = aligned_linear(c, write=True) if aligned else c.linear(128, write=True)
         c.store(linear, c.b.load_state(c.register(1), "i128"))
     else:
         set_xmm(c, 0, source(c, 1, 128, aligned=aligned))
