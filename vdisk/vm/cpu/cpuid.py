@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 VENDOR = b"GenuineIntel"
 BRAND = b"vdisk recompiled x86-64 processor"
-SIGNATURE = 0x0006_0F00 >> 8 << 8  # family 6, model 15: what software knows as the first Core 2
+SIGNATURE = 0x0000_06FB  # family 6, model 15, stepping 11: what software knows as a Core 2
 
 FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP = 0, 2, 3, 4, 5, 6, 8, 9, 11
 PGE, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2 = 13, 15, 16, 17, 19, 23, 24, 25, 26

@@ -20,6 +20,7 @@ from vdisk.vm.cpu.decode import (
     Op,
     lower,
 )
+from vdisk.vm.cpu.semantics.privileged import WITH_AUX
 from vdisk.vm.cpu.semantics.strings import BY_ELEMENT
 
 if TYPE_CHECKING:
@@ -487,7 +488,7 @@ SYSTEM = (
     *("INT", "INT3", "INTO", "INT1", "IRET", "RETF", "SYSRET"),
     *("SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
     *("SLDT", "LTR", "STR", "LMSW", "SMSW", "CLTS", "INVD", "WBINVD", "RDMSR"),
-    *("CPUID", "RDTSCP", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
+    *("CPUID", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
     *("MONITOR", "MWAIT", "SALC", "UD2", "XGETBV", "XSETBV", "CLFLUSH", "RDPID"),
     *("FNSTENV", "FLDENV", "FNSAVE", "FRSTOR"),
@@ -503,11 +504,13 @@ def _invlpg(d: Lowering) -> list[Op]:
     return [*d.before, d.with_operands("invlpg", 8, (0,))]
 
 
-@lower("RDTSC", "WRMSR")
+@lower("RDTSC", "RDTSCP", "WRMSR")
 def _direct(d: Lowering) -> list[Op]:
     if d.mode.step:
         return _system(d)
-    return [d.op("rdtsc" if d.i.mnemonic == Mnemonic.RDTSC else "wrmsr", 32)]
+    if d.i.mnemonic == Mnemonic.WRMSR:
+        return [d.op("wrmsr", 32)]
+    return [d.op("rdtsc", 32, variant=WITH_AUX if d.i.mnemonic == Mnemonic.RDTSCP else 0)]
 
 
 @lower("IRETQ", "SYSCALL", "SYSRETQ")

@@ -16,12 +16,14 @@ ARCH_CAPABILITIES = 0x10A
 NOT_VULNERABLE = sum(1 << bit for bit in (0, 3, 4, 5, 6, 8, 13, 14, 15, 20, 26, 27))
 """RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
 BHI_NO, GDS_NO, RFDS_NO: this processor does not speculate, so systems need no mitigations."""
+FAST_STRINGS = 1
+"""Of IA32_MISC_ENABLE: without it systems copy and clear memory word by word."""
 MTRR_CAP, BIOS_SIGN_ID, EFER = 0xFE, 0x8B, 0xC000_0080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 CANONICAL = {0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102}
 
-IGNORED = {BIOS_SIGN_ID, MISC_ENABLE, 0x17}
-"""Read as zero and accept writes: systems touch them without asking CPUID."""
+IGNORED = {BIOS_SIGN_ID: 0, MISC_ENABLE: FAST_STRINGS, 0x17: 0}
+"""Read as these values and accept writes: systems touch them without asking CPUID."""
 
 
 def read(core: Core, index: int) -> int:
@@ -40,7 +42,7 @@ def read(core: Core, index: int) -> int:
     if index == APIC_BASE:
         return core.state.apic_base
     if index in IGNORED:
-        return 0
+        return IGNORED[index]
     raise GuestFault(faults.GP)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import DescriptorTable, FpuState, Registers, Segment, SystemRegisters
-from vdisk.vm.cpu import debug
+from vdisk.vm.cpu import cpuid, debug
 from vdisk.vm.cpu.state import SEGMENTS, SYSTEM_SEGMENTS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def reset(core: Core) -> None:
         setattr(state, name, value)
     state.flush_tlb()
     state.direction = 1
-    state.rdx = 0x0006_0F00  # family, model, stepping
+    state.rdx = cpuid.SIGNATURE
     state.rip, state.a20_mask = 0xFFF0, (1 << 64) - 1
     state.pat, state.mxcsr, state.fpu_control, state.fpu_tag = RESET_PAT, 0x1F80, 0x40, 0x5555
     state.apic_base = 0xFEE0_0800 | (0x100 if core.index == 0 else 0)

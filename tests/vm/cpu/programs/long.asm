@@ -8,6 +8,7 @@ FMASK equ 0xc0000084
 FS_BASE equ 0xc0000100
 GS_BASE equ 0xc0000101
 KERNEL_GS_BASE equ 0xc0000102
+TSC_AUX equ 0xc0000103
 MAPPED equ 0x40000000                   ; 512 pages of PT, by a second entry of the PDPT
 
 start64:
@@ -48,6 +49,36 @@ start64:
         TRY rdmsr
 ;= no such MSR: #0d(0000) +00
 ;q no such MSR: none
+        SAY "RDTSCP: "
+        mov ecx, TSC_AUX
+        mov eax, 0x1234
+        xor edx, edx
+        wrmsr
+        rdtsc
+        mov ebx, edx
+        shl rbx, 32
+        or rbx, rax
+        mov rcx, -1
+        mov rdx, rcx
+        mov rax, rcx
+        rdtscp
+        NUMBER 16, rcx
+        shl rdx, 32
+        or rax, rdx
+        cmp rax, rbx
+        jae .later
+        SAY " earlier than RDTSC"
+.later: LINE
+;= RDTSCP: 0000000000001234
+        SAY "RDTSCP with TSD at CPL 0: "
+        mov rax, cr4
+        or al, 4
+        mov cr4, rax
+        TRY rdtscp
+        mov rax, cr4
+        and al, ~4
+        mov cr4, rax
+;= RDTSCP with TSD at CPL 0: none
         SAY "CR8: "
         mov eax, 5
         mov cr8, rax

@@ -195,13 +195,19 @@ def write_cr3(c: Context) -> None:
     b.goto(linear if c.shape.code == 64 else linear & 0xFFFF_FFFF)
 
 
+WITH_AUX = 1
+
+
 @semantic("rdtsc")
 def rdtsc(c: Context) -> None:
+    """Variant :data:`WITH_AUX`: RDTSCP, by which Linux looks at the time."""
     b = c.b
     _leave_unless(c, ~is_set(b.get("cr4"), CR4_TSD) | b.get("cpl").eq(0))
     now = b.timestamp()
     c.set_gpr(RAX, now.trunc("i32"))
     c.set_gpr(RDX, (now >> 32).trunc("i32"))
+    if c.shape.variant & WITH_AUX:
+        c.set_gpr(RCX, b.get("tsc_aux").trunc("i32"))
 
 
 @semantic("wrmsr", ends=True)
