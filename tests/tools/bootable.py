@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.tools import peers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 GREETING = "hello from syslinux"
 SYSLINUX_MBR = Path("/usr/lib/SYSLINUX/mbr.bin")
@@ -32,8 +36,10 @@ terminal_output gfxterm
 GRUB_FONT = Path("/usr/share/grub/unicode.pf2")
 MIB = 1 << 20
 DISK_SIZE = 64 * MIB
+SECTOR = 512
 PARTITION_START = 2048
-FAT32_LBA = 0x0C
+FAT32_LBA, LINUX = 0x0C, 0x83
+LABEL = "installed"
 
 
 def syslinux_floppy(directory: Path) -> Path:
@@ -44,28 +50,71 @@ def syslinux_floppy(directory: Path) -> Path:
     return image
 
 
-def syslinux_disk(directory: Path) -> Path:
-    """A disk with one FAT32 partition, syslinux on it and syslinux's MBR before it."""
+def syslinux_disk(
+    directory: Path, config: str = SYSLINUX_CONFIG, files: Mapping[str, Path] | None = None
+) -> Path:
+    """A disk with one FAT32 partition, syslinux on it and syslinux's MBR before it.
+
+    ``files``: what else it holds, by name.
+    """
     image = directory / "disk.img"
-    sectors = DISK_SIZE // 512 - PARTITION_START
-    boot_code = SYSLINUX_MBR.read_bytes().ljust(446, b"\0")
-    overflow = b"\xfe\xff\xff"  # CHS says: look at the LBA
-    entry = struct.pack(
-        "<B3sB3sII", 0x80, b"\x20\x21\x00", FAT32_LBA, overflow, PARTITION_START, sectors
-    )
-    with image.open("wb") as file:
-        file.write(boot_code + entry + bytes(48) + b"\x55\xaa")
-        file.truncate(DISK_SIZE)
+    sectors = DISK_SIZE // SECTOR - PARTITION_START
+    _partition(image, SYSLINUX_MBR.read_bytes(), FAT32_LBA)
     place, shape = f"{image}@@1M", ("-h", "255", "-s", "63", "-T", str(sectors))
-    peers.run("mformat", "-i", place, *shape, "-H", str(PARTITION_START), "-F", "::")
-    _install_syslinux(directory, image, PARTITION_START * 512)
+    peers.run("mformat", "-i", place, *shape, "-H", str(PARTITION_START), "-v", LABEL, "-F", "::")
+    for name, source in (files or {}).items():
+        peers.run("mcopy", "-i", place, source, f"::{name}")
+    _install_syslinux(directory, image, PARTITION_START * SECTOR, config)
     return image
 
 
-def _install_syslinux(directory: Path, image: Path, offset: int) -> None:
-    config = directory / "syslinux.cfg"
-    config.write_text(SYSLINUX_CONFIG)
-    peers.run("mcopy", "-i", f"{image}@@{offset}", config, "::")
+def grub_disk(directory: Path, config: str, files: Mapping[str, Path] | None = None) -> Path:
+    """A disk with one ext4 partition (:data:`LABEL`), and GRUB on both as grub-install leaves it.
+
+    The MBR loads GRUB's core from the sectors behind it, and that its modules and configuration
+    from the file system.  ``files``: what else is in ``/boot``, by name.
+    """
+    image, tree = directory / "disk.img", directory / "tree"
+    grub = tree / "boot" / "grub"
+    (grub / GRUB.name).mkdir(parents=True)
+    for module in (*GRUB.glob("*.mod"), *GRUB.glob("*.lst")):
+        shutil.copy(module, grub / GRUB.name)
+    (grub / "grub.cfg").write_text(config)
+    for name, source in (files or {}).items():
+        shutil.copy(source, tree / "boot" / name)
+    partition, core = directory / "partition", directory / "core.img"
+    with partition.open("wb") as file:
+        file.truncate(DISK_SIZE - PARTITION_START * SECTOR)
+    peers.run("mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-d", tree, partition)
+    peers.run("grub-mkimage", "-O", GRUB.name, "-p", "(hd0,msdos1)/boot/grub", "-o", core,
+              "biosdisk", "part_msdos", "ext2")  # fmt: skip
+    _partition(image, (GRUB / "boot.img").read_bytes(), LINUX)
+    with image.open("r+b") as file:
+        file.seek(SECTOR)
+        file.write(core.read_bytes())
+        file.seek(PARTITION_START * SECTOR)
+        file.write(partition.read_bytes())
+    return image
+
+
+def _partition(image: Path, boot_code: bytes, kind: int) -> None:
+    """An empty disk but for an MBR, which has an active partition from 1 MiB to the end."""
+    sectors = DISK_SIZE // SECTOR - PARTITION_START
+    overflow = b"\xfe\xff\xff"  # CHS says: look at the LBA
+    entry = struct.pack(
+        "<B3sB3sII", 0x80, b"\x20\x21\x00", kind, overflow, PARTITION_START, sectors
+    )
+    with image.open("wb") as file:
+        file.write(boot_code[:440].ljust(446, b"\0") + entry + bytes(48) + b"\x55\xaa")
+        file.truncate(DISK_SIZE)
+
+
+def _install_syslinux(
+    directory: Path, image: Path, offset: int, config: str = SYSLINUX_CONFIG
+) -> None:
+    file = directory / "syslinux.cfg"
+    file.write_text(config)
+    peers.run("mcopy", "-i", f"{image}@@{offset}", file, "::")
     peers.run("syslinux", "-t", str(offset), "--install", image)
 
 

@@ -84,32 +84,3 @@ def test_memtest_from_a_cdrom(accel: str, tmp_path: Path) -> None:
     with Machine(memory=64 * MIB, accel=accel, cdroms=[str(image)]) as machine:
         machine.start()
         assert shows(machine, "Memory  :   64MB"), screen(machine)
-
-
-@requires_peer("grub-mkrescue", "xorriso", str(bootable.GRUB), str(bootable.GRUB_FONT))
-@pytest.mark.parametrize("accel", engines)
-def test_grub_in_a_vesa_mode(accel: str, tmp_path: Path) -> None:
-    """GRUB finds the mode, sets it, and draws its menu through the linear frame buffer."""
-    image = bootable.grub_rescue(tmp_path, bootable.GRUB_GRAPHICS + bootable.GRUB_CONFIG)
-    with Machine(memory=64 * MIB, accel=accel, cdroms=[str(image)]) as machine:
-        machine.start()
-        end = time.monotonic() + 100
-        while time.monotonic() < end and not _menu_is_drawn(machine):
-            time.sleep(0.5)
-        assert _menu_is_drawn(machine), screen(machine)
-
-
-def _menu_is_drawn(machine: Machine) -> bool:
-    """True if the bar over the chosen entry shows: a row of more than 700 bright pixels."""
-    with machine.bus.lock:
-        vga = machine.board.vga
-        if vga is None or vga.text() is not None:
-            return False
-        frame = vga.frame()
-    if (frame.width, frame.height) != (800, 600):
-        return False
-    pixels, row = bytes(frame.pixels), 4 * frame.width
-    return any(
-        sum(value > 0x60 for value in pixels[at : at + row : 4]) > 700
-        for at in range(0, len(pixels), row)
-    )

@@ -5,15 +5,12 @@ Colours are black or full in each part: QEMU widens six bits to eight in another
 
 from __future__ import annotations
 
-import json
 import random
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.tools import qtest
+from tests.tools import qemu_machine, qtest
 from tests.tools.peers import requires_peer
 from tests.unit.vm.devices import test_vga as modes
 from tests.unit.vm.devices.test_vga import Card
@@ -25,40 +22,25 @@ QEMU_LFB = 0xE000_0000
 class Screen:
     """A stopped QEMU whose screen can be dumped, and a card of ours told the same."""
 
-    def __init__(self, machine: qtest.Qtest, monitor: socket.socket, folder: Path) -> None:
+    def __init__(self, machine: qtest.Qtest, monitor: qemu_machine.Monitor) -> None:
         self.qemu = machine
-        self._monitor = monitor.makefile("rw")
-        self._monitor.readline()
-        self._command({"execute": "qmp_capabilities"})
-        self._file = folder / "screen.ppm"
-
-    def _command(self, command: object) -> None:
-        self._monitor.write(json.dumps(command) + "\n")
-        self._monitor.flush()
-        while "return" not in (answer := json.loads(self._monitor.readline())):
-            assert "error" not in answer, answer
+        self._monitor = monitor
 
     def picture(self) -> tuple[int, int, bytes]:
         """Width, height and pixels of three bytes."""
         self.qemu.answers()
-        self._command({"execute": "screendump", "arguments": {"filename": str(self._file)}})
-        magic, size, largest, pixels = self._file.read_bytes().split(b"\n", 3)
-        assert (magic, largest) == (b"P6", b"255")
-        width, height = map(int, size.split())
-        return width, height, pixels
+        return self._monitor.picture()
 
 
 @pytest.fixture(scope="module")
 def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
     folder = tmp_path_factory.mktemp("qmp")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "qmp"))
-        listener.listen()
-        listener.settimeout(30)
-        with qtest.machine(["-vga", "std", "-qmp", f"unix:{folder / 'qmp'}"]) as machine:
-            monitor = listener.accept()[0]
-            with monitor:
-                yield Screen(machine, monitor, folder)
+    with (
+        qemu_machine.listening(folder) as (words, connect),
+        qtest.machine(["-vga", "std", *words]) as machine,
+        connect() as monitor,
+    ):
+        yield Screen(machine, monitor)
 
 
 class Both(Card):
