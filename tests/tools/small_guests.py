@@ -61,6 +61,19 @@ times 0x10000 - ($ - $$) db 0
 """
 
 
+BOOT_SECTOR = """
+bits 16
+org 0x7c00
+    mov dx, 0x3f8
+    mov al, {letter}
+    out dx, al
+    cli
+    hlt
+times 510 - ($ - $$) db 0
+dw 0xaa55
+"""
+
+
 def assemble(tmp_path: Path, source: str, name: str = "guest") -> bytes:
     """The binary that nasm makes of ``source``."""
     text, binary = tmp_path / f"{name}.asm", tmp_path / f"{name}.bin"
@@ -74,6 +87,13 @@ def assemble_bios(tmp_path: Path, source: str, name: str = "bios") -> str:
     image = assemble(tmp_path, PRELUDE + source + RESET_VECTOR, name)
     assert len(image) == BIOS_SIZE
     return str(tmp_path / f"{name}.bin")
+
+
+def boot_disk(tmp_path: Path, letter: str, interface: str = "ide") -> str:
+    """A disk whose boot sector says a letter (for nasm) on COM1, as a machine takes it."""
+    sector = assemble(tmp_path, BOOT_SECTOR.format(letter=letter))
+    (tmp_path / "disk.raw").write_bytes(sector + bytes(1 << 20))
+    return f"{tmp_path}/disk.raw,if={interface},format=raw"
 
 
 def accelerators() -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,64 @@ def test_another_cdrom_is_put_in_while_the_machine_waits(tmp_path: Path, accel: 
         assert drive.medium is None and drive.tray_open
         moves = [event.data["tray-open"] for event in events if event.name == "DEVICE_TRAY_MOVED"]
         assert moves[-2:] == [False, True]
+
+
+@requires_peer("nasm", "xorriso")
+def test_a_cdrom_once_and_then_the_disk(tmp_path: Path, accel: str) -> None:
+    disk, cdrom = guests.boot_disk(tmp_path, "'B'"), bootable.isolinux(tmp_path)
+    with Machine(
+        memory=32 * MIB, accel=accel, disks=[disk], cdroms=[str(cdrom)], boot="c,once=d"
+    ) as machine:
+        machine.run_until(screen="boot:", timeout=PATIENCE)
+        machine.reset()
+        machine.run_until(serial="B", timeout=PATIENCE)
+        assert machine.serial[0].output() == b"B"
+
+
+@requires_peer("nasm")
+@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
+def test_the_boot_menu(tmp_path: Path, accel: str, firmware: str) -> None:
+    disks = []
+    for name in "AB":
+        (tmp_path / name).mkdir()
+        disks.append(guests.boot_disk(tmp_path / name, f"'{name}'"))
+    bios = None if firmware == "ours" else guests.SEABIOS
+    with Machine(
+        memory=32 * MIB, accel=accel, disks=disks, bios=bios, boot="menu=on,splash-time=60000"
+    ) as machine:
+        machine.run_until(screen="boot menu", timeout=PATIENCE)
+        machine.press_keys("esc")
+        machine.run_until(screen="2. ", timeout=PATIENCE)
+        machine.type_keys("2")
+        machine.run_until(serial="B", timeout=PATIENCE)
+        assert machine.serial[0].output() == b"B"
+
+
+@requires_peer("nasm")
+@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_strict_order_boots_nothing_else(
+    tmp_path: Path, accel: str, firmware: str, strict: bool
+) -> None:
+    bios = None if firmware == "ours" else guests.SEABIOS
+    boot = "order=d,strict=on" if strict else "d"
+    disk = guests.boot_disk(tmp_path, "'B'")
+    with Machine(memory=32 * MIB, accel=accel, disks=[disk], bios=bios, boot=boot) as machine:
+        if strict:
+            machine.run_until(screen="No bootable device", timeout=PATIENCE)
+            assert machine.serial[0].output() == b""
+        else:
+            machine.run_until(serial="B", timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
+def test_a_machine_without_a_disk_starts_again(accel: str, firmware: str) -> None:
+    bios = None if firmware == "ours" else guests.SEABIOS
+    resets = threading.Event()
+    with Machine(memory=32 * MIB, accel=accel, bios=bios, boot="reboot-timeout=100") as machine:
+        machine.subscribe(lambda event: resets.set() if event.name == "RESET" else None)
+        machine.start()
+        assert resets.wait(PATIENCE), machine.screen_text()
 
 
 def test_a_disk_is_no_cdrom(tmp_path: Path, accel: str) -> None:

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from tests.tools.debian_disk import debian_disk
 from tests.tools.peers import requires_peer
 from vdisk.nbd_server import Export, Server
 from vdisk.vm import Machine
+from vdisk.vm.monitor.control import RunState
 
 pytestmark = [
     requires_peer("qemu-img", "apt-get", "dpkg-deb", *ext4.TOOLS),
@@ -116,15 +118,14 @@ def test_linux_reads_and_writes_ext4_on_every_kind_of_disk(tmp_path: Path) -> No
     guest = guests.guest()
     top, below = chain(tmp_path)
     untouched = [digest(path.read_bytes()) for path in below]
-    virtio, exported = qcow2_disk(tmp_path, "virtio"), qcow2_disk(tmp_path, "exported")
+    virtio, served = qcow2_disk(tmp_path, "virtio"), qcow2_disk(tmp_path, "exported")
     ide, ide_raw = qcow2_disk(tmp_path, "ide"), raw_disk(tmp_path, "idedisk")
     with ExitStack() as stack:
-        device = stack.enter_context(vdisk.open(exported, "r+"))
-        server = stack.enter_context(nbd_server.running(lambda: serving(device)))
+        uri = stack.enter_context(exported(served))
         disks = [
             Disk("virtio", f"{virtio},if=virtio", virtio, "qcow2", content("virtio")),
             Disk("chain", f"{top},if=virtio", top, "qcow2", content("chain")),
-            Disk("exported", f"{server.uri},if=virtio", exported, "qcow2", content("exported")),
+            Disk("exported", f"{uri},if=virtio", served, "qcow2", content("exported")),
             Disk("ide", f"{ide},if=ide", ide, "qcow2", content("ide")),
             Disk("idedisk", f"{ide_raw},if=ide,format=raw", ide_raw, "raw", content("idedisk")),
         ]
@@ -235,27 +236,64 @@ def test_an_i686_kernel_reaches_its_shell(tmp_path: Path) -> None:
 @guests.on_demand
 @requires_peer("debootstrap")
 @pytest.mark.parametrize("interface", ["virtio", "ide"])
-def test_an_installed_debian_reaches_its_login(tmp_path: Path, interface: str) -> None:
+@pytest.mark.parametrize("kind", ["image", "export", "chain"])
+def test_an_installed_debian_reaches_its_login(tmp_path: Path, kind: str, interface: str) -> None:
     guest, disk = guests.guest(), tmp_path / "debian.qcow2"
-    vdisk.create(disk, format="qcow2", backing_file=str(debian_disk()), backing_format="qcow2")
+    below = [debian_disk()]
+    if kind == "chain":
+        below.append(tmp_path / "middle.qcow2")
+        overlay(below[1], below[0])
+    overlay(disk, below[-1])
+    untouched = [file_digest(path) for path in below]
     device = {"virtio": "vda", "ide": "sda"}[interface]
-    with Machine(
-        memory=2 * MEMORY,
-        kernel=guest.kernel,
-        initrd=guest.initrd,
-        append=f"{guests.APPEND} root=/dev/{device}",
-        disks=[f"{disk},if={interface}"],
-        accel="llvm",
-        reboot=False,
-    ) as machine:
-        shell = guests.Shell(machine, COMMAND_SECONDS).log_in(BOOT_SECONDS)
-        assert "bookworm" in shell.run("cat /etc/os-release")
-        shell.run("dd if=/dev/urandom of=/root/file bs=1M count=8; sync")
-        said = shell.run("md5sum /root/file").split()[0]
-        machine.serial[0].send("systemctl poweroff\n")
-        machine.run_until(timeout=BOOT_SECONDS)
+    with ExitStack() as stack:
+        name = stack.enter_context(exported(disk)) if kind == "export" else str(disk)
+        machine = Machine(
+            memory=2 * MEMORY,
+            kernel=guest.kernel,
+            initrd=guest.initrd,
+            append=f"{guests.APPEND} root=/dev/{device}",
+            disks=[f"{name},if={interface}"],
+            accel="llvm",
+            reboot=False,
+        )
+        said = use_debian(stack.enter_context(machine))
+    check_debian(disk, said, tmp_path)
+    assert untouched == [file_digest(path) for path in below]
+
+
+def overlay(image: Path, below: Path) -> None:
+    vdisk.create(image, format="qcow2", backing_file=str(below), backing_format="qcow2")
+
+
+@contextmanager
+def exported(image: Path) -> Iterator[str]:
+    """An NBD export of an image: its URI."""
+    with vdisk.open(image, "r+") as device, nbd_server.running(lambda: serving(device)) as server:
+        yield server.uri
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def use_debian(machine: Machine) -> str:
+    """Log in, write a file, power off as its users do: the MD5 of what was written."""
+    shell = guests.Shell(machine, COMMAND_SECONDS).log_in(BOOT_SECONDS)
+    assert "bookworm" in shell.run("cat /etc/os-release")
+    shell.run("dd if=/dev/urandom of=/root/file bs=1M count=8; sync")
+    said = shell.run("md5sum /root/file").split()[0]
+    machine.serial[0].send("systemctl poweroff\n")
+    machine.run_until(timeout=BOOT_SECONDS)
+    assert machine.state is RunState.SHUTDOWN
+    return said
+
+
+def check_debian(disk: Path, digest_said: str, folder: Path) -> None:
+    """The image is sound, its file system was unmounted, and what was written is there."""
     qemu.check(disk)
-    raw = tmp_path / "debian.raw"
+    raw = folder / "debian.raw"
     qemu.img("convert", "-f", "qcow2", "-O", "raw", disk, raw)
     ext4.check(raw)
-    assert digest(ext4.read(raw, "root/file")) == said
+    assert digest(ext4.read(raw, "root/file")) == digest_said

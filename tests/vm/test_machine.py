@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -348,19 +349,46 @@ def test_machines_that_cannot_be(tmp_path: Path) -> None:
             Machine(**{"memory": MIB, **options})
 
 
+MESSAGE = """
+bits 16
+org 0x7c00
+    mov si, text
+again:
+    lodsb
+    test al, al
+    jz done
+    mov ah, 0x0e
+    mov bx, 7
+    int 0x10
+    jmp again
+done:
+    hlt
+    jmp done
+text: db 'a boot sector speaks', 0
+times 510 - ($ - $$) db 0
+dw 0xaa55
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("iced_x86") is None, reason="no iced_x86")
+def test_the_interpreter_runs_a_whole_machine(tmp_path: Path) -> None:
+    """From power-on, through our BIOS, to a boot sector that writes on the screen."""
+    (tmp_path / "disk.raw").write_bytes(guests.assemble(tmp_path, MESSAGE) + bytes(MIB))
+    disk = f"{tmp_path}/disk.raw,format=raw"
+    with Machine(memory=16 * MIB, accel="interp", disks=[disk]) as machine:
+        machine.run_until(screen="a boot sector speaks", timeout=60)
+        machine.pause()
+        (count,) = machine.statistics()["instructions"]
+        assert count > 20 * 7  # its loop, for each letter
+
+
 @requires_peer(guests.SEABIOS)
 @pytest.mark.parametrize("interface", ["virtio", "ide"])
 def test_seabios_boots_a_boot_sector(tmp_path: Path, interface: str) -> None:
     accelerators = guests.accelerators()
     if not isinstance(accelerators[-1], str):
         pytest.skip("no accelerator")
-    sector = guests.assemble(
-        tmp_path,
-        "bits 16\norg 0x7c00\n mov dx, 0x3f8\n mov al, 'B'\n out dx, al\n cli\n hlt\n"
-        "times 510 - ($ - $$) db 0\n dw 0xaa55\n",
-    )
-    (tmp_path / "disk.raw").write_bytes(sector + bytes(MIB))
-    disk = f"{tmp_path}/disk.raw,if={interface},format=raw"
+    disk = guests.boot_disk(tmp_path, "'B'", interface)
     with Machine(
         memory=32 * MIB, accel=accelerators[-1], bios=guests.SEABIOS, disks=[disk]
     ) as machine:

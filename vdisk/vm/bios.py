@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ROM_BASE", "AtaPorts", "Bios", "DevicePath", "Drive", "DriveKind", "rom_image"]
 
 OUT_LENGTH = 2
+SECOND = 1_000_000_000
 TOP_OF_FIRST_4_GIB = (1 << 32) - ROM_SIZE
 
 
@@ -44,9 +45,10 @@ class Bios:
     """Firmware of one machine.
 
     ``drives``: in the order in which each kind is numbered.  ``order``: in which kinds are
-    booted.  ``menu_wait``: seconds for which a key brings a menu of the drives.  ``a20``: whether
-    the gate is open.  ``acpi``: tables for the guest.  ``processor``: the bootstrap processor; set
-    it before the machine runs.
+    booted.  ``menu_wait``: seconds for which a key brings a menu of the drives.  ``retry_wait``:
+    seconds after which it starts again when nothing could be booted; None: only by a key.
+    ``a20``: whether the gate is open.  ``acpi``: tables for the guest.  ``processor``: the
+    bootstrap processor; set it before the machine runs.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Bios:
         drives: Sequence[Drive] = (),
         order: Sequence[DriveKind] = DEFAULT_ORDER,
         menu_wait: float = 0,
+        retry_wait: float | None = None,
         a20: Callable[[], bool] = lambda: True,
         acpi: AcpiTables | None = None,
     ) -> None:
@@ -73,10 +76,20 @@ class Bios:
             memory.high_end,
             Drives.of(list(drives)),
         )
-        self.services = Services(hardware, order=order, menu_wait=int(menu_wait * 1e9), acpi=acpi)
+        self.services = Services(
+            hardware,
+            order=order,
+            menu_wait=int(menu_wait * SECOND),
+            retry_wait=None if retry_wait is None else int(retry_wait * SECOND),
+            acpi=acpi,
+        )
         self._by_address = _places(self._rom.traps)
         memory.load_rom(TOP_OF_FIRST_4_GIB, rom_image())
         bus.ports.map(TRAP_PORT, 1, lambda _offset, _size: 0xFF, self._trap, "BIOS")
+
+    def boot_from(self, order: Sequence[DriveKind]) -> None:
+        """Boot these kinds, in this order, from now on."""
+        self.services.boot.order = order
 
     def boot_instead(self, boot: Callable[[], None]) -> None:
         """Call ``boot()`` when POST is done, in place of looking for a disk; the ROM waits then."""

@@ -23,6 +23,7 @@ from vdisk.errors import InvalidRequestError, VdiskError
 from vdisk.vm import loader
 from vdisk.vm._machine import accelerators, configuration
 from vdisk.vm._machine.board import Board, Requests, Video
+from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import SerialConsole
 from vdisk.vm._machine.control import Control
 from vdisk.vm._machine.drives import Drives
@@ -79,7 +80,8 @@ class Machine(Life):
     :func:`~vdisk.vm._machine.specs.parse_disk`), paths, open devices or :class:`DiskSpec`.
     ``cdroms``: images for CD-ROM drives, None for an empty one.  ``accel``: ``auto``, ``llvm``,
     ``kvm``, ``interp``.  ``bios``: a firmware file such as SeaBIOS's; None: the BIOS of our own.
-    ``boot``: order: c hard disk, d CD-ROM, n network.
+    ``boot``: order: c hard disk, d CD-ROM, n network, and more in the words of QEMU's ``-boot``
+    (see :mod:`~vdisk.vm._machine.boot_choice`).
     ``kernel``, ``initrd``, ``append``: boot Linux or a Multiboot kernel from these files (see
     :mod:`~vdisk.vm.loader`); ``kernel_bits``: which of its entries.
     ``vga``: ``std`` or ``none``; ``vga_memory``: bytes.  ``apic`` False: a machine with the 8259
@@ -125,7 +127,7 @@ class Machine(Life):
     ) -> None:
         options = Options(
             memory=memory, cpus=cpus, disks=disks, cdroms=cdroms, accel=accel,
-            bios=bios, boot=boot, kernel=kernel, initrd=initrd, append=append,
+            bios=bios, boot=BootChoice.parse(boot), kernel=kernel, initrd=initrd, append=append,
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory, apic=apic,
             serial_ports=serial_ports, rng=rng, epoch=epoch,
             network=network, forwards=forwards,
@@ -139,6 +141,8 @@ class Machine(Life):
         self.serial = [SerialConsole() for _ in range(serial_ports)]
         self.debug_console = SerialConsole()
         self._found = [0] * serial_ports  # how far run_until has searched
+        self._own_bios: OwnBios | None = None
+        self._was_on = False
         try:
             self._assemble(options)
         except BaseException:
@@ -173,9 +177,8 @@ class Machine(Life):
             self._plug_network(options)
         if options.rng:
             self.board.plug_rng(None if real else Random(0).randbytes)
-        acpi = configuration.describe(
-            self.board, self.memory, options.cpus, self.drives, options.boot
-        )
+        acpi = configuration.describe(self.board, self.memory, options.cpus, options.boot)
+        self._boot_choice = options.boot
         if firmware is not None:
             firmware.install(self.memory, self.board)
         else:
@@ -212,7 +215,7 @@ class Machine(Life):
         )
 
     def _install_own_bios(self, options: Options, acpi: AcpiTables) -> None:
-        bios = OwnBios(
+        bios = self._own_bios = OwnBios(
             self.board,
             self.memory,
             self.accelerator,
@@ -294,6 +297,12 @@ class Machine(Life):
             self.processors.append(processor)
 
     def _power_on(self) -> None:
+        choice, strict = self._boot_choice, self._boot_choice.strict
+        letters = choice.letters(first=not self._was_on)
+        self._was_on = True
+        configuration.describe_boot_order(self.board, self.drives, letters, strict=strict)
+        if self._own_bios is not None:
+            self._own_bios.boot_from(letters, strict=strict)
         self.board.reset()
         for processor in self.processors:
             processor.reset()

@@ -10,6 +10,7 @@ import pytest
 import vdisk
 from vdisk.emu_blockdev import OnError
 from vdisk.errors import InvalidRequestError, NotFoundError
+from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import KEPT, MOST_INPUT, SerialConsole
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.processor import Processor
@@ -115,6 +116,33 @@ def test_a_drive_that_cannot_be_opened_closes_the_others(tmp_path: Path) -> None
 
 
 # -- the far end of a serial line ------------------------------------------------------------------
+
+
+def test_what_to_boot_in_qemus_words() -> None:
+    assert BootChoice.parse("dc") == BootChoice("dc")
+    assert BootChoice.parse("menu=on") == BootChoice("cd", menu=True)
+    choice = BootChoice.parse("order=c,once=d,menu=off,splash-time=9,reboot-timeout=0,strict=on")
+    assert choice == BootChoice("c", "d", menu_ms=9, retry_ms=0, strict=True)
+    assert [choice.letters(first=first) for first in (True, False)] == ["d", "c"]
+    assert BootChoice.parse("reboot-timeout=-1").retry_ms is None
+    assert BootChoice("n").letters(first=True) == "n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty boot order"),
+        ("cc", "each once"),
+        ("once=x", "boot order 'x'"),
+        ("menu=perhaps", "is 'on' or 'off'"),
+        ("splash-time=65536", "up to 65535"),
+        ("reboot-timeout=-2", "milliseconds"),
+        ("c,splash=picture.jpg", "has no option 'splash'"),
+    ],
+)
+def test_what_cannot_be_booted(text: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        BootChoice.parse(text)
 
 
 class Line:

@@ -46,7 +46,9 @@ def add_booting(parser: Parser) -> None:
     group = parser.add_argument_group("booting")
     add = group.add_argument
     add("--bios", metavar="FILE", help="firmware instead of the built-in BIOS (SeaBIOS, say)")
-    add("--boot", metavar="ORDER", default="cd", help="c hard disk, d CD-ROM; 'cd' by default")
+    add("--boot", metavar="ORDER[,OPTION…]", default="cd",
+        help="c hard disk, d CD-ROM; 'cd' by default, and then the others (strict=on: only "
+        "these); once=ORDER, menu=on, splash-time=MS, reboot-timeout=MS, as QEMU's")  # fmt: skip
     add("--kernel", metavar="FILE", help="Linux (bzImage) or a Multiboot kernel, to boot directly")
     add("--initrd", metavar="FILE", help="its initial RAM disk; Multiboot: FILE ARGUMENTS,FILE…")
     add("--append", metavar="TEXT", default="", help="its command line")

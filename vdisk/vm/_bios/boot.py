@@ -1,10 +1,11 @@
 """int 19h and 18h: finding something to boot (BIOS Boot Specification 1.01).
 
 Drives are tried in the order of the user's choice of kinds.  A boot sector that gives up with
-int 18h makes the next one be tried; after the last one a key begins again.  The state stands in
-the EBDA, since the ROM waits for keys between two steps::
+int 18h makes the next one be tried; after the last one a key, or time, begins again.  The state
+stands in the EBDA, since the ROM waits for keys between two steps::
 
     TRYING --nothing left--> ASKING --key--> TRYING
+                                   --time--> a reset
     PROMPT --the key--> MENU --digit--> TRYING
 """
 
@@ -31,7 +32,8 @@ BOOT_ADDRESS, STACK = 0x7C00, 0x7C00
 SIGNATURE = b"\x55\xaa"
 FLAGS = 0x0202  # interrupts on
 LOWEST_LOAD, LOAD_LIMIT = 0x600, layout.EBDA
-MENU_KEY, MENU_KEY_NAME = 0x8600, "F12"
+MENU_KEYS, MENU_KEY_NAMES = (0x8600, 0x011B), "F12 or Esc"
+RESET_CONTROL, FULL_RESET = 0xCF9, 0x06  # PIIX3: SRST and RCPU
 DEFAULT_ORDER = (DriveKind.FLOPPY, DriveKind.HARD_DISK, DriveKind.CDROM)
 
 
@@ -46,7 +48,10 @@ class State(enum.IntEnum):
 
 
 class BootService:
-    """``order``: kinds of drives; ``menu_wait``: nanoseconds for which a key brings the menu."""
+    """``order``: kinds of drives.  ``menu_wait``: nanoseconds for which a key brings the menu.
+
+    ``retry_wait``: nanoseconds until a reset where nothing could be booted; None: no reset.
+    """
 
     def __init__(
         self,
@@ -56,9 +61,10 @@ class BootService:
         disk: DiskService,
         order: Sequence[DriveKind] = DEFAULT_ORDER,
         menu_wait: int = 0,
+        retry_wait: int | None = None,
     ) -> None:
         self.hw, self.video, self.keyboard, self.disk = hardware, video, keyboard, disk
-        self.order, self.menu_wait = order, menu_wait
+        self.order, self.menu_wait, self.retry_wait = order, menu_wait, retry_wait
 
     def candidates(self) -> list[Drive]:
         """Drives in the order in which they are tried."""
@@ -103,23 +109,30 @@ class BootService:
     def _enter(self, state: State) -> None:
         self.hw.ebda.set_byte(layout.BOOT_STATE, state)
 
+    def _wait(self, nanoseconds: int) -> None:
+        """Set the time at which it :meth:`_is_over`."""
+        self.hw.ebda.put(layout.BOOT_DEADLINE, 8, self.hw.clock.now() + nanoseconds)
+
+    def _is_over(self) -> bool:
+        return self.hw.clock.now() >= self.hw.ebda.get(layout.BOOT_DEADLINE, 8)
+
     def _begin(self) -> None:
         self.hw.ebda.set_byte(layout.BOOT_INDEX, 0)
         self._enter(State.TRYING)
         if self.menu_wait:
-            self.video.print(f"Press {MENU_KEY_NAME} for the boot menu.\n\n")
-            self.hw.ebda.put(layout.BOOT_DEADLINE, 8, self.hw.clock.now() + self.menu_wait)
+            self.video.print(f"Press {MENU_KEY_NAMES} for the boot menu.\n\n")
+            self._wait(self.menu_wait)
             self._enter(State.PROMPT)
 
     def _prompt(self, call: Call) -> None:
         key = self.keyboard.take(plain=False)
-        if key == MENU_KEY:
+        if key in MENU_KEYS:
             self.video.print("Boot from:\n")
             for number, drive in enumerate(self.candidates()[:9], 1):
                 self.video.print(f"  {number}. {describe(drive)}\n")
             self.video.print("\n")
             self._enter(State.MENU)
-        elif self.hw.clock.now() >= self.hw.ebda.get(layout.BOOT_DEADLINE, 8):
+        elif self._is_over():
             self._enter(State.TRYING)
         else:
             call.spin = False
@@ -136,6 +149,8 @@ class BootService:
         """Any key begins again: a disk may have been inserted meanwhile."""
         if self.keyboard.take() is not None:
             self._enter(State.STARTING)
+        elif self.retry_wait is not None and self._is_over():
+            self.hw.outb(RESET_CONTROL, FULL_RESET)
         else:
             call.spin = False
 
@@ -145,6 +160,7 @@ class BootService:
         candidates = self.candidates()
         if index >= len(candidates):
             self.video.print("No bootable device. Insert one and press any key.\n")
+            self._wait(self.retry_wait or 0)
             self._enter(State.ASKING)
             return
         drive = candidates[index]

@@ -39,6 +39,7 @@ class Services:
         *,
         order: Sequence[DriveKind] = DEFAULT_ORDER,
         menu_wait: int = 0,
+        retry_wait: int | None = None,
         acpi: AcpiTables | None = None,
     ) -> None:
         self.hw = hardware
@@ -52,7 +53,7 @@ class Services:
         self.printer = PrinterService(hardware, self.video)
         self.tables = Tables(self, acpi)
         self.boot = BootService(
-            hardware, self.video, self.keyboard, self.disk, order=order, menu_wait=menu_wait
+            hardware, self.video, self.keyboard, self.disk, order, menu_wait, retry_wait
         )
         self.post = Post(self)
         self.traps: dict[str, Callable[[Call], None]] = {

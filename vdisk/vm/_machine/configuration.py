@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.errors import InvalidRequestError
 from vdisk.vm._boot.entry import MemoryRange
+from vdisk.vm._machine.boot_choice import NUMBERS
 from vdisk.vm.devices import fw_cfg
 from vdisk.vm.devices.acpi_tables import AcpiTables
 from vdisk.vm.devices.dsdt import Hardware
@@ -14,20 +14,12 @@ from vdisk.vm.memory import FOUR_GIB
 
 if TYPE_CHECKING:
     from vdisk.vm._machine.board import Board
+    from vdisk.vm._machine.boot_choice import BootChoice
     from vdisk.vm._machine.drives import Drives, MachineDrive
     from vdisk.vm.memory import GuestMemory
 
-BOOT_LETTERS = {"c": 2, "d": 3, "n": 4}
-"""QEMU's ``-boot order=``: hard disk, CD-ROM, network; and their numbers in CMOS memory."""
 TWO_GIB = 1 << 31
 CONVENTIONAL_END, MIB, TABLES_ROOM = 0x9F000, 1 << 20, 64 << 10
-
-
-def check_boot(boot: str) -> str:
-    """The boot order, if it is one."""
-    if not boot or set(boot) - BOOT_LETTERS.keys():
-        raise InvalidRequestError(f"boot order {boot!r}: letters of {''.join(BOOT_LETTERS)}")
-    return boot
 
 
 def hardware(board: Board, memory: GuestMemory, cpus: int) -> Hardware:
@@ -44,13 +36,12 @@ def hardware(board: Board, memory: GuestMemory, cpus: int) -> Hardware:
     )
 
 
-def describe(board: Board, memory: GuestMemory, cpus: int, drives: Drives, boot: str) -> AcpiTables:
+def describe(board: Board, memory: GuestMemory, cpus: int, boot: BootChoice) -> AcpiTables:
     """Fill in everything that firmware reads, before the machine starts; gives the tables."""
     rtc, config = board.rtc, board.fw_cfg
     rtc.describe_memory(memory.low_end, memory.high_end - FOUR_GIB)
     rtc.describe_processors(cpus)
     rtc.describe_equipment()
-    rtc.describe_boot_order(tuple(BOOT_LETTERS[letter] for letter in boot))
     config.add_number(fw_cfg.RAM_SIZE, memory.size, 8)
     config.add_number(fw_cfg.CPUS, cpus)
     config.add_number(fw_cfg.MAX_CPUS, cpus)
@@ -58,8 +49,17 @@ def describe(board: Board, memory: GuestMemory, cpus: int, drives: Drives, boot:
     tables = AcpiTables(hardware(board, memory, cpus))
     for name, data in tables.loader_files().items():
         config.add_file(name, data)
-    config.add_boot_order(boot_paths(drives, boot))
+    config.add_number(fw_cfg.BOOT_MENU, boot.menu)
+    config.add_file("etc/boot-menu-wait", boot.menu_ms.to_bytes(2, "little"))
+    if boot.retry_ms is not None:
+        config.add_file("etc/boot-fail-wait", boot.retry_ms.to_bytes(4, "little"))
     return tables
+
+
+def describe_boot_order(board: Board, drives: Drives, letters: str, *, strict: bool) -> None:
+    """Tell what to boot from now: in CMOS memory, and by fw_cfg."""
+    board.rtc.describe_boot_order(tuple(NUMBERS[letter] for letter in letters))
+    board.fw_cfg.add_boot_order([*boot_paths(drives, letters), *(["HALT"] if strict else [])])
 
 
 def ram_ranges(memory: GuestMemory) -> list[MemoryRange]:
@@ -78,12 +78,11 @@ def likely_ranges(memory: GuestMemory) -> list[MemoryRange]:
     ]
 
 
-def boot_paths(drives: Drives, boot: str) -> list[str]:
+def boot_paths(drives: Drives, letters: str) -> list[str]:
     """Open Firmware paths of the drives to boot from, first choice first."""
     kinds = {"c": "disk", "d": "cdrom"}
-    return [
-        _path(drive) for letter in boot for drive in drives if drive.spec.media == kinds.get(letter)
-    ]
+    wanted = [kinds.get(letter) for letter in letters]
+    return [_path(drive) for kind in wanted for drive in drives if drive.spec.media == kind]
 
 
 def _path(drive: MachineDrive) -> str:

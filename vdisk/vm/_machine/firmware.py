@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from vdisk.vm._machine.board import Board
+    from vdisk.vm._machine.boot_choice import BootChoice
     from vdisk.vm._machine.drives import MachineDrive
     from vdisk.vm._machine.processor import Processor
     from vdisk.vm.accel.base import Accelerator
@@ -42,6 +43,7 @@ VGA_ROM = "vgabios-stdvga.bin"
 LARGEST_VGA_ROM = 256 << 10
 IDE_IRQS = (14, 15)
 BOOT_KINDS = {"c": DriveKind.HARD_DISK, "d": DriveKind.CDROM}
+ALL_KINDS = "cd"
 
 
 class FirmwareFile:
@@ -68,7 +70,7 @@ class FirmwareFile:
 
 
 class OwnBios:
-    """Our BIOS on a board; ``boot``: letters of the boot order."""
+    """Our BIOS on a board; :meth:`boot_from` says what it boots."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class OwnBios:
         processor: Processor,
         drives: Iterable[MachineDrive],
         *,
-        boot: str,
+        boot: BootChoice,
         acpi: AcpiTables,
     ) -> None:
         self._memory = memory
@@ -88,12 +90,18 @@ class OwnBios:
             memory,
             board.clock,
             drives=[bios_drive(drive) for drive in drives],
-            order=[BOOT_KINDS[letter] for letter in boot if letter in BOOT_KINDS],
+            menu_wait=boot.menu_ms / 1000 if boot.menu else 0,
+            retry_wait=None if boot.retry_ms is None else boot.retry_ms / 1000,
             a20=lambda: accelerator.a20,
             acpi=acpi,
         )
         self._bios.processor = processor.vcpu
         board.host_bridge.load_rom(ROM_BASE, rom_image())
+
+    def boot_from(self, letters: str, *, strict: bool) -> None:
+        """Kinds of drives in the order in which they are tried; then the others, if not strict."""
+        wanted = letters if strict else "".join(dict.fromkeys(letters + ALL_KINDS))
+        self._bios.boot_from([BOOT_KINDS[letter] for letter in wanted if letter in BOOT_KINDS])
 
     def memory_map(self) -> list[MemoryRange]:
         """What POST has found."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vdisk.errors import InvalidRequestError
-from vdisk.vm._machine.configuration import check_boot
 from vdisk.vm.devices.serial import COM_PORTS
 
 if TYPE_CHECKING:
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vdisk.block import BlockDevice
+    from vdisk.vm._machine.boot_choice import BootChoice
     from vdisk.vm._machine.specs import DiskSpec
 
 LARGEST_CPUS = 64
@@ -33,7 +33,7 @@ class Options:
     cdroms: Sequence[str | DiskSpec | None]
     accel: str
     bios: str | None
-    boot: str
+    boot: BootChoice
     kernel: str | None
     initrd: str | None
     append: str
@@ -58,7 +58,6 @@ class Options:
             raise InvalidRequestError(f"{self.serial_ports} serial ports: at most {len(COM_PORTS)}")
         if self.vga not in VIDEO:
             raise InvalidRequestError(f"video card {self.vga!r}: one of {', '.join(VIDEO)}")
-        check_boot(self.boot)
         if self.network not in NETWORKS:
             raise InvalidRequestError(f"network {self.network!r}: one of {', '.join(NETWORKS)}")
         if self.network == "none" and self.forwards:

@@ -98,8 +98,25 @@ class TestOrder:
         pc.type(0x1C)
         assert not boot(pc) and pc.screen().count("No bootable device") == 2
 
+    def test_nothing_at_all_resets_after_a_while(self) -> None:
+        pc = BiosMachine(cdroms=[None], retry_wait=5)
+        pc.post()
+        assert not boot(pc) and "No bootable device" in pc.screen()
+        pc.clock.advance(pc.clock.now() + 4_900_000_000)
+        assert not boot(pc) and not pc.log
+        pc.clock.advance(pc.clock.now() + 200_000_000)
+        boot(pc)
+        assert pc.log == ["reset"]
+
 
 class TestMenu:
+    def test_escape_brings_it_too(self) -> None:
+        pc = BiosMachine(disks=[bootable(b"1D"), bootable(b"2D")], menu_wait=3)
+        pc.post()
+        assert not boot(pc) and "Esc" in pc.screen()
+        pc.type(0x01)
+        assert not boot(pc) and "2. Hard disk" in pc.screen()
+
     def test_a_choice(self) -> None:
         pc = BiosMachine(disks=[bootable(b"1D"), bootable(b"2D")], menu_wait=3)
         pc.post()
