@@ -263,6 +263,12 @@ class EmuBlockDevice:
             self._measure()
             self._changed()
 
+    def reopen(self, device: BlockDevice) -> None:
+        """Go on with ``device``: the same disk, opened anew after the one before was closed."""
+        with self.lock:
+            self.drain()
+            self._use(self._stacked(device))
+
     def exchange(self, device: BlockDevice) -> BlockDevice:
         """Go on with another device of the same content (an overlay, a copy); the former one.
 

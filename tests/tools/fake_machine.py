@@ -5,9 +5,17 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from vdisk.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from vdisk.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, OutOfRangeError
 from vdisk.vm.display.base import Frame, TextFrame
-from vdisk.vm.monitor.control import Drive, MachineEvent, Medium, RunState, VmSnapshot
+from vdisk.vm.monitor.control import (
+    Drive,
+    MachineEvent,
+    Medium,
+    PciFunction,
+    ProcessorState,
+    RunState,
+    VmSnapshot,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,8 +255,34 @@ class FakeMachine:
     def accelerator(self) -> str:
         return "interp"
 
+    def resize_disk(self, device: str, size: int) -> None:
+        self._find(device)
+        self.calls.append(f"resize {device} {size}")
+
+    def commit_disk(self, device: str) -> None:
+        self._find(device)
+        self.calls.append(f"commit {device}")
+
     def registers(self, cpu: int) -> str:
         return f"RIP=000000000000fff{cpu:x}\n"
 
+    def processor(self, cpu: int) -> ProcessorState:
+        return ProcessorState({"rip": 0xFFF0, "eax": 0x1234}, 16, 0xFFFF0, halted=True)
+
+    def memory_size(self) -> int:
+        return 64 << 20
+
     def read_memory(self, address: int, length: int) -> bytes:
         return bytes((address + i) & 0xFF for i in range(length))
+
+    def read_virtual(self, cpu: int, address: int, length: int) -> bytes:
+        if address + length > 0x3000:
+            raise OutOfRangeError(f"cannot access memory at {address:#x}")
+        return b"\x90" * length
+
+    def pci(self) -> list[PciFunction]:
+        ranges = [(0, "memory", 0xE0000000, 1 << 24), (1, "I/O", None, 16)]
+        return [PciFunction(2, 0, "vga", 0x1234, 0x1111, 0x030000, None, ranges)]
+
+    def network(self) -> list[str]:
+        return ["net0: user", "  tcp 127.0.0.1:2222 -> the guest:22"]

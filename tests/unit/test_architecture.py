@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "nbd_client": _DEVICES,
     "nbd_server": f"{_DEVICES} formats opening jobs aio",
     "emu_blockdev": f"{_DEVICES} formats opening",
-    "vm": f"{_DEVICES} formats opening emu_blockdev",
+    "vm": f"{_DEVICES} formats opening jobs emu_blockdev",
     "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_client nbd_server vm",
 }
 """For each part of the package, the parts below it (itself is always allowed)."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from vdisk.errors import InvalidRequestError, NotFoundError
-from vdisk.vm.accel.base import GPR_NAMES
+from vdisk.vm._machine import inside
+from vdisk.vm.devices.pci import BAR_IO, INTERRUPT_LINE, INTERRUPT_PIN, REVISION_ID
+from vdisk.vm.monitor.control import PciFunction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vdisk.vm.accel.base import Segment, SystemRegisters
+    from vdisk.vm._machine.processor import Processor
+    from vdisk.vm.devices.pci import PciDevice
     from vdisk.vm.display.base import InputSink, Screen
     from vdisk.vm.machine import Machine
-    from vdisk.vm.monitor.control import Drive, MachineEvent, RunState, VmSnapshot
+    from vdisk.vm.monitor.control import Drive, MachineEvent, ProcessorState, RunState, VmSnapshot
 
-SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")
 LARGEST_READ = 64 << 20
 
 
@@ -86,6 +88,12 @@ class Control:
     ) -> None:
         self._machine.drives.snapshot(device, filename, format=format, existing=mode == "existing")
 
+    def resize_disk(self, device: str, size: int) -> None:
+        self._machine.drives.resize(device, size)
+
+    def commit_disk(self, device: str) -> None:
+        self._machine.drives.commit(device)
+
     # -- the whole machine, saved ---------------------------------------------------------------
 
     def save_vm(self, tag: str) -> None:
@@ -110,37 +118,62 @@ class Control:
     def accelerator(self) -> str:
         return self._machine.accelerator.name
 
-    def registers(self, cpu: int) -> str:
+    def _processor(self, cpu: int) -> Processor:
         if not 0 <= cpu < self.cpus():
             raise NotFoundError(f"there is no processor {cpu}")
-        vcpu = self._machine.processors[cpu].vcpu
+        return self._machine.processors[cpu]
+
+    def registers(self, cpu: int) -> str:
+        processor = self._processor(cpu)
         with self._machine.held():
-            general, system = vcpu.get_registers(), vcpu.get_system_registers()
-        names = [*GPR_NAMES, "rip", "rflags"]
-        values = [*general.gprs, general.rip, general.rflags]
-        cells = [f"{name:>6} {value:016x}" for name, value in zip(names, values, strict=True)]
-        rows = [" ".join(cells[start : start + 3]) for start in range(0, len(cells), 3)]
-        return "\n".join([*rows, *_system_lines(system)]) + "\n"
+            return inside.registers_text(processor)
+
+    def processor(self, cpu: int) -> ProcessorState:
+        processor = self._processor(cpu)
+        with self._machine.held():
+            return inside.state(processor)
+
+    def memory_size(self) -> int:
+        return self._machine.memory.size
 
     def read_memory(self, address: int, length: int) -> bytes:
-        if not 0 <= length <= LARGEST_READ:
-            raise InvalidRequestError(f"{length} bytes of memory: at most {LARGEST_READ}")
+        _check_length(length)
         return self._machine.memory.read(address, length)
 
+    def read_virtual(self, cpu: int, address: int, length: int) -> bytes:
+        _check_length(length)
+        processor = self._processor(cpu)
+        machine = self._machine
+        with machine.held():
+            return inside.read_virtual(processor, machine.memory, machine.bus, address, length)
 
-def _system_lines(system: SystemRegisters) -> list[str]:
-    """Segments, tables and control registers."""
-    lines = [_segment_line(name, getattr(system, name)) for name in SEGMENTS]
-    for name in ("gdt", "idt"):
-        table = getattr(system, name)
-        lines.append(f"{name:>6}      {table.base:016x} {table.limit:08x}")
-    names = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
-    lines.append(" ".join(f"{name} {getattr(system, name):x}" for name in names))
-    return lines
+    def pci(self) -> Sequence[PciFunction]:
+        with self._machine.bus.lock:
+            functions = self._machine.board.pci.functions
+            return [_pci_function(number, functions[number]) for number in sorted(functions)]
+
+    def network(self) -> Sequence[str]:
+        return self._machine.network_lines
 
 
-def _segment_line(name: str, segment: Segment) -> str:
-    return (
-        f"{name:>6} {segment.selector:04x} {segment.base:016x} {segment.limit:08x} "
-        f"{segment.attributes:04x}"
+def _check_length(length: int) -> None:
+    if not 0 <= length <= LARGEST_READ:
+        raise InvalidRequestError(f"{length} bytes of memory: at most {LARGEST_READ}")
+
+
+def _pci_function(number: int, device: PciDevice) -> PciFunction:
+    config = device.config
+    pin, line = config[INTERRUPT_PIN], config[INTERRUPT_LINE]
+    return PciFunction(
+        slot=number >> 3,
+        function=number & 7,
+        name=device.name,
+        vendor=int.from_bytes(config[0:2], "little"),
+        device=int.from_bytes(config[2:4], "little"),
+        class_code=device.config_dword(REVISION_ID) >> 8,
+        irq=line if pin else None,
+        ranges=[
+            (index, "I/O" if bar.flags & BAR_IO else "memory", bar.address, bar.size)
+            for index, bar in sorted(device.bars.items())
+        ],
     )

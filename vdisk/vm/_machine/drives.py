@@ -46,7 +46,7 @@ class MachineDrive:
             locked=disk.tray_locked,
             tray_open=disk.tray_open,
             io_status=self.failed if disk.stopped else "ok",
-            medium=None if disk.device is None else _medium(disk, disk.device),
+            medium=None if disk.device is None else _medium(self.name, disk, disk.device),
             statistics=_statistics(disk),
         )
 
@@ -144,7 +144,7 @@ class Drives:
         except BaseException:
             device.close()
             raise
-        drive.spec.file = filename
+        drive.spec.file, drive.spec.format, drive.spec.options = filename, format, {}
         self._tray_moved(drive, out=False)
 
     def move_tray(self, name: str, *, out: bool, force: bool = False) -> None:
@@ -195,7 +195,36 @@ class Drives:
                 file.close()
                 raise
             drive.disk.exchange(overlay)
-        drive.spec.file = filename
+        drive.spec.file, drive.spec.format, drive.spec.options = filename, format, {}
+
+    def resize(self, name: str, size: int) -> None:
+        """Make a disk ``size`` bytes long, and tell the guest."""
+        drive = self.find(name)
+        if size <= 0:
+            raise InvalidRequestError("a disk has at least one byte")
+        if drive.disk.removable or drive.disk.readonly:
+            raise InvalidRequestError(f"{name} cannot be written to")
+        drive.disk.resize(size)
+
+    def commit(self, name: str) -> None:
+        """Write what an overlay holds into its backing file, and empty it; the guest waits."""
+        from vdisk.jobs.commit import commit
+
+        drive = self.find(name)
+        device, file = drive.disk.device, drive.spec.file
+        if drive.spec.snapshot or not isinstance(file, str):
+            raise InvalidRequestError(f"{name}: only an overlay in a file can be committed")
+        if device is None or not _backing(device):
+            raise InvalidRequestError(f"{name} has no backing file to commit into")
+        with self._lock:
+            drive.disk.drain()
+            device.close()
+            try:
+                commit(file, format=drive.spec.format, cache=drive.spec.cache)
+            finally:
+                reopened = _open_file(drive.spec)
+                assert reopened is not None
+                drive.disk.reopen(reopened)
 
     def resume(self) -> None:
         """Try again what failed and was kept."""
@@ -259,21 +288,27 @@ def _open_file(spec: DiskSpec) -> BlockDevice | None:
     )
 
 
-def _medium(disk: EmuBlockDevice, device: BlockDevice) -> Medium:
+def _medium(name: str, disk: EmuBlockDevice, device: BlockDevice) -> Medium:
     """What is in a drive."""
-    backing: list[str] = []
-    below = getattr(device, "backing", None)
-    while below is not None and len(backing) < LARGEST_CHAIN:
-        backing.append(below.name)
-        below = getattr(below, "backing", None)
     return Medium(
         filename=device.name,
         format=getattr(device, "format_name", "raw"),
         size=disk.size,
         read_only=disk.readonly,
-        backing=backing,
+        backing=_backing(device),
         writeback=disk.write_cache,
+        node_name=f"#{name}",
     )
+
+
+def _backing(device: BlockDevice) -> list[str]:
+    """The names of the images below, nearest first."""
+    found: list[str] = []
+    below = device.backing
+    while below is not None and len(found) < LARGEST_CHAIN:
+        found.append(below.name)
+        below = below.backing
+    return found
 
 
 def _statistics(disk: EmuBlockDevice) -> DriveStatistics:

@@ -13,7 +13,6 @@ A graphics mode cannot be shown as characters, and its size is shown instead.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,7 @@ class TextDisplay:
         self._wake_read, self._wake_write = os.pipe()
         self._ended = threading.Event()
         self._closing = threading.Lock()
-        self._asking: int | None = None
+        self._prompt: Prompt | None = None
         self._generation: int | None = None
         self._view = (0, 0)
 
@@ -52,8 +51,8 @@ class TextDisplay:
         with self._closing:
             if self._wake_write >= 0:
                 os.write(self._wake_write, b"\0")
-            if self._asking is not None:  # a person is asked for a line, and may never answer
-                signal.pthread_kill(self._asking, signal.SIGINT)
+            if self._prompt is not None:
+                self._prompt.stop()
 
     def run(self) -> None:
         """Show and type until the end; in the thread that waits for the machine."""
@@ -88,14 +87,14 @@ class TextDisplay:
         with self._closing:
             if self._ended.is_set():
                 return
-            self._asking = threading.get_ident()
+            self._prompt = Prompt(self._machine)
         try:
-            Prompt(self._machine).run()
+            self._prompt.run()
         except KeyboardInterrupt as error:
             if type(error) is not KeyboardInterrupt:  # SIGTERM, for one
                 raise
         finally:
-            self._asking = None
+            self._prompt = None
 
     def _press(self, chords: list[Chord]) -> bool:
         """Type for the guest; True if the monitor was asked for."""

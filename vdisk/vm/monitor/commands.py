@@ -75,6 +75,39 @@ def _query_blockstats(machine: MachineControl, _arguments: Arguments) -> Any:
     return [blocks.block_stats(drive) for drive in machine.drives()]
 
 
+def _query_nodes(machine: MachineControl, _arguments: Arguments) -> Any:
+    return [blocks.inserted(drive.medium) for drive in machine.drives() if drive.medium is not None]
+
+
+def _query_pci(machine: MachineControl, _arguments: Arguments) -> Any:
+    devices = []
+    for one in machine.pci():
+        regions = [
+            {
+                "bar": index,
+                "type": "io" if kind == "I/O" else "memory",
+                "address": -1 if address is None else address,
+                "size": size,
+            }
+            for index, kind, address, size in one.ranges
+        ]
+        device = {
+            "bus": 0,
+            "slot": one.slot,
+            "function": one.function,
+            "class_info": {"class": one.class_code >> 8},
+            "id": {"device": one.device, "vendor": one.vendor},
+            "qdev_id": one.name,
+            "regions": regions,
+        }
+        devices.append(device if one.irq is None else {**device, "irq": one.irq})
+    return [{"bus": 0, "devices": devices}]
+
+
+def _query_memory(machine: MachineControl, _arguments: Arguments) -> Any:
+    return {"base-memory": machine.memory_size(), "plugged-memory": 0}
+
+
 def _query_mice(_machine: MachineControl, _arguments: Arguments) -> Any:
     return [{"name": "PS/2 Mouse", "index": 0, "current": True, "absolute": False}]
 
@@ -208,20 +241,28 @@ def _change_medium(machine: MachineControl, arguments: Arguments) -> Any:
     return {}
 
 
-def _snapshot_disk(machine: MachineControl, arguments: Arguments) -> Any:
+def _device_or_node(machine: MachineControl, arguments: Arguments) -> str:
+    """The drive that ``device`` or ``node-name`` means."""
     names = [arguments[key] for key in ("device", "node-name") if key in arguments]
     if len(names) != 1:
         raise QmpError("Need exactly one of 'device' and 'node-name'")
-    found = [
-        drive
-        for drive in machine.drives()
-        if names[0] in (drive.device, drive.medium.node_name if drive.medium else None)
-    ]
-    if not found:
-        device, node = arguments.get("device", ""), arguments.get("node-name", "")
-        raise QmpError(f"Cannot find device='{device}' nor node-name='{node}'")
+    for drive in machine.drives():
+        if names[0] in (drive.device, drive.medium.node_name if drive.medium else None):
+            return drive.device
+    device, node = arguments.get("device", ""), arguments.get("node-name", "")
+    raise QmpError(f"Cannot find device='{device}' nor node-name='{node}'")
+
+
+def _resize_disk(machine: MachineControl, arguments: Arguments) -> Any:
+    if arguments["size"] < 0:
+        raise QmpError("Parameter 'size' expects a >0 size")
+    machine.resize_disk(_device_or_node(machine, arguments), arguments["size"])
+    return {}
+
+
+def _snapshot_disk(machine: MachineControl, arguments: Arguments) -> Any:
     machine.snapshot_disk(
-        found[0].device,
+        _device_or_node(machine, arguments),
         arguments["snapshot-file"],
         format=arguments.get("format", "qcow2"),
         mode=arguments.get("mode", "absolute-paths"),
@@ -229,7 +270,18 @@ def _snapshot_disk(machine: MachineControl, arguments: Arguments) -> Any:
     return {}
 
 
-def _save_memory(machine: MachineControl, arguments: Arguments) -> Any:
+def _save_physical(machine: MachineControl, arguments: Arguments) -> Any:
+    return _save_memory(machine.read_memory, arguments)
+
+
+def _save_virtual(machine: MachineControl, arguments: Arguments) -> Any:
+    cpu = arguments.get("cpu-index", 0)
+    if not 0 <= cpu < machine.cpus():
+        raise QmpError("Parameter 'cpu-index' expects a CPU number")
+    return _save_memory(lambda start, length: machine.read_virtual(cpu, start, length), arguments)
+
+
+def _save_memory(read: Callable[[int, int], bytes], arguments: Arguments) -> Any:
     address, size, filename = arguments["val"], arguments["size"], arguments["filename"]
     if size < 0 or size > MOST_MEMORY or address < 0:
         raise QmpError(f"at most {MOST_MEMORY} bytes from an address on")
@@ -237,7 +289,7 @@ def _save_memory(machine: MachineControl, arguments: Arguments) -> Any:
         with open(filename, "wb") as file:
             for start in range(address, address + size, MEMORY_PIECE):
                 length = min(MEMORY_PIECE, address + size - start)
-                file.write(machine.read_memory(start, length))
+                file.write(read(start, length))
     except OSError as error:
         raise from_os_error(error, path=filename, operation="write memory") from error
     return {}
@@ -261,6 +313,11 @@ COMMANDS: dict[str, Command] = {
     "query-mice": Command(_query_mice),
     "query-block": Command(_query_block),
     "query-blockstats": Command(_query_blockstats, optional={"query-nodes": bool}),
+    "query-named-block-nodes": Command(_query_nodes, optional={"flat": bool}),
+    "query-block-jobs": Command(lambda _machine, _arguments: []),
+    "query-pci": Command(_query_pci),
+    "query-memory-size-summary": Command(_query_memory),
+    "query-target": Command(lambda _machine, _arguments: {"arch": "x86_64"}),
     "stop": _plain(lambda machine: machine.stop()),
     "cont": _plain(lambda machine: machine.cont()),
     "quit": _plain(lambda machine: machine.quit()),
@@ -298,6 +355,10 @@ COMMANDS: dict[str, Command] = {
             "mode": ("existing", "absolute-paths"),
         },
     ),
-    "pmemsave": Command(_save_memory, {"val": int, "size": int, "filename": str}),
+    "block_resize": Command(_resize_disk, {"size": int}, {"device": str, "node-name": str}),
+    "pmemsave": Command(_save_physical, {"val": int, "size": int, "filename": str}),
+    "memsave": Command(
+        _save_virtual, {"val": int, "size": int, "filename": str}, {"cpu-index": int}
+    ),
 }
 """Every command but ``qmp_capabilities``."""

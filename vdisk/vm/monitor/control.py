@@ -107,6 +107,36 @@ class VmSnapshot(NamedTuple):
     vm_clock_ns: int
 
 
+class PciFunction(NamedTuple):
+    """A function on the PCI bus.  ``irq``: None where it has no pin.
+
+    ``ranges``: for each BAR its register's number, ``I/O`` or ``memory``, address (None: not
+    decoded now) and size.
+    """
+
+    slot: int
+    function: int
+    name: str
+    vendor: int
+    device: int
+    class_code: int
+    irq: int | None
+    ranges: Sequence[tuple[int, str, int | None, int]]
+
+
+class ProcessorState(NamedTuple):
+    """A processor at one moment.
+
+    ``registers``: by lower-case name.  ``bits``: of its code segment, 16, 32 or 64.  ``code``:
+    the linear address of the next instruction.  ``halted``: until an interrupt.
+    """
+
+    registers: Mapping[str, int]
+    bits: int
+    code: int
+    halted: bool
+
+
 class MachineControl(Protocol):
     """A machine to someone who controls it."""
 
@@ -166,6 +196,12 @@ class MachineControl(Protocol):
     ) -> None:
         """Go on in a new image whose backing file is what the drive has now."""
 
+    def resize_disk(self, device: str, size: int) -> None:
+        """Make a disk ``size`` bytes long, and tell the guest."""
+
+    def commit_disk(self, device: str) -> None:
+        """Write what an overlay holds into its backing file, and empty it."""
+
     # -- the whole machine, saved in its disks -------------------------------------------------
 
     def save_vm(self, tag: str) -> None: ...
@@ -187,5 +223,18 @@ class MachineControl(Protocol):
     def registers(self, cpu: int) -> str:
         """The registers of a processor as lines of text."""
 
+    def processor(self, cpu: int) -> ProcessorState: ...
+
+    def memory_size(self) -> int:
+        """Bytes of RAM."""
+
     def read_memory(self, address: int, length: int) -> bytes:
         """Guest physical memory (RAM and ROM)."""
+
+    def read_virtual(self, cpu: int, address: int, length: int) -> bytes:
+        """Memory by the linear addresses of a processor; all of its pages have to be present."""
+
+    def pci(self) -> Sequence[PciFunction]: ...
+
+    def network(self) -> Sequence[str]:
+        """A line for the network card, and one for each forwarded port."""

@@ -8,70 +8,43 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vdisk import __version__
 from vdisk.errors import InvalidRequestError, VdiskError
-from vdisk.units import format_size
+from vdisk.units import format_size, parse_size
 from vdisk.vm.display.image import save_picture
-from vdisk.vm.monitor import blocks
+from vdisk.vm.monitor import blocks, inspecting
 from vdisk.vm.monitor.control import RunState
+from vdisk.vm.monitor.human import Context, HumanCommand, number
 from vdisk.vm.monitor.input import HOLD_MILLISECONDS, press_together, qcode_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vdisk.vm.monitor.control import MachineControl
-
-    Run = Callable[["Context", Sequence[str]], str]
+    from vdisk.vm.monitor.human import Run
 
 _LONGEST_LINE = 4096
-_MOST_ITEMS = 4096
-"""Numbers that one ``xp`` shows."""
-_WORDS = {"b": 1, "h": 2, "w": 4, "g": 8}
-_A_LINE = 16
-"""Bytes in a line of ``xp``."""
 
 
-@dataclass(frozen=True)
-class Context:
-    """``cpu``: the processor that commands look at."""
+class Session:
+    """A person's lines, one after the other: a processor that was chosen stays."""
 
-    machine: MachineControl
-    cpu: int = 0
+    def __init__(self, machine: MachineControl) -> None:
+        self._context = Context(machine)
 
-
-@dataclass(frozen=True)
-class HumanCommand:
-    """``parameters``: as help shows them; ``[name]`` is optional, ``[-f]`` a flag."""
-
-    parameters: str
-    help: str
-    run: Run
-
-    def usage(self, name: str) -> str:
-        """The line of ``help``."""
-        return f"{name} {self.parameters}".rstrip() + f" -- {self.help}\n"
-
-    def check(self, name: str, words: list[str]) -> list[str]:
-        """The words with a flag first ("" where it is left out).  Raises InvalidRequestError."""
-        expected = self.parameters.split()
-        flags: list[str] = []
-        if expected and expected[0].startswith("[-"):
-            flag = expected.pop(0).strip("[]")
-            flags = [words.pop(words.index(flag)) if flag in words else ""]
-        needed = [one for one in expected if not one.startswith("[")]
-        hint = f'\nTry "help {name}" for more information'
-        if len(words) < len(needed):
-            raise InvalidRequestError(f"{name}: {needed[len(words)]} expected{hint}")
-        if len(words) > len(expected):
-            raise InvalidRequestError(f"{name}: extraneous characters at the end of line{hint}")
-        return flags + words
+    def execute(self, line: str) -> str:
+        """What a line does and says."""
+        return _execute(self._context, line)
 
 
 def execute(machine: MachineControl, line: str, cpu: int = 0) -> str:
-    """What a line of a person does and says."""
+    """What one line does and says."""
+    return _execute(Context(machine, cpu), line)
+
+
+def _execute(context: Context, line: str) -> str:
     try:
         words = _split(line)
         if not words:
@@ -80,7 +53,7 @@ def execute(machine: MachineControl, line: str, cpu: int = 0) -> str:
         if command is None:
             return f"unknown command: '{name}'\n"
         rest = words[len(name.split()) :]
-        return command.run(Context(machine, cpu), command.check(words[0], rest))
+        return command.run(context, command.check(words[0], rest))
     except InvalidRequestError as error:
         return f"{error}\n"
     except VdiskError as error:
@@ -111,13 +84,6 @@ def completions(line: str) -> list[str]:
     if len(words) > 1:
         table = {"info": INFO, "help": COMMANDS, "?": COMMANDS}.get(words[0], {})
     return [name for name in table if name.startswith(words[-1])] if len(words) < 3 else []
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise InvalidRequestError(f"invalid number: {text}") from None
 
 
 # -- commands ------------------------------------------------------------------------------------
@@ -198,44 +164,39 @@ def _screendump(context: Context, words: Sequence[str]) -> str:
 def _send_key(context: Context, words: Sequence[str]) -> str:
     keys, *hold = words
     qcodes = [qcode_of({"<": "less"}.get(name, name)) for name in keys.split("-")]
-    press_together(context.machine.input, qcodes, _number(hold[0]) if hold else HOLD_MILLISECONDS)
+    press_together(context.machine.input, qcodes, number(hold[0]) if hold else HOLD_MILLISECONDS)
     return ""
 
 
 def _mouse_move(context: Context, words: Sequence[str]) -> str:
-    context.machine.input.move_pointer(*(_number(word) for word in words))
+    context.machine.input.move_pointer(*(number(word) for word in words))
     return ""
 
 
 def _mouse_button(context: Context, words: Sequence[str]) -> str:
-    state = _number(words[0])
+    state = number(words[0])
     # Bit 0 left, 1 middle, 2 right here; the PS/2 protocol has left, right, middle.
     context.machine.input.set_buttons(state & 1 | (state >> 2 & 1) << 1 | (state >> 1 & 1) << 2)
     return ""
 
 
-def _examine(context: Context, words: Sequence[str]) -> str:
-    """``xp /8xw 0x1000``: physical memory in hexadecimal."""
-    count, size = 1, 4
-    if words[0].startswith("/"):
-        layout = words[0][1:]
-        digits = layout.rstrip("".join(_WORDS) + "x")
-        count = _number(digits) if digits else 1
-        size = next((_WORDS[letter] for letter in reversed(layout) if letter in _WORDS), 4)
-        words = words[1:]
-    if len(words) != 1:
-        raise InvalidRequestError("xp: an address expected")
-    if not 0 < count <= _MOST_ITEMS:
-        raise InvalidRequestError(f"xp: at most {_MOST_ITEMS} numbers")
-    start = _number(words[0])
-    data = context.machine.read_memory(start, count * size)
-    lines = []
-    for at in range(0, len(data), _A_LINE):
-        row = data[at : at + _A_LINE]
-        values = [int.from_bytes(row[n : n + size], "little") for n in range(0, len(row), size)]
-        shown = " ".join(f"0x{value:0{size * 2}x}" for value in values)
-        lines.append(f"{start + at:016x}: {shown}\n")
-    return "".join(lines)
+def _resize(context: Context, words: Sequence[str]) -> str:
+    drive = blocks.find_drive(context.machine, words[0])
+    mebibytes = words[1].isdigit()
+    size = int(words[1]) << 20 if mebibytes else parse_size(words[1], what="size")
+    context.machine.resize_disk(drive.device, size)
+    return ""
+
+
+def _commit(context: Context, words: Sequence[str]) -> str:
+    machine = context.machine
+    if words[0] != "all":
+        machine.commit_disk(blocks.find_drive(machine, words[0]).device)
+        return ""
+    for drive in machine.drives():
+        if drive.medium is not None and drive.medium.backing and not drive.medium.read_only:
+            machine.commit_disk(drive.device)
+    return ""
 
 
 # -- info ----------------------------------------------------------------------------------------
@@ -281,19 +242,6 @@ def _info_snapshots(context: Context, _words: Sequence[str]) -> str:
     return "".join(lines)
 
 
-def _info_cpus(context: Context, _words: Sequence[str]) -> str:
-    return "".join(
-        f"{'*' if index == context.cpu else ' '} CPU #{index}\n"
-        for index in range(context.machine.cpus())
-    )
-
-
-def _info_registers(context: Context, words: Sequence[str]) -> str:
-    machine = context.machine
-    chosen = range(machine.cpus()) if words[0] else [context.cpu]
-    return "".join(f"\nCPU#{index}\n{machine.registers(index)}" for index in chosen)
-
-
 def _info_kvm(context: Context, _words: Sequence[str]) -> str:
     enabled = context.machine.accelerator() == "kvm"
     return f"kvm support: {'enabled' if enabled else 'disabled'}\n"
@@ -308,24 +256,32 @@ def _say(text: str) -> Run:
 
 
 INFO: dict[str, HumanCommand] = {
+    **inspecting.INFO,
     "accelerator": HumanCommand("", "what the processors run on", _info_accelerator),
+    "block-jobs": HumanCommand("", "the work under way on drives", _say("No active jobs\n")),
     "block": HumanCommand("[device]", "the drives and what is in them", _info_block),
     "blockstats": HumanCommand("", "what the drives have done", _info_blockstats),
-    "cpus": HumanCommand("", "the processors", _info_cpus),
     "kvm": HumanCommand("", "whether KVM is used", _info_kvm),
     "mice": HumanCommand("", "the mouse", _say("* Mouse #0: PS/2 Mouse\n")),
     "name": HumanCommand(
         "", "the machine's name", lambda context, _words: f"{context.machine.name}\n"
     ),
-    "registers": HumanCommand("[-a]", "the registers (-a: of all processors)", _info_registers),
     "snapshots": HumanCommand("", "the saved states of the machine", _info_snapshots),
     "status": HumanCommand("", "whether the machine runs", _info_status),
     "version": HumanCommand("", "the version of vdisk", _say(f"{__version__}\n")),
 }
 
-ALIASES = {"s": "stop", "c": "cont", "q": "quit", "?": "help"}
+INFO = dict(sorted(INFO.items()))
+
+ALIASES = {"s": "stop", "c": "cont", "q": "quit", "p": "print", "?": "help"}
 
 COMMANDS: dict[str, HumanCommand] = {
+    "block_resize": HumanCommand(
+        "device size", "make a disk larger or smaller; a number alone is MiB", _resize
+    ),
+    "commit": HumanCommand(
+        "device|all", "write what an overlay holds into its backing file", _commit
+    ),
     "change": HumanCommand(
         "[-f] device filename [format] [read-only-mode]",
         "put another medium into a drive (-f: even if its tray is locked)",
@@ -364,9 +320,6 @@ COMMANDS: dict[str, HumanCommand] = {
         "", "press the power button", _plain(lambda machine: machine.powerdown())
     ),
     "system_reset": HumanCommand("", "reset the machine", _plain(lambda one: one.reset())),
-    "xp": HumanCommand(
-        "/fmt [address]",
-        "show physical memory: xp /8xw 0x1000 (b, h, w, g: 1 to 8 bytes)",
-        _examine,
-    ),
+    **inspecting.COMMANDS,
 }
+COMMANDS = dict(sorted(COMMANDS.items()))

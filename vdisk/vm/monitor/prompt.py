@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, TextIO
 
 from vdisk import __version__
@@ -13,28 +15,64 @@ if TYPE_CHECKING:
     from vdisk.vm.monitor.control import MachineControl
 
 PROMPT = "(vdisk) "
-_ENDED = ("quit", "q")
+GREETING = f"vdisk {__version__} monitor - type 'help' for more information\n"
 
 
 class Prompt:
-    """Asks for lines and carries them out, with line editing where it is a terminal."""
+    """Asks for lines and carries them out, with line editing where it is a terminal.
+
+    ``escape``: Ctrl-A C ends it and Ctrl-A X the machine, as they do on a serial line.
+    """
 
     def __init__(
-        self, machine: MachineControl, source: TextIO | None = None, target: TextIO | None = None
+        self,
+        machine: MachineControl,
+        source: TextIO | None = None,
+        target: TextIO | None = None,
+        *,
+        escape: bool = False,
     ) -> None:
         self._machine = machine
         self._source = source or sys.stdin
         self._target = target or sys.stdout
         self._editing = self._source is sys.stdin and self._source.isatty()
+        self._escape = escape
+        self._session = hmp.Session(machine)
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._asking: int | None = None
 
     def run(self) -> None:
-        """Go on until the input ends or the person ends the machine; for a thread of its own."""
-        self._say(f"vdisk {__version__} monitor - type 'help' for more information\n")
+        """Go on until the input ends, the person ends the machine, or somebody calls :meth:`stop`;
+        in the main thread if stopping has to interrupt it."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._asking = threading.get_ident()
+        try:
+            try:
+                self._converse()
+            finally:
+                with self._lock:
+                    self._asking = None
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt or not self._stopped:
+                raise
+
+    def stop(self) -> None:
+        """From another thread: let :meth:`run` return, though a person may be asked for a line."""
+        with self._lock:
+            self._stopped = True
+            if self._asking is not None:
+                signal.pthread_kill(self._asking, signal.SIGINT)
+
+    def _converse(self) -> None:
+        self._say(GREETING)
         if self._editing:
-            _edit_lines()
+            _edit_lines(escape=self._escape)
         while (line := self._line()) is not None:
-            self._say(hmp.execute(self._machine, line))
-            if line.split()[:1] and line.split()[0] in _ENDED:
+            self._say(self._session.execute(line))
+            if is_end(line):
                 return
             if self._machine.status() is RunState.INTERNAL_ERROR:
                 self._say("the machine cannot go on: see its messages\n")
@@ -55,7 +93,12 @@ class Prompt:
         self._target.flush()
 
 
-def _edit_lines() -> None:
+def is_end(line: str) -> bool:
+    """Whether a line ends the machine, and with it the prompt."""
+    return line.split()[:1] in (["quit"], ["q"])
+
+
+def _edit_lines(*, escape: bool) -> None:
     """History and completion, where Python has readline."""
     try:
         import readline
@@ -69,3 +112,6 @@ def _edit_lines() -> None:
     readline.set_completer_delims(" ")
     readline.set_completer(complete)
     readline.parse_and_bind("tab: complete")
+    for key, keys in (("c", r"\C-d"), ("x", r"quit\C-m")) if escape else ():
+        for letter in (key, key.upper()):
+            readline.parse_and_bind(rf'"\C-a{letter}": "\C-a\C-k{keys}"')

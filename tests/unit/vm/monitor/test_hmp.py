@@ -65,6 +65,39 @@ def test_every_kind_of_information(machine: FakeMachine, name: str) -> None:
         ),
         ("xp 4", "0000000000000004: 0x07060504\n"),
         ("xp /99999x 0", "xp: at most 4096 numbers\n"),
+        ("xp /4db 0xfe", "00000000000000fe:   -2   -1    0    1\n"),
+        ("xp /2c 0x40", "0000000000000040: '@' 'A'\n"),
+        ("xp /uh 0x10", "0000000000000010:  4368\n"),
+        ("xp /ob 8", "0000000000000008: 0010\n"),
+        ("xp /4z 0", "xp: invalid format '/4z'\n"),
+        ("xp /4x", "xp: an address expected\n"),
+        ("x /2i 0x2000", f"0x00002000:  {'90':24} nop\n0x00002001:  {'90':24} nop\n"),
+        ("x /1x 0x3000", "cannot access memory at 0x3000\n"),
+        ("p $eax + 2 * 3", "0x123a\n"),
+        ("p /d ~0", "-1\n"),
+        ("p /u (1 + 010) % 0x4", "1\n"),
+        ("p $nothing", "unknown register: nothing\n"),
+        ("p 1 / 0", "division by zero\n"),
+        ("p (1", "unexpected end of expression\n"),
+        ("p 1 1", "'1' is not expected in expression\n"),
+        ("p 1 # 2", "invalid char '#' in expression\n"),
+        ("p 089", "invalid number: 089\n"),
+        ("cpu 1", "invalid CPU index\n"),
+        ("info cpus", "* CPU #0: pc=0x00000000000ffff0 (halted)\n"),
+        ("info network", "net0: user\n  tcp 127.0.0.1:2222 -> the guest:22\n"),
+        (
+            "info pci",
+            "  Bus  0, device   2, function 0:\n"
+            "    Class 0300: PCI device 1234:1111\n"
+            "      BAR0: memory at 0xe0000000 [0xe0ffffff], 0x1000000 bytes\n"
+            "      BAR1: I/O, not mapped, 0x10 bytes\n"
+            '      id "vga"\n',
+        ),
+        ("block_resize nothing 10", "Error: Device 'nothing' not found\n"),
+        (
+            "block_resize ide0-hd0 much",
+            "size 'much' is not a number with an optional suffix kMGTPE\n",
+        ),
     ],
 )
 def test_what_is_said(machine: FakeMachine, line: str, said: str) -> None:
@@ -95,6 +128,38 @@ def test_media_and_snapshots(machine: FakeMachine) -> None:
     assert machine.calls == ["snapshot ide0-hd0 new.qcow2 qcow2 absolute-paths"]
 
 
+def test_disks_are_resized_and_committed(machine: FakeMachine) -> None:
+    hmp.execute(machine, "block_resize ide0-hd0 20")
+    hmp.execute(machine, "block_resize ide0-hd0 1G")
+    hmp.execute(machine, "commit ide0-hd0")
+    hmp.execute(machine, "commit all")
+    assert machine.calls == [
+        *(f"resize ide0-hd0 {size}" for size in (20 << 20, 1 << 30)),
+        *["commit ide0-hd0"] * 2,
+    ]
+
+
+def test_expressions_are_bounded(machine: FakeMachine) -> None:
+    assert "too deep" in hmp.execute(machine, "p " + "(" * 100)
+    assert hmp.execute(machine, "p 0xffffffffffffffff + 2") == "0x1\n"
+    assert hmp.execute(machine, "p 99999999999999999999999999 & 0xf") != ""
+
+
+def test_memory_is_saved(machine: FakeMachine, tmp_path: Path) -> None:
+    assert hmp.execute(machine, f"pmemsave 0x10 4 {tmp_path}/p") == ""
+    assert (tmp_path / "p").read_bytes() == bytes([0x10, 0x11, 0x12, 0x13])
+    assert hmp.execute(machine, f"memsave 0x1000 2 {tmp_path}/v") == ""
+    assert (tmp_path / "v").read_bytes() == b"\x90\x90"
+    assert "at most" in hmp.execute(machine, f"memsave 0 {1 << 40} {tmp_path}/v")
+
+
+def test_a_chosen_processor_stays_chosen(machine: FakeMachine) -> None:
+    machine.cpus = lambda: 2  # type: ignore[method-assign]
+    session = hmp.Session(machine)
+    assert session.execute("cpu 1") == ""
+    assert session.execute("info registers") == "\nCPU#1\nRIP=000000000000fff1\n"
+
+
 def test_saved_states(machine: FakeMachine) -> None:
     assert hmp.execute(machine, "info snapshots") == "There is no snapshot available.\n"
     for _ in range(2):  # the second replaces the first
@@ -121,7 +186,7 @@ def test_screen_and_input(machine: FakeMachine, tmp_path: Path) -> None:
 
 def test_completion() -> None:
     assert hmp.completions("sys") == ["system_powerdown", "system_reset"]
-    assert hmp.completions("info b") == ["block", "blockstats"]
+    assert hmp.completions("info b") == ["block", "block-jobs", "blockstats"]
     assert hmp.completions("stop x") == []
 
 

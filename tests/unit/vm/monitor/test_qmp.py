@@ -195,6 +195,34 @@ def test_blockdev_snapshot_sync() -> None:
     drive(scenario)
 
 
+def test_resizing_and_looking_inside(tmp_path: Path) -> None:
+    async def scenario(client: Client, machine: FakeMachine) -> None:
+        await client.result("block_resize", device="ide0-hd0", size=1 << 30)
+        assert machine.calls == [f"resize ide0-hd0 {1 << 30}"]
+        assert (await client.error("block_resize", device="ide0-hd0", size=-1))[1] == (
+            "Parameter 'size' expects a >0 size"
+        )
+        disk, cdrom = await client.result("query-named-block-nodes", flat=True)
+        assert (disk["file"], cdrom["ro"]) == ("disk.qcow2", True)
+        (bus,) = await client.result("query-pci")
+        (card,) = bus["devices"]
+        assert card["id"] == {"vendor": 0x1234, "device": 0x1111}
+        assert [one["address"] for one in card["regions"]] == [0xE0000000, -1]
+        assert await client.result("query-memory-size-summary") == {
+            "base-memory": 64 << 20,
+            "plugged-memory": 0,
+        }
+        file = tmp_path / "memory"
+        await client.result("memsave", val=0x1000, size=3, filename=str(file))
+        assert file.read_bytes() == b"\x90" * 3
+        assert (
+            "CPU number"
+            in (await client.error("memsave", val=0, size=1, filename=str(file), cpu_index=1))[1]
+        )
+
+    drive(scenario)
+
+
 def test_screendump(tmp_path: Path) -> None:
     async def scenario(client: Client, machine: FakeMachine) -> None:
         machine.screen.show(pattern(20, 10))
