@@ -208,6 +208,13 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
         (["--display", "vnc=:99999"], "there is no port"),
         (["--bios", "/etc/passwd"], "not whole 64 KiB"),
         (["--boot", "x"], "boot order 'x'"),
+        (["-smp", "2,corse=2"], "no option 'corse'"),
+        (["-rtc", "base=noon"], "utc, localtime, seconds"),
+        (["-display", "gtk"], "one of none, text, vnc, web"),
+        (["-vnc", ":1,password=on"], "--password-file"),
+        (["-vnc", "127.0.0.1:1,share=all"], "share"),
+        (["-qmp", "unix:x,server=off"], "waits for nobody"),
+        (["-nographic", "-serial", "mon:stdio", "-monitor", "stdio"], "have the terminal"),
     ],
 )
 def test_mistakes_are_one_line(accel: str, arguments: list[str], message: str) -> None:
@@ -215,3 +222,122 @@ def test_mistakes_are_one_line(accel: str, arguments: list[str], message: str) -
     assert done.returncode == 1
     lines = done.stderr.decode().splitlines()
     assert len(lines) == 1 and lines[0].startswith("vdisk-vm: ") and message in lines[0]
+
+
+def test_the_monitor_by_ctrl_a_c_and_back(terminal: Terminal) -> None:
+    terminal.wait_for(b">")
+    terminal.type(b"\x01c")
+    terminal.wait_for(b"(vdisk) ")
+    terminal.type(b"info status\r")
+    terminal.wait_for(b"VM status: running")
+    terminal.type(b"info block-jo\t\r")
+    terminal.wait_for(b"No active jobs")
+    terminal.wait_for(b"(vdisk) ")
+    terminal.type(b"half a line\x01c")
+    for key in (b"q", b"r"):  # the terminal may still be the monitor's
+        terminal.type(key)
+    terminal.wait_for(b"QR")
+    terminal.type(b"\x01C")
+    terminal.wait_for(b"(vdisk) ")
+    terminal.type(b"\x01x")
+    assert terminal.program.wait(PATIENCE) == 0
+    assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+def test_what_the_guest_says_while_one_is_at_the_monitor_comes_later(
+    accel: str, tmp_path: Path
+) -> None:
+    source = """
+again:
+    mov al, '.'
+    call putc
+    mov cx, 0xffff
+wait_a_while:
+    loop wait_a_while
+    jmp again
+"""
+    bios = guests.assemble_bios(tmp_path, source)
+    terminal = Terminal(words(accel, "--bios", bios, "-nographic"))
+    try:
+        terminal.wait_for(b"...")
+        terminal.type(b"\x01c")
+        terminal.wait_for(b"(vdisk) ")
+        terminal.type(b"stop\r")
+        terminal.wait_for(b"(vdisk) ")
+        assert b"." not in terminal.seen
+        terminal.type(b"\x04")
+        terminal.wait_for(b"...")
+        terminal.program.send_signal(signal.SIGTERM)
+        assert terminal.program.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+    finally:
+        terminal.close()
+
+
+def until_there(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_machine_that_ends_takes_its_monitor_along(accel: str, tmp_path: Path) -> None:
+    path = tmp_path / "monitor"
+    terminal = Terminal(
+        words(
+            accel, "-display", "none", "-monitor", "stdio", "-monitor", f"unix:{path},server,nowait"
+        )
+    )
+    try:
+        terminal.wait_for(b"(vdisk) ")
+        until_there(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(os.fspath(path))
+            client.send(b"\xff\xfd\x01info name\r\nquit\n")
+            said = b""
+            while data := client.recv(4096):
+                said += data
+        assert b"(vdisk) vdisk\r\n(vdisk) " in said
+        assert terminal.program.wait(PATIENCE) == 0
+    finally:
+        terminal.close()
+
+
+def test_qemus_words(accel: str, echo: str, tmp_path: Path) -> None:
+    for name in ("disk", "hda"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    line = (
+        f"-accel {accel} -m 4 -smp cpus=1,sockets=1 -bios {echo} -drive file={tmp_path}/disk,"
+        f"if=virtio,format=raw,snapshot=on -hda {tmp_path}/hda -rtc base=2001-02-03T04:05:06 "
+        f"-serial stdio -monitor none -vnc none -no-reboot -name guest"
+    )
+    done = run(*COMMAND, "run", *line.split(), stdin=b"Hello\x1b")
+    assert (done.stdout, done.returncode, done.stderr) == (b">hELLO", 15, b"")
+
+
+def test_a_serial_line_at_a_tcp_port(accel: str, echo: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = subprocess.Popen(
+        words(accel, "--bios", echo, "--serial", f"tcp:127.0.0.1:{port},server=on,wait=off")
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        received = b""
+        while b"A" not in received:
+            client.send(b"a")
+            received += client.recv(100)
+        client.send(b"\x1b")
+        assert program.wait(PATIENCE) == 15
+        client.close()
+    finally:
+        program.kill()
+        program.wait()

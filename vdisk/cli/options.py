@@ -33,6 +33,11 @@ class Parser(argparse.ArgumentParser):
         )
         self._last: str | None = None
         self._rest: str | None = None
+        self._one_dash = False
+
+    def take_one_dash(self) -> None:
+        """Long options may begin with one dash, as X's and QEMU's do: ``-cdrom FILE``."""
+        self._one_dash = True
 
     def take_rest(self, destination: str, metavar: str, help: str) -> None:
         """Any number of names; what follows "--" belongs to them, whatever it looks like."""
@@ -46,6 +51,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments, read; raises :class:`InvalidRequestError`."""
+        if self._one_dash:
+            arguments = [self._with_two_dashes(word) for word in arguments]
         if self._rest is not None and "--" in arguments:
             end = list(arguments).index("--")
             args = self.parse_intermixed_args(arguments[:end])
@@ -57,6 +64,11 @@ class Parser(argparse.ArgumentParser):
         args = self.parse_intermixed_args([*others, last[1:]])
         setattr(args, self._last, last)
         return args
+
+    def _with_two_dashes(self, word: str) -> str:
+        name = word.partition("=")[0]
+        long = word[:1] == "-" and len(name) > 2 and f"-{name}" in self._option_string_actions
+        return f"-{word}" if long else word
 
     def error(self, message: str) -> NoReturn:
         raise InvalidRequestError(f"{message}; see '{self.prog} --help'")

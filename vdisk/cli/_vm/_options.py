@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError
-from vdisk.options import parse_keyval
+from vdisk.options import OptionBag, parse_keyval
 from vdisk.units import parse_size
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from vdisk.vm import DiskSpec
 
 MIB = 1 << 20
+IDE_DISKS = ("hda", "hdb", "hdc", "hdd")
+IDE_PLACES = ("primary master", "primary slave", "secondary master", "secondary slave")
 
 
 def add_hardware(parser: Parser) -> None:
@@ -23,10 +26,12 @@ def add_hardware(parser: Parser) -> None:
     add = group.add_argument
     add("-m", "--memory", metavar="SIZE", default="512M",
         help="RAM, 512M by default; a number alone is MiB")  # fmt: skip
-    add("--cpus", "--smp", metavar="N", type=int, default=1, help="processors")
-    add("--disk", metavar="FILE[,OPTION…]", action="append", default=[],
+    add("--cpus", "--smp", metavar="N", default="1", help="processors")
+    add("--disk", "--drive", metavar="FILE[,OPTION…]", action="append", default=[],
         help="if=ide|virtio, snapshot=on, readonly=on, format=, cache=, serial=, index=, "
         "werror=, rerror=, throttling.iops-total= …; may be repeated")  # fmt: skip
+    for place, name in enumerate(IDE_DISKS):
+        add(f"--{name}", metavar="FILE", help="the disk on IDE " + IDE_PLACES[place])
     add("--cdrom", metavar="FILE", action="append", default=[],
         help="an image in a CD-ROM drive; 'none': an empty drive")  # fmt: skip
     add("--snapshot", action="store_true", help="writes to all disks are thrown away at the end")
@@ -39,6 +44,7 @@ def add_hardware(parser: Parser) -> None:
     add("--no-apic", dest="apic", action="store_false", help="the 8259 interrupt controllers only")
     add("--accel", choices=("auto", "llvm", "kvm", "interp"), default="auto",
         help="who executes: auto takes kvm where it really runs a guest")  # fmt: skip
+    add("--enable-kvm", dest="accel", action="store_const", const="kvm", help="as --accel kvm")
 
 
 def add_booting(parser: Parser) -> None:
@@ -53,7 +59,8 @@ def add_booting(parser: Parser) -> None:
     add("--initrd", metavar="FILE", help="its initial RAM disk; Multiboot: FILE ARGUMENTS,FILE…")
     add("--append", metavar="TEXT", default="", help="its command line")
     add("--kernel-bits", type=int, choices=(16, 32, 64), help="in which mode Linux is entered")
-    add("--rtc", metavar="SECONDS", type=int, help="the time of day, in seconds since 1970")
+    add("--rtc", metavar="utc|localtime|DATE|SECONDS",
+        help="the time of day: utc by default; a date is 2026-01-31T12:00")  # fmt: skip
     add("--loadvm", metavar="TAG", help="go on from a machine saved in the disks")
     add("--name", default="vdisk", help="what monitors and displays call the machine")
 
@@ -70,16 +77,19 @@ def add_determinism(parser: Parser) -> None:
 
 def machine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of :class:`vdisk.vm.Machine`."""
-    from vdisk.vm.machine import parse_disk
+    from vdisk.vm.machine import DiskSpec, parse_disk
 
     disks = [parse_disk(text) for text in [*args.images, *args.disk]]
+    for place, name in enumerate(IDE_DISKS):
+        if (file := getattr(args, name)) is not None:
+            disks.append(DiskSpec(file=file, index=place))
     if args.snapshot:
         for disk in disks:
             disk.snapshot = disk.media != "cdrom"
     network, forwards = _network(args.net)
     return {
         "memory": _memory(args.memory),
-        "cpus": args.cpus,
+        "cpus": _cpus(args.cpus),
         "disks": disks,
         "cdroms": [_cdrom(text) for text in args.cdrom],
         "accel": args.accel,
@@ -95,7 +105,7 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
         "rng": args.rng,
         "network": network,
         "forwards": forwards,
-        "epoch": args.rtc,
+        "epoch": None if args.rtc is None else _time_of_day(args.rtc),
         "deterministic": args.deterministic or args.record is not None,
         "replay": args.replay,
         "name": args.name,
@@ -105,6 +115,38 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
 def _memory(text: str) -> int:
     """QEMU's -m: a number alone is MiB."""
     return int(text) * MIB if text.isdigit() else parse_size(text, what="--memory")
+
+
+def _cpus(text: str) -> int:
+    """QEMU's -smp: ``[cpus=]N``, or what sockets, cores and threads come to."""
+    words = OptionBag(parse_keyval(text, implied_key="cpus"), "--smp")
+    product = 1
+    for name in ("sockets", "dies", "cores", "threads"):
+        product *= words.size(name, 1) or 1
+    cpus = words.size("cpus", product) or 0
+    words.size("maxcpus")
+    words.finish()
+    return cpus
+
+
+def _time_of_day(text: str) -> int | None:
+    """QEMU's -rtc: ``[base=]utc|localtime|DATE``; seconds since 1970, None: the host's."""
+    words = OptionBag(parse_keyval(text, implied_key="base"), "--rtc")
+    base = words.string("base", "utc") or ""
+    words.choice("clock", ("host", "rt", "vm"), "host")
+    words.finish()
+    if base == "utc":
+        return None
+    if base.isascii() and base.isdigit():
+        return int(base)
+    now = datetime.now()
+    try:
+        chosen = now if base == "localtime" else datetime.fromisoformat(base)
+    except ValueError:
+        raise InvalidRequestError(
+            f"--rtc {base!r}: utc, localtime, seconds since 1970, or 2026-01-31T12:00:00"
+        ) from None
+    return int(chosen.replace(tzinfo=UTC).timestamp())
 
 
 def _cdrom(text: str) -> DiskSpec:

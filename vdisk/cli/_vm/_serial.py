@@ -1,7 +1,8 @@
 """Where the serial lines of a machine lead: the terminal, files, sockets.
 
 On a terminal the line is raw, so that Ctrl-C and the arrow keys reach the guest; Ctrl-A is the
-key for this side, as in QEMU: Ctrl-A X ends the machine, Ctrl-A Ctrl-A is one Ctrl-A.
+key for this side, as in QEMU: Ctrl-A X ends the machine, Ctrl-A C leads to the monitor and from
+there back, Ctrl-A Ctrl-A is one Ctrl-A.
 """
 
 from __future__ import annotations
@@ -14,24 +15,32 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from vdisk.cli._vm._servers import listening_address
 from vdisk.cli.options import complain
 from vdisk.errors import InvalidRequestError, VdiskError, from_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from typing import Self
 
     from vdisk.vm import Machine
     from vdisk.vm._machine.console import SerialConsole
+    from vdisk.vm.display.serving import Address
+    from vdisk.vm.monitor.prompt import Prompt
 
 ESCAPE = 0x01
-HINT = "The terminal is the guest's serial line; Ctrl-A X ends the machine.\r\n"
-HELP = "\r\nCtrl-A X: end the machine   Ctrl-A Ctrl-A: type Ctrl-A   Ctrl-A H: this help\r\n"
+HINT = "The terminal is the guest's serial line; Ctrl-A X ends the machine, Ctrl-A H helps.\r\n"
+HELP = (
+    "\r\nCtrl-A X: end the machine   Ctrl-A C: the monitor and back   "
+    "Ctrl-A Ctrl-A: type Ctrl-A   Ctrl-A H: this help\r\n"
+)
 CHUNK = 4096
 REFUSED = "the guest does not read its serial line: input is lost"
 
 
 class Lines:
-    """Connects ``targets`` (``stdio``, ``none``, ``file:PATH``, ``unix:PATH``, a path) to COM1…"""
+    """Connects ``targets`` to COM1…: ``stdio`` (``mon:stdio``, as QEMU calls a terminal with the
+    monitor), ``none``, ``unix:PATH``, ``tcp:HOST:PORT``, ``file:PATH`` or a path."""
 
     def __init__(self, machine: Machine, targets: list[str]) -> None:
         self._machine = machine
@@ -47,27 +56,30 @@ class Lines:
     def _connect(self, console: SerialConsole, target: str) -> None:
         if target in {"none", "null"}:
             return
-        if target == "stdio":
+        if target in {"stdio", "mon:stdio"}:
             self.stdio = console
-            console.tap(_write_stdout)
-        elif target.startswith("unix:"):
-            self._listen(console, target.removeprefix("unix:"))
+        elif target.startswith(("unix:", "tcp:", "telnet:")):
+            self._listen(console, listening_address(target))
         else:
             self._closers.append(write_to_file(console, target.removeprefix("file:")))
 
-    def _listen(self, console: SerialConsole, path: str) -> None:
-        """A unix socket; one client at a time."""
-        server = socket.socket(socket.AF_UNIX)
+    def _listen(self, console: SerialConsole, address: Address) -> None:
+        """A socket; one client at a time."""
+        server = socket.socket(socket.AF_UNIX) if address.path else None
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            server.bind(path)
-            server.listen(1)
+            if server is None:
+                server = socket.create_server((address.host, address.port), backlog=1)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(address.path)
+                server.bind(address.path)
+                server.listen(1)
+                self._closers.append(lambda: _remove(address.path))
         except OSError as error:
-            server.close()
-            raise from_os_error(error, path=path, operation="listen") from error
-        line = _SocketLine(console, server)
-        self._closers += [lambda: _remove(path), line.close]
+            if server is not None:
+                server.close()
+            raise from_os_error(error, path=str(address), operation="listen") from error
+        self._closers.append(_SocketLine(console, server).close)
 
     def close(self) -> None:
         """Close files and sockets."""
@@ -133,12 +145,6 @@ class _SocketLine:
                 each.close()
 
 
-def _write_stdout(data: bytes) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
 class RawTerminal:
     """Standard input as a raw terminal inside a ``with`` block; anything else as it is."""
 
@@ -146,13 +152,12 @@ class RawTerminal:
         self.active = sys.stdin.isatty()
         self._saved: list[Any] = []
 
-    def __enter__(self) -> RawTerminal:
+    def __enter__(self) -> Self:
         if self.active:
             import termios
-            import tty
 
             self._saved = termios.tcgetattr(0)
-            tty.setraw(0, termios.TCSANOW)
+            self._make_raw()
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -161,6 +166,22 @@ class RawTerminal:
 
             termios.tcsetattr(0, termios.TCSANOW, self._saved)
 
+    @contextlib.contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Not raw for a while."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self._make_raw()
+
+    @staticmethod
+    def _make_raw() -> None:
+        import termios
+        import tty
+
+        tty.setraw(0, termios.TCSANOW)
+
 
 def talk(machine: Machine, console: SerialConsole, *, start: bool) -> None:
     """Send what is typed to the guest until the machine ends, or Ctrl-A X ends it.
@@ -168,60 +189,87 @@ def talk(machine: Machine, console: SerialConsole, *, start: bool) -> None:
     ``start``: start the machine, once the terminal is the guest's: what is typed at its first
     prompt must not be the shell's any more.
     """
-    wake_read, wake_write = os.pipe()
-    waiter = threading.Thread(
-        target=lambda: (machine.wait(), os.write(wake_write, b".")), daemon=True
-    )
+    line = _TerminalLine(machine, console)
+    waiter = threading.Thread(target=line.wait, daemon=True)
     waiter.start()
     try:
-        with RawTerminal() as terminal, selectors.DefaultSelector() as selector:
-            selector.register(wake_read, selectors.EVENT_READ)
-            with contextlib.suppress(OSError, ValueError):  # a file, or closed: nothing to wait for
-                selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
-            if terminal.active:
+        with RawTerminal() as line.terminal:
+            if line.terminal.active:
                 sys.stderr.write(HINT)
                 sys.stderr.flush()
             if start:
                 machine.start()
-            _Keys(machine, console, raw=terminal.active).loop(selector, wake_read)
+            line.run()
     finally:
         machine.stop()
         waiter.join()
-        os.close(wake_read)
-        os.close(wake_write)
+        line.close()
 
 
-class _Keys:
-    """What is typed: for the guest, or, after Ctrl-A, for us."""
+class _TerminalLine:
+    """What is typed: for the guest, or, after Ctrl-A, for us; what the guest sends is shown."""
 
-    def __init__(self, machine: Machine, console: SerialConsole, *, raw: bool) -> None:
-        self._machine, self._console, self._raw = machine, console, raw
+    def __init__(self, machine: Machine, console: SerialConsole) -> None:
+        self.terminal = RawTerminal()
+        self._machine, self._console = machine, console
+        self._wake_read, self._wake_write = os.pipe()
         self._escaped = False
+        self._held = False  # the monitor has the terminal
+        self._prompt: Prompt | None = None
+        self._changing = threading.Lock()
+        self._over = False
+        console.tap(self._show)
 
-    def loop(self, selector: selectors.BaseSelector, wake: int) -> None:
-        while True:
-            ready = {key.fd for key, _ in selector.select()}
-            if wake in ready:
-                return
-            data = os.read(sys.stdin.fileno(), CHUNK)
-            if not data:
-                selector.unregister(sys.stdin.fileno())
-            elif not self._take(data):
-                return
+    def wait(self) -> None:
+        """In a thread: tell the others when the machine has ended."""
+        self._machine.wait()
+        os.write(self._wake_write, b".")
+        with self._changing:
+            self._over = True
+            if self._prompt is not None:
+                self._prompt.stop()
+
+    def close(self) -> None:
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            with contextlib.suppress(OSError, ValueError):  # a file, or closed: nothing to wait for
+                selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select()}
+                if self._wake_read in ready:
+                    return
+                data = os.read(sys.stdin.fileno(), CHUNK)
+                if not data:
+                    selector.unregister(sys.stdin.fileno())
+                elif not self._take(data):
+                    return
+
+    def _show(self, data: bytes) -> None:
+        """Called with the bus lock held."""
+        if not self._held:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
 
     def _take(self, data: bytes) -> bool:
         """False when the user ends the machine."""
         typed = bytearray()
         for byte in data:
-            if self._raw and self._escaped:
+            if self.terminal.active and self._escaped:
                 self._escaped = False
                 if byte in b"xX":
                     return False
-                if byte in b"hH?":
+                if byte in b"cC":
+                    self._at_monitor()
+                elif byte in b"hH?":
                     sys.stderr.write(HELP)
                 elif byte == ESCAPE:
                     typed.append(byte)
-            elif self._raw and byte == ESCAPE:
+            elif self.terminal.active and byte == ESCAPE:
                 self._escaped = True
             else:
                 typed.append(byte)
@@ -231,3 +279,27 @@ class _Keys:
             except InvalidRequestError:
                 complain(REFUSED)
         return True
+
+    def _at_monitor(self) -> None:
+        """The monitor, on a terminal as it was; what the guest sends meanwhile is shown later."""
+        from vdisk.vm.monitor.prompt import Prompt
+
+        with self._changing:
+            if self._over:
+                return
+            self._prompt = Prompt(self._machine.control, escape=True)
+        with self._machine.bus.lock:
+            self._held, seen = True, self._console.position
+        try:
+            with self.terminal.as_it_was():
+                print()
+                self._prompt.run()
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt:  # SIGTERM, for one
+                raise
+        finally:
+            with self._changing:
+                self._prompt = None
+            with self._machine.bus.lock:
+                self._held = False
+                self._show(self._console.output(seen))

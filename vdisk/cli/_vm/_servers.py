@@ -10,9 +10,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from vdisk.errors import InvalidRequestError, from_os_error
+from vdisk.options import OptionBag, parse_keyval
 
 if TYPE_CHECKING:
     from vdisk.vm import Machine
+    from vdisk.vm.display.serving import Address
 
 LARGEST_PASSWORD = 4096
 
@@ -20,21 +22,26 @@ LARGEST_PASSWORD = 4096
 class Servers:
     """Started in the constructor, ended by :meth:`close`.
 
-    ``displays``: ``vnc[=HOST:N]`` and ``web[=HOST:PORT]``; ``qmp``: addresses.
+    ``displays``: ``vnc[=HOST:N]`` and ``web[=HOST:PORT]``; ``qmp`` and ``monitors``: addresses.
     """
 
     def __init__(
-        self, machine: Machine, displays: list[str], qmp: list[str], password_file: str | None
+        self,
+        machine: Machine,
+        displays: list[str],
+        qmp: list[str],
+        monitors: list[str],
+        password_file: str | None,
     ) -> None:
         self._machine = machine
-        self._displays, self._qmp = displays, qmp
+        self._displays, self._qmp, self._monitors = displays, qmp, monitors
         self._password = None if password_file is None else _read_password(password_file)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._started = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="vdisk-servers", daemon=True)
-        if displays or qmp:
+        if displays or qmp or monitors:
             self._thread.start()
             self._started.wait()
             if self._error is not None:
@@ -61,25 +68,16 @@ class Servers:
         async with AsyncExitStack() as stack:
             for display in self._displays:
                 await self._start_display(stack, display)
-            for address in self._qmp:
-                await self._start_qmp(stack, address)
+            await self._start_monitors(stack)
             self._started.set()
             await self._stop.wait()
 
     async def _start_display(self, stack: AsyncExitStack, text: str) -> None:
-        from vdisk.vm.display.serving import parse_address
-
         kind, _, where = text.partition("=")
         if kind == "vnc":
-            from vdisk.vm.display.vnc import VNC_PORT, VncServer
-
-            machine = self._machine
-            server = await stack.enter_async_context(
-                VncServer(machine.screen, machine.input, name=machine.name, password=self._password)
-            )
-            found = await server.listen(parse_address(where or ":0", base=VNC_PORT))
-            _announce(f"VNC server at {found}")
+            await self._start_vnc(stack, where or ":0")
             return
+        from vdisk.vm.display.serving import parse_address
         from vdisk.vm.display.web import WebDisplay
 
         display = await stack.enter_async_context(WebDisplay(self._machine.control))
@@ -88,12 +86,59 @@ class Servers:
             raise InvalidRequestError("the web display listens on a TCP port: web=HOST:PORT")
         _announce(f"the screen is at {await display.listen(address.host, address.port)}")
 
-    async def _start_qmp(self, stack: AsyncExitStack, text: str) -> None:
+    async def _start_vnc(self, stack: AsyncExitStack, where: str) -> None:
+        """``HOST:N[,share=…]``, of which ``password=on`` says that a password is meant to be."""
         from vdisk.vm.display.serving import parse_address
-        from vdisk.vm.monitor.qmp import QmpServer
+        from vdisk.vm.display.vnc import VNC_PORT, Share, VncServer
 
-        server = await stack.enter_async_context(QmpServer(self._machine.control))
-        await server.listen(parse_address(text))
+        place, _, words = where.partition(",")
+        options = OptionBag(parse_keyval(words) if words else {}, "the VNC display")
+        share = options.choice(
+            "share", tuple(one.value for one in Share), Share.ALLOW_EXCLUSIVE.value
+        )
+        if options.boolean("password") and self._password is None:
+            raise InvalidRequestError("a VNC password comes from --password-file FILE")
+        options.finish()
+        machine = self._machine
+        server = VncServer(
+            machine.screen,
+            machine.input,
+            name=machine.name,
+            password=self._password,
+            share=Share(share),
+        )
+        await stack.enter_async_context(server)
+        found = await server.listen(parse_address(place, base=VNC_PORT))
+        _announce(f"VNC server at {found}")
+
+    async def _start_monitors(self, stack: AsyncExitStack) -> None:
+        if self._qmp:
+            from vdisk.vm.monitor.qmp import QmpServer
+
+            qmp = await stack.enter_async_context(QmpServer(self._machine.control))
+            for address in self._qmp:
+                await qmp.listen(listening_address(address))
+        if self._monitors:
+            from vdisk.vm.monitor.hmp_server import HmpServer
+
+            people = await stack.enter_async_context(HmpServer(self._machine.control))
+            for address in self._monitors:
+                await people.listen(listening_address(address))
+
+
+def listening_address(text: str) -> Address:
+    """``unix:PATH`` or ``HOST:PORT``; also with QEMU's words for a server that does not wait."""
+    from vdisk.vm.display.serving import parse_address
+
+    place, _, words = text.partition(",")
+    options = OptionBag(parse_keyval(words) if words else {}, f"the address {place}")
+    if not options.boolean("server", True) or options.boolean("wait"):
+        raise InvalidRequestError(f"{text!r}: vdisk-vm listens, and waits for nobody")
+    options.boolean("nodelay")
+    options.finish()
+    for kind in ("tcp:", "telnet:"):
+        place = place.removeprefix(kind)
+    return parse_address(place)
 
 
 def _announce(message: str) -> None:

@@ -25,6 +25,7 @@ LOOK_SECONDS = 0.1
 
 
 def configure(parser: Parser) -> None:
+    parser.take_one_dash()
     parser.add_argument("images", nargs="*", metavar="IMAGE[,OPTION…]", help="as --disk")
     _options.add_hardware(parser)
     _options.add_booting(parser)
