@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +200,9 @@ def test_what_is_inside(tmp_path: Path) -> None:
     with Machine(memory=4 << 20, accel=str(guests.accelerators()[-1]), bios=bios) as machine:
         machine.run_until(serial=">", timeout=60)
         session = hmp.Session(machine.control)
+        deadline = time.monotonic() + 60
+        while "(halted)" not in session.execute("info cpus"):
+            assert time.monotonic() < deadline
         assert session.execute("stop") == ""
         registers = session.execute("info registers")
         assert "EAX=1234563e" in registers
