@@ -41,7 +41,7 @@ test: setup peers lint
 	$(BIN)/pytest -n $(JOBS)
 
 guests: setup peers
-	VDISK_TEST_GUESTS=1 $(BIN)/pytest tests/vm/test_guests.py
+	VDISK_TEST_GUESTS=1 $(BIN)/pytest tests/vm/test_guests.py tests/vm/test_linux.py tests/vm/test_installed.py
 
 demo: setup peers
 	@$(BIN)/python examples/demo.py

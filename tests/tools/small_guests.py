@@ -10,18 +10,24 @@ A program is 16-bit code at F000:0000 that begins after a reset::
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.tools import peers
+from vdisk.vm import Machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    Make = Callable[..., Machine]
+
 BIOS_SIZE = 64 << 10
+MEMORY = 4 << 20
 SEABIOS = "/usr/share/seabios/bios.bin"
 
 PRELUDE = """
@@ -53,6 +59,87 @@ start:
     mov ss, ax
     mov sp, 0x7000
 """
+
+TIMER = """
+    mov word [0x20], tick       ; vector 8
+    mov word [0x22], cs
+    mov al, 0x11
+    out 0x20, al
+    mov al, 8
+    out 0x21, al
+    mov al, 4
+    out 0x21, al
+    mov al, 1
+    out 0x21, al
+    mov al, 0xfe
+    out 0x21, al
+    mov al, 0x34                ; counter 0, rate generator, 1193 -> 1 ms
+    out 0x43, al
+    mov al, 0xa9
+    out 0x40, al
+    mov al, 4
+    out 0x40, al
+"""
+"""The 8259 lets IRQ 0 through, the 8254 raises it each millisecond; the program has a ``tick``."""
+
+ECHO = """
+again:
+    mov dx, 0x3fd
+    in al, dx
+    test al, 1
+    jz again
+    mov dx, 0x3f8
+    in al, dx
+    xor al, 0x20
+    call putc
+    jmp again
+"""
+"""Sends back what it receives, its case changed."""
+
+SMP = """
+    ; a start-up routine at 0x8000: each processor counts itself, in its own time
+    mov si, trampoline
+    mov di, 0x8000
+    mov cx, trampoline.end - trampoline
+    cs rep movsb
+    mov word [0x7f00], 0
+    ; flat segments for the local APIC: unreal mode
+    mov dword [0x7f10], 0
+    mov dword [0x7f14], 0
+    mov dword [0x7f18], 0x0000ffff
+    mov dword [0x7f1c], 0x00cf9300
+    mov word [0x7f20], 15
+    mov dword [0x7f22], 0x7f10
+    lgdt [0x7f20]
+    mov eax, cr0
+    or al, 1
+    mov cr0, eax
+    mov bx, 8
+    mov ds, bx
+    and al, 0xfe
+    mov cr0, eax
+    xor bx, bx
+    mov esi, 0xfee00000
+    mov dword [esi + 0xf0], 0x1ff
+    mov dword [esi + 0x300], 0xc4500     ; INIT to all others
+    mov dword [esi + 0x300], 0xc4608     ; start-up at 8000h
+    mov dword [esi + 0x300], 0xc4608
+    mov ds, bx
+more:
+    cmp word [0x7f00], OTHERS
+    jb more
+    mov al, '*'
+    call putc
+    jmp hang
+trampoline:
+    xor ax, ax
+    mov ds, ax
+    lock inc word [0x7f00]
+    cli
+    hlt
+trampoline.end:
+"""
+"""Starts the OTHERS, and says ``*`` when all have counted themselves at 7F00h."""
 
 RESET_VECTOR = """
 times 0xfff0 - ($ - $$) db 0
@@ -107,3 +194,18 @@ def accelerators() -> list[object]:
         reason = "no accelerator: /dev/kvm cannot be opened, llvmlite is not installed"
         usable.append(pytest.param("none", marks=pytest.mark.skip(reason=reason)))
     return usable
+
+
+@contextlib.contextmanager
+def maker(tmp_path: Path, accel: str) -> Iterator[Make]:
+    """``make(source, **options)``: a small machine of that firmware; all are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(source: str, **options: Any) -> Machine:
+            bios = assemble_bios(tmp_path, source)
+            settings: dict[str, Any] = {"memory": MEMORY, "accel": accel, "bios": bios}
+            machine = Machine(**{**settings, **options})
+            stack.callback(machine.close)
+            return machine
+
+        yield make

@@ -13,7 +13,6 @@ import pytest
 
 from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
-from tests.vm.test_machine import SMP
 from vdisk.errors import FormatError, InvalidRequestError
 from vdisk.vm import Machine
 from vdisk.vm._machine.turns import Stimulus, TurnClock, load_journal
@@ -95,7 +94,9 @@ def test_the_same_run_happens_each_time(tmp_path: Path) -> None:
 def test_processors_take_turns_in_the_same_order(tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
-        source = SMP.replace("OTHERS", "3").replace("jmp hang", "out 0xf4, al\n    jmp hang", 1)
+        source = guests.SMP.replace("OTHERS", "3").replace(
+            "jmp hang", "out 0xf4, al\n    jmp hang", 1
+        )
         with machine(tmp_path, source, cpus=4) as found:
             found.run_until(timeout=PATIENCE)
             seen.append(footprint(found))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,26 +19,8 @@ pytestmark = requires_peer("nasm")
 MIB = 1 << 20
 PATIENCE = 20
 
-Make = Callable[..., Machine]
 
-
-@pytest.fixture(params=guests.accelerators())
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    """Makes machines from the source of their firmware, and ends them."""
-    machines: list[Machine] = []
-
-    def make(source: str, **options: Any) -> Machine:
-        bios = guests.assemble_bios(tmp_path, source)
-        options = {"memory": 4 * MIB, "accel": request.param, "bios": bios, **options}
-        machines.append(Machine(**options))
-        return machines[-1]
-
-    yield make
-    for machine in machines:
-        machine.close()
-
-
-def test_a_guest_speaks_on_its_serial_line(make: Make) -> None:
+def test_a_guest_speaks_on_its_serial_line(make: guests.Make) -> None:
     machine = make("mov si, text\n call puts\n jmp hang\ntext: db 'hello, ', 'world', 13, 10, 0")
     assert machine.state is RunState.PRELAUNCH
     assert machine.run_until(serial="hello", timeout=PATIENCE) == b"hello"
@@ -50,47 +30,17 @@ def test_a_guest_speaks_on_its_serial_line(make: Make) -> None:
         machine.run_until(serial="hello", timeout=0.1)
 
 
-ECHO = """
-again:
-    mov dx, 0x3fd
-    in al, dx
-    test al, 1
-    jz again
-    mov dx, 0x3f8
-    in al, dx
-    xor al, 0x20
-    call putc
-    jmp again
-"""
-
-
-def test_a_guest_listens_to_its_serial_line(make: Make) -> None:
-    machine = make(ECHO)
+def test_a_guest_listens_to_its_serial_line(make: guests.Make) -> None:
+    machine = make(guests.ECHO)
     machine.start()
     text = "All Work And No Play " * 200
     machine.serial[0].send(text)
     machine.run_until(serial=text.swapcase().replace(" ", "\0"), timeout=PATIENCE)
 
 
-TICKS = """
-    mov word [0x20], tick       ; vector 8
-    mov word [0x22], cs
-    mov al, 0x11
-    out 0x20, al
-    mov al, 8
-    out 0x21, al
-    mov al, 4
-    out 0x21, al
-    mov al, 1
-    out 0x21, al
-    mov al, 0xfe
-    out 0x21, al
-    mov al, 0x34                ; counter 0, rate generator, 1193 -> 1 ms
-    out 0x43, al
-    mov al, 0xa9
-    out 0x40, al
-    mov al, 4
-    out 0x40, al
+TICKS = (
+    guests.TIMER
+    + """
     sti
 wait_more:
     hlt
@@ -107,63 +57,19 @@ tick:
     pop ax
     iret
 """
+)
 
 
 @pytest.mark.parametrize("apic", [True, False])
-def test_timer_interrupts_wake_a_halted_processor(make: Make, apic: bool) -> None:
+def test_timer_interrupts_wake_a_halted_processor(make: guests.Make, apic: bool) -> None:
     machine = make(TICKS, apic=apic)
     began = time.monotonic()
     machine.run_until(serial="!", timeout=PATIENCE)
     assert time.monotonic() - began > 0.09  # a hundred ticks of a millisecond
 
 
-SMP = """
-    ; a start-up routine at 0x8000: each processor counts itself, in its own time
-    mov si, trampoline
-    mov di, 0x8000
-    mov cx, trampoline.end - trampoline
-    cs rep movsb
-    mov word [0x7f00], 0
-    ; flat segments for the local APIC: unreal mode
-    mov dword [0x7f10], 0
-    mov dword [0x7f14], 0
-    mov dword [0x7f18], 0x0000ffff
-    mov dword [0x7f1c], 0x00cf9300
-    mov word [0x7f20], 15
-    mov dword [0x7f22], 0x7f10
-    lgdt [0x7f20]
-    mov eax, cr0
-    or al, 1
-    mov cr0, eax
-    mov bx, 8
-    mov ds, bx
-    and al, 0xfe
-    mov cr0, eax
-    xor bx, bx
-    mov esi, 0xfee00000
-    mov dword [esi + 0xf0], 0x1ff
-    mov dword [esi + 0x300], 0xc4500     ; INIT to all others
-    mov dword [esi + 0x300], 0xc4608     ; start-up at 8000h
-    mov dword [esi + 0x300], 0xc4608
-    mov ds, bx
-more:
-    cmp word [0x7f00], OTHERS
-    jb more
-    mov al, '*'
-    call putc
-    jmp hang
-trampoline:
-    xor ax, ax
-    mov ds, ax
-    lock inc word [0x7f00]
-    cli
-    hlt
-trampoline.end:
-"""
-
-
-def test_processors_start_by_startup_ipis(make: Make) -> None:
-    machine = make(SMP.replace("OTHERS", "3"), cpus=4)
+def test_processors_start_by_startup_ipis(make: guests.Make) -> None:
+    machine = make(guests.SMP.replace("OTHERS", "3"), cpus=4)
     machine.run_until(serial="*", timeout=PATIENCE)
     assert machine.memory.read(0x7F00, 2) == b"\x03\x00"
 
@@ -190,7 +96,7 @@ RESETS = """
     ],
     ids=["port 92h", "keyboard controller", "CF9h"],
 )
-def test_a_guest_resets_itself(make: Make, how: str) -> None:
+def test_a_guest_resets_itself(make: guests.Make, how: str) -> None:
     machine = make(RESETS + how)
     events: list[MachineEvent] = []
     machine.subscribe(events.append)
@@ -217,11 +123,11 @@ table: dw 15
 """
 
 
-def test_a_triple_fault_resets(make: Make) -> None:
+def test_a_triple_fault_resets(make: guests.Make) -> None:
     make(RESETS + TRIPLE_FAULT).run_until(serial="1234", timeout=PATIENCE)
 
 
-def test_without_reboot_a_reset_is_the_end(make: Make) -> None:
+def test_without_reboot_a_reset_is_the_end(make: guests.Make) -> None:
     machine = make(RESETS + "mov al, 1\n out 0x92, al\n jmp hang", reboot=False)
     machine.run_until(timeout=PATIENCE)
     assert machine.state is RunState.SHUTDOWN
@@ -230,7 +136,7 @@ def test_without_reboot_a_reset_is_the_end(make: Make) -> None:
         machine.run_until(serial="2")
 
 
-def test_the_reset_button_and_pausing(make: Make) -> None:
+def test_the_reset_button_and_pausing(make: guests.Make) -> None:
     machine = make(RESETS + "jmp hang")
     machine.run_until(serial="1", timeout=PATIENCE)
     machine.reset()
@@ -272,7 +178,7 @@ wait_for_button:
 
 
 @pytest.mark.parametrize("stay", [False, True])
-def test_the_power_button_and_power_off(make: Make, stay: bool) -> None:
+def test_the_power_button_and_power_off(make: guests.Make, stay: bool) -> None:
     machine = make(POWER_OFF, stay=stay)
     names: list[str] = []
     machine.subscribe(lambda event: names.append(event.name))
@@ -286,7 +192,7 @@ def test_the_power_button_and_power_off(make: Make, stay: bool) -> None:
         machine.run_until(serial="?", timeout=PATIENCE)
 
 
-def test_the_debug_exit_port(make: Make) -> None:
+def test_the_debug_exit_port(make: guests.Make) -> None:
     machine = make("mov al, 21\n out 0xf4, al\n mov al, 'x'\n call putc\n jmp hang")
     machine.run_until(timeout=PATIENCE)
     assert machine.exit_status == 43
@@ -304,7 +210,7 @@ again:
 """
 
 
-def test_typing_reaches_the_keyboard_controller(make: Make) -> None:
+def test_typing_reaches_the_keyboard_controller(make: guests.Make) -> None:
     machine = make(KEYS)
     machine.start()
     machine.type_keys("hA\n")
@@ -314,7 +220,7 @@ def test_typing_reaches_the_keyboard_controller(make: Make) -> None:
         machine.type_keys("ä")
 
 
-def test_pausing_and_resuming_a_busy_machine_loses_nothing(make: Make) -> None:
+def test_pausing_and_resuming_a_busy_machine_loses_nothing(make: guests.Make) -> None:
     source = "mov bx, 2000\nagain:\n mov al, 'x'\n call putc\n dec bx\n jnz again\n"
     machine = make(source + "mov al, '.'\n call putc\n jmp hang")
     machine.start()
@@ -324,9 +230,9 @@ def test_pausing_and_resuming_a_busy_machine_loses_nothing(make: Make) -> None:
     assert machine.run_until(serial=".", timeout=PATIENCE) == b"x" * 2000 + b"."
 
 
-def test_closing_ends_all_threads(make: Make) -> None:
+def test_closing_ends_all_threads(make: guests.Make) -> None:
     before = set(threading.enumerate())
-    machine = make(ECHO, cpus=2)
+    machine = make(guests.ECHO, cpus=2)
     machine.start()
     machine.close()
     assert not {thread.name for thread in set(threading.enumerate()) - before}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +30,10 @@ pytestmark = requires_peer("nasm")
 MIB = 1 << 20
 PATIENCE = 10
 
-COUNTER = """
+COUNTER = (
+    guests.TIMER
+    + """
     ; for each byte received: the next letter, from a register, from memory, from a timer's ticks
-    mov word [0x20], tick
-    mov word [0x22], cs
-    mov al, 0x11
-    out 0x20, al
-    mov al, 8
-    out 0x21, al
-    mov al, 4
-    out 0x21, al
-    mov al, 1
-    out 0x21, al
-    mov al, 0xfe
-    out 0x21, al
-    mov al, 0x34
-    out 0x43, al
-    mov al, 0xa9
-    out 0x40, al
-    mov al, 4
-    out 0x40, al
     mov bl, 'A'
     mov byte [0x5000], 'a'
     sti
@@ -77,31 +61,21 @@ tick:
     pop ax
     iret
 """
+)
 
-Make = Callable[..., Machine]
+MakeSaved = Callable[..., Machine]
 
 
-@pytest.fixture(params=guests.accelerators())
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    machines: list[Machine] = []
+@pytest.fixture
+def again(make: guests.Make, tmp_path: Path) -> MakeSaved:
+    """Makes machines that count, all on the same disk."""
 
-    def make(**options: Any) -> Machine:
-        if not (tmp_path / "bios.bin").exists():
-            guests.assemble_bios(tmp_path, COUNTER)
+    def again(**options: Any) -> Machine:
         if not (tmp_path / "disk.qcow2").exists():
             vdisk.create(tmp_path / "disk.qcow2", 4 * MIB, format="qcow2")
-        settings: dict[str, Any] = {
-            "memory": 4 * MIB,
-            "accel": request.param,
-            "bios": str(tmp_path / "bios.bin"),
-            "disks": [tmp_path / "disk.qcow2"],
-        }
-        machines.append(Machine(**{**settings, **options}))
-        return machines[-1]
+        return make(COUNTER, **{"disks": [tmp_path / "disk.qcow2"], **options})
 
-    yield make
-    for machine in machines:
-        machine.close()
+    return again
 
 
 def ask(machine: Machine, expected: str) -> None:
@@ -109,8 +83,8 @@ def ask(machine: Machine, expected: str) -> None:
     machine.run_until(serial=expected, timeout=PATIENCE)
 
 
-def test_a_machine_goes_on_from_where_it_was_saved(make: Make, tmp_path: Path) -> None:
-    machine = make()
+def test_a_machine_goes_on_from_where_it_was_saved(again: MakeSaved, tmp_path: Path) -> None:
+    machine = again()
     machine.run_until(serial=">", timeout=PATIENCE)
     ask(machine, "Aa")
     machine.save("first")
@@ -122,7 +96,7 @@ def test_a_machine_goes_on_from_where_it_was_saved(make: Make, tmp_path: Path) -
     (saved,) = machine.saving.snapshots()
     assert saved.tag == "first" and saved.vm_clock_ns > 0
     machine.close()
-    other = make()  # another process might do this
+    other = again()  # another process might do this
     other.load("first")
     assert other.state is RunState.PRELAUNCH
     other.start()
@@ -130,9 +104,9 @@ def test_a_machine_goes_on_from_where_it_was_saved(make: Make, tmp_path: Path) -
 
 
 @requires_peer("qemu-img")
-def test_disks_are_saved_with_the_machine(make: Make, tmp_path: Path) -> None:
+def test_disks_are_saved_with_the_machine(again: MakeSaved, tmp_path: Path) -> None:
     vdisk.create(tmp_path / "second.qcow2", MIB, format="qcow2")
-    machine = make(disks=[tmp_path / "disk.qcow2", f"{tmp_path}/second.qcow2,if=virtio"])
+    machine = again(disks=[tmp_path / "disk.qcow2", f"{tmp_path}/second.qcow2,if=virtio"])
     disk = machine.drives.find("virtio0").disk.device
     assert disk is not None
     disk.write(0, b"before")
@@ -151,18 +125,18 @@ def test_disks_are_saved_with_the_machine(make: Make, tmp_path: Path) -> None:
         peers.run("qemu-img", "check", tmp_path / f"{name}.qcow2")
 
 
-def test_what_cannot_be_saved_says_why(make: Make, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_says_why(again: MakeSaved, tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(bytes(MIB))
     with pytest.raises(InvalidRequestError, match="ide0-hd0 is not a qcow2 image"):
-        make(disks=[f"{tmp_path}/raw,format=raw"]).save("x")
+        again(disks=[f"{tmp_path}/raw,format=raw"]).save("x")
     with pytest.raises(InvalidRequestError, match="no writable qcow2 disk"):
-        make(disks=[]).save("x")
+        again(disks=[]).save("x")
     with pytest.raises(InvalidRequestError, match="needs a name"):
-        make().save("")
+        again().save("")
 
 
-def test_another_machine_is_refused_and_nothing_has_changed(make: Make) -> None:
-    machine = make()
+def test_another_machine_is_refused_and_nothing_has_changed(again: MakeSaved) -> None:
+    machine = again()
     machine.run_until(serial=">", timeout=PATIENCE)
     machine.save("here")
     ask(machine, "Aa")
@@ -170,15 +144,15 @@ def test_another_machine_is_refused_and_nothing_has_changed(make: Make) -> None:
         machine.load("there")
     ask(machine, "Bb")
     machine.close()
-    other = make(memory=8 * MIB)
+    other = again(memory=8 * MIB)
     other.run_until(serial=">", timeout=PATIENCE)
     with pytest.raises(InvalidRequestError, match="other memory: 4194304"):
         other.load("here")
     ask(other, "Aa")
 
 
-def test_a_snapshot_of_the_disk_alone_is_no_machine(make: Make, tmp_path: Path) -> None:
-    machine = make()
+def test_a_snapshot_of_the_disk_alone_is_no_machine(again: MakeSaved, tmp_path: Path) -> None:
+    machine = again()
     image = machine.drives.find("ide0-hd0").disk.device
     assert isinstance(image, Qcow2Image)
     image.create_snapshot("disk only")
@@ -235,9 +209,9 @@ def changed(section: sections.Section, change: Callable[[Any], None]) -> section
     ids=["no devices", "no pic", "no counters", "clock", "no processors", "gprs", "cs"],
 )
 def test_impossible_chips_are_an_error_and_a_reset_helps(
-    make: Make, change: Callable[[Any], None]
+    again: MakeSaved, change: Callable[[Any], None]
 ) -> None:
-    machine = make()
+    machine = again()
     machine.run_until(serial=">", timeout=PATIENCE)
     machine.save("good")
     found = saved_file(machine)
@@ -249,8 +223,8 @@ def test_impossible_chips_are_an_error_and_a_reset_helps(
     machine.run_until(serial=">", timeout=PATIENCE)
 
 
-def test_a_damaged_file_leaves_the_machine_as_it_is(make: Make) -> None:
-    machine = make()
+def test_a_damaged_file_leaves_the_machine_as_it_is(again: MakeSaved) -> None:
+    machine = again()
     machine.run_until(serial=">", timeout=PATIENCE)
     machine.save("good")
     found = saved_file(machine)

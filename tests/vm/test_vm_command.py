@@ -18,7 +18,6 @@ import pytest
 
 from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
-from tests.vm.test_machine import ECHO
 
 pytestmark = requires_peer("nasm")
 PATIENCE = 30
@@ -33,7 +32,7 @@ def accel(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def echo(tmp_path: Path) -> str:
     """Firmware that says hello, then swaps the case of letters; Escape ends the machine."""
-    source = "mov al, '>'\n call putc\n" + ECHO.replace(
+    source = "mov al, '>'\n call putc\n" + guests.ECHO.replace(
         "    xor al, 0x20\n",
         "    cmp al, 27\n    jne swap\n    mov al, 7\n    out 0xf4, al\nswap:\n    xor al, 0x20\n",
     )
