@@ -167,6 +167,7 @@ class Processor:
             "interruptible": self._interruptible,
             "waiting_for_startup": self.waiting_for_startup,
             "init": self._init,
+            "nmi": self._nmi,
             "startup": -1 if self._startup is None else self._startup,
         }
 
@@ -178,4 +179,4 @@ class Processor:
         self._init = bool(state["init"])
         vector = int(state["startup"])
         self._startup = vector if 0 <= vector <= 0xFF else None
-        self._nmi = False
+        self._nmi = bool(state["nmi"])

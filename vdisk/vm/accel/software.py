@@ -19,6 +19,8 @@ that right:
   and a new write tag is taken back where the page is marked (``fill``, ``stored``).  What remains
   is a store whose thread stands still, between its look at the tag and the store itself, for as
   long as the translation takes; a guest that relies on that has no ordering of its own either.
+* A locked access that the host's LOCK does not reach has the bus for itself (``bus_owned``): all
+  other vCPUs are outside of generated code, and Python does not access memory for them.
 * When the arena is full, :meth:`SoftwareAccelerator.start_over` waits until no vCPU is in
   generated code (``inside``).
 """
@@ -28,20 +30,24 @@ from __future__ import annotations
 import threading
 import time
 from abc import abstractmethod
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from vdisk.errors import CorruptImageError
 from vdisk.vm.accel.base import Accelerator
+from vdisk.vm.accel.spinning import Spinning
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
-from vdisk.vm.cpu.core import FOREVER, KICK, Core
+from vdisk.vm.cpu.core import FOREVER, Core
+from vdisk.vm.cpu.events import KICK
+from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.semantics.machine import stale_shape
 from vdisk.vm.cpu.translate import Translator
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
@@ -68,7 +74,8 @@ class SoftwareVcpu(Core):
         self._start_generation = 0  # … and of which generation of the arena it is
         self._flush_wanted = False
         self.inside = threading.Lock()
-        """Held while generated code runs."""
+        """Held while generated code runs, and while Python accesses memory for the guest."""
+        self._spinning = Spinning()
         super().__init__(index, engine.bus)
 
     @abstractmethod
@@ -86,6 +93,8 @@ class SoftwareVcpu(Core):
             **table,
             "memory_top": engine.memory.top,
             "vcpu": self.index,
+            "processors": self.count,
+            "bus_owned": int(self.count == 1),
             "tsc_offset": -time.perf_counter_ns(),
         }
 
@@ -99,8 +108,17 @@ class SoftwareVcpu(Core):
 
     def enter(self) -> None:
         engine = self.engine
+        if self._bus_wanted:
+            with engine.bus_owned(self):
+                self.enter_briefly(self._enter)
+            self._bus_wanted = self.state.exit_reason in (Exit.TRANSLATE, Exit.CROSSING)
+            return
         if engine.stopping:
             engine.await_start()
+        self._enter()
+
+    def _enter(self) -> None:
+        engine = self.engine
         with self.inside:
             if self._flush_wanted:
                 self._flush()
@@ -202,10 +220,12 @@ class SoftwareVcpu(Core):
         return physical
 
     def _load(self, tlb_set: int, linear: int, size: int) -> int:
-        return self.routine("slow_load", tlb_set, linear, size)
+        with self.inside:
+            return self.routine("slow_load", tlb_set, linear, size)
 
     def _store(self, tlb_set: int, linear: int, size: int, value: int) -> None:
-        self.routine("slow_store", tlb_set, linear, size, value)
+        with self.inside:
+            self.routine("slow_store", tlb_set, linear, size, value)
 
     def check_write(self, linear: int, size: int) -> None:
         self.routine("check_write", self.state.tlb_current, linear, size)
@@ -219,11 +239,32 @@ class SoftwareVcpu(Core):
 
     def _deliver_fast(self, vector: int, error: int | None) -> bool:
         how = "deliver_long" if self.state.mode == 64 else "deliver_flat"
-        return bool(self.routine(how, vector, error or 0, int(error is not None)))
+        with self.inside:
+            return bool(self.routine(how, vector, error or 0, int(error is not None)))
 
     def drop_write_entries(self, page_number: int) -> None:
         """Have writes to a physical page noticed from now on."""
         self.routine("drop_write_entries", self.state.memory + (page_number << PAGE_SHIFT))
+
+    def _paused(self) -> None:
+        if self.timestamp_source is None and not self.interrupt_waits():
+            self._spinning.give_way(self.state.budget)
+
+    def get_extra(self) -> dict[str, int | bytes]:
+        """And how far the time-stamp counter is, or is from the machine's own time."""
+        virtual = self.timestamp_source is not None
+        counter = self._tsc_shift if virtual else self.timestamp()
+        return {**super().get_extra(), "timestamp": counter & MASK_64}
+
+    def set_extra(self, extra: dict[str, int | bytes]) -> None:
+        super().set_extra(extra)
+        counter = extra.get("timestamp")
+        if not isinstance(counter, int):
+            raise CorruptImageError(f"a saved processor {self.index} without its timestamp")
+        if self.timestamp_source is None:
+            self.set_timestamp(counter & MASK_64)
+        else:
+            self._tsc_shift = counter & MASK_64
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -302,7 +343,8 @@ class SoftwareAccelerator(Accelerator):
         """One more processor; each knows how many there are."""
         self.vcpus.append(vcpu)
         for each in self.vcpus:
-            each.count = len(self.vcpus)
+            each.count = each.state.processors = len(self.vcpus)
+            each.state.bus_owned = int(each.count == 1)
 
     @property
     def a20(self) -> bool:
@@ -355,6 +397,24 @@ class SoftwareAccelerator(Accelerator):
                 for vcpu in self.vcpus:
                     vcpu.forget_code()
             finally:
+                self.stopping = False
+
+    @contextmanager
+    def bus_owned(self, owner: SoftwareVcpu) -> Iterator[None]:
+        """While inside, no other vCPU accesses memory: what LOCK means where the host's does not
+        reach, across two pages and on the bus.  Called like :meth:`start_over`.
+        """
+        with self._restart, ExitStack() as outside:
+            self.stopping = True
+            try:
+                for vcpu in self.vcpus:
+                    if vcpu is not owner:
+                        vcpu.sample()
+                        outside.enter_context(vcpu.inside)
+                owner.state.bus_owned = 1
+                yield
+            finally:
+                owner.state.bus_owned = int(owner.count == 1)
                 self.stopping = False
 
     def started_over(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu import flags, mmu
+from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.flags import ARITHMETIC, SHIFTS, Family, Lazy, cc_op
 from vdisk.vm.cpu.routines import page_of
 from vdisk.vm.cpu.state import FIELDS
@@ -271,10 +272,17 @@ class Context:
                     self._exchange(host, old, new, change)
                     b.call("stored", host - b.get("memory"), wide)
                 with b.else_():
+                    self.own_bus()
                     self._modify_slowly(linear, old, new, change)
             else:
                 self._modify_slowly(linear, old, new, change)
         return old.get(), new.get()
+
+    def own_bus(self) -> None:
+        """Go on only while no other processor executes anything: Python sees to that, and the
+        instruction is begun again."""
+        with self.b.if_(self.b.get("bus_owned").eq(0), unlikely=True):
+            self.b.leave(Exit.BUS)
 
     def _modify_slowly(
         self, linear: Value, old: Variable, new: Variable, change: Callable[[Value], Value]

@@ -11,7 +11,7 @@ import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from vdisk.vm.accel.base import Vcpu, VcpuExit
+from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.cpu import (
     debug,
     faults,
@@ -27,6 +27,7 @@ from vdisk.vm.cpu import (
     system_segments,
 )
 from vdisk.vm.cpu.decode import FLAT_MODE
+from vdisk.vm.cpu.events import KICK, Events, TripleFaultError
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.semantics import sse
@@ -34,42 +35,31 @@ from vdisk.vm.cpu.stacks import current_stack
 from vdisk.vm.cpu.state import TLB_SUPERVISOR, TLB_USER, CpuState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vdisk.vm.accel.base import FpuState, Registers, SystemRegisters
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.decode import Mode
 
 EFER_LMA = 1 << 10
-CR0_PE = 1
 REGISTERED = (fpu_state, system_control, system_segments)
 """Modules whose instructions are there because they are imported."""
-KICK = (1 << 64) - 1
+BUDGET_MASK = (1 << 64) - 1
 FOREVER = 1 << 62
 """A budget that no run uses up."""
 
 
-class TripleFaultError(Exception):
-    """The guest's exceptions cannot be delivered any more."""
-
-
-class Core(Vcpu):
+class Core(Events):
     """State and behaviour that all software engines share."""
 
     def __init__(self, index: int, bus: Bus) -> None:
         self.index, self.bus = index, bus
         self.count = 1  # processors of the machine; the accelerator knows
         self.state = CpuState()
-        self.next_rip = 0
         self.iret = False
-        self.halted = False
-        self.inhibit = False
-        self.holds_debug = False  # MOV SS, POP SS: no debug exception behind them
-        self.alone = False  # the next instruction is executed by itself
-        self.traced = False  # the present instruction began with TF set
-        self.stepping = self.careful = False  # as Mode.step and Mode.careful
         self.watched_ports: list[tuple[int, int, int]] = []
         self.thread: int | None = None  # the one that is in run()
-        self._exit_requested = False
-        self._nmi = False
+        self._bus_wanted = False  # the next instruction is one that needs the bus for itself
         self._device_error: BaseException | None = None
         self.instructions = 0
         self.reset()
@@ -118,10 +108,6 @@ class Core(Vcpu):
     def fetch_code(self, linear: int) -> bytes:
         """Up to 15 bytes of code; raises :class:`GuestFault` if not even one can be fetched."""
 
-    def _deliver_fast(self, vector: int, error: int | None) -> bool:
-        """Deliver without further ado, if the engine has a way and the case is an usual one."""
-        return False
-
     @abstractmethod
     def timestamp(self) -> int:
         """The time-stamp counter."""
@@ -131,18 +117,33 @@ class Core(Vcpu):
 
     # -- memory ------------------------------------------------------------------------------
 
-    def load(self, linear: int, size: int, *, supervisor: bool = False) -> int:
-        """Guest memory at a linear address; raises :class:`GuestFault`."""
+    def load(self, linear: int, size: int, *, supervisor: bool = False, alignment: int = 0) -> int:
+        """Guest memory at a linear address; raises :class:`GuestFault`.
+
+        ``supervisor``: a table of the system's.  ``alignment``: what alignment checks ask for, by
+        default the size (SDM volume 3, table 6-7).
+        """
+        if not supervisor:
+            self.check_alignment(linear, alignment or size)
         tlb_set = TLB_SUPERVISOR if supervisor else self.state.tlb_current
         value = self._load(tlb_set, linear, size)
         self._raise_pending()
         return value
 
-    def store(self, linear: int, size: int, value: int, *, supervisor: bool = False) -> None:
+    def store(
+        self, linear: int, size: int, value: int, *, supervisor: bool = False, alignment: int = 0
+    ) -> None:
         """The counterpart of :meth:`load`."""
+        if not supervisor:
+            self.check_alignment(linear, alignment or size)
         tlb_set = TLB_SUPERVISOR if supervisor else self.state.tlb_current
         self._store(tlb_set, linear, size, value & ((1 << 8 * size) - 1))
         self._raise_pending()
+
+    def check_alignment(self, linear: int, size: int) -> None:
+        """#AC(0) for an operand that is not aligned, in modes that ask for it."""
+        if linear & size - 1 and modes.checks_alignment(self.state):
+            raise GuestFault(faults.AC)
 
     def _raise_pending(self) -> None:
         state = self.state
@@ -292,9 +293,21 @@ class Core(Vcpu):
         if self.stepping:
             debug.one_instruction(self)
         else:
+            self.holds_debug = False  # that was for an instruction before
             self.enter()
             if self.handle_exit() and self.state.debug_hits:
                 debug.trap(self)  # a task with the T flag
+
+    def enter_briefly(self, enter: Callable[[], None]) -> int:
+        """Enter generated code for one block, or less; gives the instructions that it counted."""
+        state = self.state
+        budget, state.budget = state.budget, 0
+        shift = budget if state.tsc_virtual else 0  # what the time-stamp counter counts down
+        state.tsc_offset -= shift
+        enter()
+        counted = -state.budget & BUDGET_MASK
+        state.budget, state.tsc_offset = budget - counted, state.tsc_offset + shift
+        return counted
 
     def handle_exit(self) -> bool:
         """Do what generated code left for; True if that was the instruction at ``rip``."""
@@ -312,6 +325,11 @@ class Core(Vcpu):
                 self.raise_fault(fault)
         elif reason == Exit.SYSTEM:
             return self._system_instruction()
+        elif reason == Exit.PAUSED:
+            self._paused()
+            return True
+        elif reason == Exit.BUS:
+            self._bus_wanted = True
         elif reason == Exit.FAULT:
             vector = state.fault_vector
             if vector == faults.NON_CANONICAL:
@@ -327,6 +345,9 @@ class Core(Vcpu):
 
     def _interrupted(self) -> None:
         """Generated code has left because of a kick."""
+
+    def _paused(self) -> None:
+        """The guest spins."""
 
     def device_failed(self, error: BaseException) -> None:
         """An error met while generated code ran: raised when it has left."""
@@ -346,113 +367,15 @@ class Core(Vcpu):
             return False
         return True
 
-    # -- interrupts and exceptions -------------------------------------------------------------
-
-    def _take_interrupt(self) -> bool:
-        """Deliver an NMI or an external interrupt, if one may be taken now."""
-        state = self.state
-        if self._nmi:
-            self._nmi = False
-            self._deliver(faults.NMI, external=True)
-            return True
-        source = self.interrupts
-        if source is None:
-            return False
-        with self.bus.lock:
-            pending = source.pending()
-            if not pending or not state.eflags & flags.IF:
-                state.irq_pending = int(pending)
-                return False
-            vector = source.acknowledge()
-            state.irq_pending = int(source.pending())
-        if not self.stepping:
-            state.eflags &= ~flags.RF  # long since executed: only single steps clear it in time
-        self._deliver(vector, external=True)
-        return True
-
-    def interrupt_waits(self) -> bool:
-        """True if there is an interrupt or NMI, to be taken if the guest lets it."""
-        source = self.interrupts
-        with self.bus.lock:
-            return self._nmi or (source is not None and source.pending())
-
-    def raise_fault(self, fault: GuestFault) -> None:
-        """Deliver an exception of the instruction at ``rip``."""
-        if fault.vector == faults.PF:
-            self.state.cr2 = fault.address
-        if fault.vector == faults.DB:
-            self.state.dr7 &= ~debug.GD
-        elif fault.vector not in (faults.BP, faults.OF):
-            self.state.eflags |= flags.RF
-        error = fault.error if fault.vector in faults.WITH_ERROR_CODE else None
-        real = not self.state.cr0 & CR0_PE
-        self._deliver(fault.vector, error=None if real else error)
-
-    def _deliver(self, vector: int, *, error: int | None = None, external: bool = False) -> None:
-        """Deliver; a fault on the way becomes #DF, and another one ends the guest."""
-        self.halted = False
-        if not self.careful and self._deliver_fast(vector, error):
-            return
-        try:
-            self._through_table(vector, error=error, external=external)
-        except GuestFault as second:
-            self._second_fault(vector, second, external=external)
-
-    def _second_fault(self, first: int, second: GuestFault, *, external: bool) -> None:
-        if second.vector == faults.PF:
-            self.state.cr2 = second.address
-        if first == faults.DF:
-            raise TripleFaultError
-        if not external and faults.is_double(first, second.vector):
-            second = GuestFault(faults.DF)
-        self._deliver(
-            second.vector,
-            error=second.error if second.vector in faults.WITH_ERROR_CODE else None,
-        )
-
-    def _through_table(
-        self, vector: int, *, error: int | None = None, software: bool = False, external: bool
-    ) -> None:
-        """Deliver a vector; the state is as before if a fault is raised."""
-        state = self.state
-        self.next_rip = state.rip
-        saved = bytes(state.view[:_SAVED])
-        hits = state.debug_hits
-        try:
-            interrupts.deliver(self, vector, error=error, software=software, external=external)
-        except GuestFault:
-            state.view[:_SAVED] = saved
-            self.update_mode()
-            raise
-        state.rip, state.debug_hits = self.next_rip, hits  # delivery itself meets no breakpoint
-        self.update_mode()
-
-    def software_interrupt(self, vector: int, *, checked: bool = True) -> None:
-        """INT n, INT3, INTO (gates ``checked`` against CPL) and INT1: behind the instruction."""
-        state = self.state
-        before, state.rip = state.rip, self.next_rip
-        try:
-            self._through_table(vector, software=checked, external=False)
-        except GuestFault:
-            state.rip = before
-            raise
-        self.traced = False
-
     # -- Vcpu ----------------------------------------------------------------------------------
 
-    def kick(self) -> None:
-        self.state.irq_pending = 1
-        self.state.kick = KICK
-
-    def request_exit(self) -> None:
-        self._exit_requested = True
-        self.state.kick = KICK
-
-    def inject_nmi(self) -> None:
-        self._nmi = True
-        self.state.kick = KICK
+    def _through_gate(
+        self, vector: int, *, error: int | None, software: bool, external: bool
+    ) -> None:
+        interrupts.deliver(self, vector, error=error, software=software, external=external)
 
     def reset(self) -> None:
+        self._nmi = self._bus_wanted = False
         registers.reset(self)
 
     def get_registers(self) -> Registers:
@@ -478,6 +401,3 @@ class Core(Vcpu):
 
     def set_msrs(self, msrs: dict[int, int]) -> None:
         registers.set_msrs(self, msrs)
-
-
-_SAVED = TLB_SUPERVISOR  # everything but the TLB: what a fault on the way restores

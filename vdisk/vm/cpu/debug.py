@@ -29,13 +29,13 @@ from vdisk.vm.cpu.routines import page_of, routine
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Builder, Value
     from vdisk.vm.cpu.core import Core
+    from vdisk.vm.cpu.events import Events
 
 BD, BS, BT = 1 << 13, 1 << 14, 1 << 15
 GD = 1 << 13
 ENABLES = 0xFF
 CR4_DE = 1 << 3
 EXECUTE, WRITE, PORT, ACCESS = range(4)
-BUDGET_MASK = (1 << 64) - 1
 LENGTHS = (1, 2, 8, 4)
 """What LEN means, in bytes."""
 
@@ -134,13 +134,9 @@ def one_instruction(core: Core) -> bool:
 
 def _enter_once(core: Core) -> bool:
     """Enter generated code; a budget of 0 has it leave when it has counted an instruction."""
-    state = core.state
-    budget, state.budget = state.budget, 0
-    core.enter()
-    counted = -state.budget & BUDGET_MASK
-    state.budget = budget - counted
+    counted = core.enter_briefly(core.enter)
     executed = core.handle_exit() or counted > 0
-    return executed and state.exit_reason != Exit.FAULT
+    return executed and core.state.exit_reason != Exit.FAULT
 
 
 def in_shadow(core: Core) -> None:
@@ -168,6 +164,15 @@ def trap(core: Core) -> None:
     state.debug_hits = 0
     if hits:
         state.dr6 |= hits
+        core.raise_fault(GuestFault(faults.DB))
+
+
+def trap_task(core: Events) -> None:
+    """#DB before the first instruction of a task with the T flag that an interrupt began."""
+    state = core.state
+    if state.debug_hits & BT:
+        state.debug_hits &= ~BT
+        state.dr6 |= BT
         core.raise_fault(GuestFault(faults.DB))
 
 

@@ -16,5 +16,9 @@ class Exit(enum.IntEnum):
     """The instruction at ``rip`` is carried out by Python."""
     FAULT = 4
     """``fault_vector``, ``fault_error`` happened to the instruction at ``rip``."""
+    BUS = 6
+    """The instruction at ``rip`` is a locked one that nothing but the bus makes atomic."""
+    PAUSED = 7
+    """PAUSE again and again: the guest waits for another processor."""
     CROSSING = 5
     """The instruction at ``rip`` reaches into a page that is not the one it was translated with."""

@@ -80,6 +80,7 @@ def _load_environment(core: Core, values: list[int]) -> None:
 
 def _probe_write(core: Core, linear: int, size: int, length: int) -> None:
     """Raise a page fault in the order of processors: first word, last byte, the rest."""
+    core.check_alignment(linear, size)
     core.check_write(linear, size)
     core.check_write(core.wrap_linear(linear + length - 1), 1)
     core.check_write(linear, length)
@@ -127,8 +128,8 @@ def _fnsave(core: Core, n: Instruction) -> None:
     for number in range(8):
         at = core.wrap_linear(linear + ENVIRONMENT[size] + 10 * number)
         value = getattr(state, f"st{(state.fpu_top + number) & 7}")
-        core.store(at, 8, value)
-        core.store(core.wrap_linear(at + 8), 2, value >> 64)
+        core.store(at, 8, value, alignment=1)
+        core.store(core.wrap_linear(at + 8), 2, value >> 64, alignment=1)
     initialise(core)
 
 
@@ -143,8 +144,8 @@ def _frstor(core: Core, n: Instruction) -> None:
     values = []
     for number in range(8):
         at = core.wrap_linear(linear + ENVIRONMENT[size] + 10 * number)
-        high = core.load(core.wrap_linear(at + 8), 2)
-        values.append(high << 64 | core.load(at, 8))
+        high = core.load(core.wrap_linear(at + 8), 2, alignment=1)
+        values.append(high << 64 | core.load(at, 8, alignment=1))
     _load_environment(core, words)
     for number, value in enumerate(values):
         setattr(state, f"st{(state.fpu_top + number) & 7}", value)

@@ -440,11 +440,11 @@ def _port(d: Lowering, name: str, data: int, port: int) -> Op:
 
 
 SIMPLE = {
-    **dict.fromkeys(
-        ("NOP", "PAUSE", "PREFETCHNTA", "PREFETCHT0", "PREFETCHT1", "PREFETCH"), ("nop", 0)
-    ),
+    **dict.fromkeys(("NOP", "PREFETCHNTA", "PREFETCHT0", "PREFETCHT1", "PREFETCH"), ("nop", 0)),
     **dict.fromkeys(("PREFETCHT2", "PREFETCHW", "ENDBR64", "ENDBR32", "FWAIT"), ("nop", 0)),
-    **dict.fromkeys(("LFENCE", "MFENCE", "SFENCE", "RESERVEDNOP", "CLDEMOTE"), ("nop", 0)),
+    **dict.fromkeys(("LFENCE", "SFENCE", "RESERVEDNOP", "CLDEMOTE"), ("nop", 0)),
+    "MFENCE": ("mfence", 0),
+    "PAUSE": ("pause", 0),
     **dict.fromkeys(
         ("PREFETCHWT1", "PREFETCHRESERVED_M8", "PREFETCHIT0", "PREFETCHIT1"), ("nop", 0)
     ),

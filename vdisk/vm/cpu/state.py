@@ -64,6 +64,8 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i32", "exit_reason", "fault_vector", "fault_error", "pending", "code_dropped")
     add("i32", "sse_fault", "mmx_fault", "x87_fault", "simd_unmasked", "simd_flags", "fpu_host")
     add("i32", "x87_live")  # the host's x87 registers are the guest's
+    add("i32", "nmi_blocked")  # an NMI's handler runs: until IRET
+    add("i32", "bus_owned", "processors", "pauses_left")  # for more processors than one
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
         add("i64", f"{name}_base")
         add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")

@@ -119,6 +119,7 @@ def _run(
     try:
         name = "es" if is_in else n.segment_name()
         linear = segment_linear(core, name, offset, size * count, write=is_in)
+        core.check_alignment(linear, size)
         count = min(count, (PAGE_SIZE - (linear & PAGE_SIZE - 1)) // size)
         if count < SHORTEST_RUN:
             return 0
@@ -137,14 +138,16 @@ def _run(
 def _store_many(core: Core, linear: int, data: bytes) -> None:
     whole = len(data) & -WORD
     for start in range(0, whole, WORD):
-        core.store(linear + start, WORD, int.from_bytes(data[start : start + WORD], "little"))
+        word = int.from_bytes(data[start : start + WORD], "little")
+        core.store(linear + start, WORD, word, alignment=1)
     for start in range(whole, len(data)):
         core.store(linear + start, 1, data[start])
 
 
 def _load_many(core: Core, linear: int, length: int) -> bytes:
     whole = length & -WORD
-    parts = [core.load(linear + at, WORD).to_bytes(WORD, "little") for at in range(0, whole, WORD)]
+    words = [core.load(linear + at, WORD, alignment=1) for at in range(0, whole, WORD)]
+    parts = [word.to_bytes(WORD, "little") for word in words]
     return b"".join(parts) + bytes(core.load(linear + at, 1) for at in range(whole, length))
 
 
@@ -158,6 +161,7 @@ def _element(core: Core, n: Instruction, port: int, size: int, number: int, mask
     offset = state.gpr(number) & mask
     if number == 7:
         linear = segment_linear(core, "es", offset, size, write=True)
+        core.check_alignment(linear, size)
         core.check_write(linear, size)
         core.store(linear, size, core.port_in(port, size))
     else:

@@ -266,8 +266,9 @@ def _drop_inner_segments(cpu: Core, level: int) -> None:
 
 
 def interrupt_return(cpu: Core, size: int) -> None:
-    """IRET, IRETD, IRETQ."""
+    """IRET, IRETD, IRETQ; even one that faults lets NMIs through again (SDM volume 3, 6.7.1)."""
     state = cpu.state
+    state.nmi_blocked = 0
     if state.cr0 & 1 and not cpu.virtual_8086 and state.eflags & flags.NT:
         if cpu.long_mode:
             raise GuestFault(faults.GP, 0)

@@ -45,6 +45,46 @@ start64:
         TRY3 user_aligned
 ;= bytes, and what is aligned: #06(0000) +1c
         AC_OFF
+        SAY "POP of a selector: "
+        TRY3 user_pop_selector
+;= POP of a selector: #11(0000) +0c
+        AC_OFF
+        SAY "a far pointer: "
+        TRY3 user_far
+;= a far pointer: #11(0000) +06
+        AC_OFF
+        SAY "its selector at 4 and 6 bytes is aligned: "
+        TRY3 user_far_aligned
+;= its selector at 4 and 6 bytes is aligned: #06(0000) +19
+        AC_OFF
+        SAY "far RET: "
+        TRY3 user_retf
+;= far RET: #11(0000) +0c
+        AC_OFF
+        SAY "SGDT at 2: "
+        TRY3 user_sgdt
+;= SGDT at 2: #11(0000) +06
+        AC_OFF
+        SAY "SGDT at 6: "
+        TRY3 user_sgdt_aligned
+;= SGDT at 6: #06(0000) +0e
+        AC_OFF
+        SAY "FNSTENV at 2: "
+        TRY3 user_fnstenv
+;= FNSTENV at 2: #11(0000) +06
+        AC_OFF
+        SAY "FNSAVE at 4: "
+        TRY3 user_fnsave
+;= FNSAVE at 4: #06(0000) +14
+        AC_OFF
+        SAY "a store of x87: "
+        TRY3 user_fstp
+;= a store of x87: #11(0000) +0a
+        AC_OFF
+        SAY "LAR: "
+        TRY3 user_lar
+;= LAR: #11(0000) +06
+        AC_OFF
         SAY "AC by IRET, gone by POPF: "
         mov dword [resume], .after
         mov dword [origin], user_off
@@ -100,6 +140,65 @@ user_movs:
         rep movsb
         inc esi
         movsq
+        ud2
+user_pop_selector:
+        push 0x40002
+        popf
+        mov esp, STACK - 0x803
+        nop
+        pop fs
+        ud2
+user_far:
+        push 0x40002
+        popf
+        lfs eax, [cell + 2]
+        ud2
+user_far_aligned:
+        push 0x40002
+        popf
+        mov word [cell + 8], 0
+        nop
+        lfs eax, [cell + 4]
+        ud2
+user_retf:
+        push 0x40002
+        popf
+        mov esp, STACK - 0x803
+        nop
+        o64 retf
+        ud2
+user_sgdt:
+        push 0x40002
+        popf
+        sgdt [cell + 2]
+        ud2
+user_sgdt_aligned:
+        push 0x40002
+        popf
+        sgdt [cell + 6]
+        ud2
+user_fnstenv:
+        push 0x40002
+        popf
+        fnstenv [cell + 2]
+        ud2
+user_fnsave:
+        push 0x40002
+        popf
+        fnsave [cell + 4]
+        frstor [cell + 4]
+        ud2
+user_fstp:
+        push 0x40002
+        popf
+        fninit
+        fld1
+        fstp qword [cell + 4]
+        ud2
+user_lar:
+        push 0x40002
+        popf
+        lar eax, [cell + 1]
         ud2
 user_aligned:
         push 0x40002

@@ -17,6 +17,8 @@ MAPPED equ 0x400000
 STACK1 equ 0x9e000
 CELL equ 0x200040
 FLAG equ 0x201000
+BORDER equ 0x203000
+BORDER2 equ 0x205000
 TIME equ 30000000                       ; of the time-stamp counter
 ROUNDS equ 40
 
@@ -80,6 +82,12 @@ start32:
 ;= LOCK CMPXCHG8B beside code: 00000000
         COUNT "XCHG is atomic without LOCK: ", count_xchg, CELL
 ;= XCHG is atomic without LOCK: 00000000
+        COUNT "LOCK ADD across two pages, beside it: ", count_pages, BORDER
+;= LOCK ADD across two pages, beside it: 00000000
+        COUNT "XCHG across two pages: ", count_xchg_pages, CELL
+;= XCHG across two pages: 00000000
+        COUNT "LOCK CMPXCHG8B across two pages: ", count_pages_8b, BORDER - 2
+;= LOCK CMPXCHG8B across two pages: 00000000
         SAY "stores are seen in order: "
         mov dword [CELL], 0
         mov dword [FLAG], 0
@@ -222,6 +230,35 @@ count_cmpxchg8b:
 %endmacro
 count_xchg:
         COUNTING .go, XCHG_ONE
+%macro PAGES_ONE 0                      ; the same counter, once from the page before
+        lock add dword [BORDER - 1], 0x100
+        inc esi
+        lock inc dword [BORDER]
+%endmacro
+count_pages:
+        COUNTING .go, PAGES_ONE
+%macro XCHG_PAGES_ONE 0
+%%try:  mov eax, 1
+        xchg eax, [BORDER2 - 2]
+        test eax, eax
+        jz %%got
+        pause
+        jmp %%try
+%%got:  inc dword [CELL]
+        mov dword [BORDER2 - 2], 0
+%endmacro
+count_xchg_pages:
+        COUNTING .go, XCHG_PAGES_ONE
+%macro PAGES_8B_ONE 0
+        mov eax, [BORDER - 2]
+        mov edx, [BORDER + 2]
+%%try:  lea ebx, [eax + 1]
+        mov ecx, edx
+        lock cmpxchg8b [BORDER - 2]
+        jnz %%try
+%endmacro
+count_pages_8b:
+        COUNTING .go, PAGES_8B_ONE
 
 write_both:
         xor eax, eax

@@ -76,6 +76,27 @@ start32:
 ;= an exception with an error code, by a task gate: 07f8 next
         mov dword [idt + 13 * 8], CODE32 << 16 | (L(stubs) + 13 * 16) & 0xffff
         mov dword [idt + 13 * 8 + 4], (L(stubs) & 0xffff0000) | 0x8e00
+        SAY "an interrupt to a task with the T flag: "
+        or byte [other + 100], 1
+        mov dword [other + 32], traced_task
+        clts
+        SET_GATE 1, CODE32, on_debug, 0x8e00
+        int 0x31
+        SAY "an exception to such a task: "
+        mov dword [idt + 13 * 8], OTHER << 16
+        mov dword [idt + 13 * 8 + 4], 0x8500
+        mov dword [other + 32], with_error
+        mov eax, 0x7f8
+        mov ds, eax
+        mov dword [idt + 13 * 8], CODE32 << 16 | (L(stubs) + 13 * 16) & 0xffff
+        mov dword [idt + 13 * 8 + 4], (L(stubs) & 0xffff0000) | 0x8e00
+        LINE
+        and byte [other + 100], ~1
+        SET_GATE 1, CODE32, stubs + 16, 0x8e00
+;= an interrupt to a task with the T flag: BT 8000 in TR 0040 at 000, on with it
+;q an interrupt to a task with the T flag: on with it
+;= an exception to such a task: BT 8000 in TR 0040 at fff, 07f8 
+;q an exception to such a task: 07f8 
         SAY "busy: "
         or byte [gdt + OTHER + 5], 2
         TRY jmp dword OTHER:0
@@ -134,6 +155,32 @@ other_task:
         clts
         iret
         jmp .again
+
+on_debug:                               ; what TSS.T ends in, before the first instruction
+        SAY "BT "
+        push eax
+        mov eax, dr6
+        and eax, 0xe00f
+        NUMBER 4, eax
+        mov eax, 0
+        mov dr6, eax
+        SAY " in TR "
+        str eax
+        NUMBER 4, eax
+        SAY " at "
+        mov eax, [esp + 4]
+        sub eax, traced_task
+        cmp eax, with_error - traced_task
+        jne .there
+        mov eax, 0xfff
+.there: NUMBER 3, eax
+        SAY ", "
+        pop eax
+        iret
+traced_task:
+        SAY "on with it", 10
+        clts
+        iret
 
 with_error:
         pop eax

@@ -198,6 +198,8 @@ def cmpxchg_pair(c: Context) -> None:
             old.set(found)
             b.call("stored", host - b.get("memory"), size)
         with b.else_():
+            if c.shape.lock:
+                c.own_bus()
             found = c.load(linear, wide)
             old.set(found)
             c.store(linear, b.select(found.eq(expected), new, found))
@@ -375,7 +377,13 @@ def set_direction(c: Context) -> None:
 
 @semantic("nop")
 def nop(c: Context) -> None:
-    """NOP, PAUSE, prefetches, ENDBR."""
+    """NOP, prefetches, ENDBR; LFENCE and SFENCE, since memory is ordered as the host's is."""
+
+
+@semantic("mfence")
+def mfence(c: Context) -> None:
+    """Loads behind it wait for the stores before it: in what the host executes, too."""
+    c.b.fence()
 
 
 # -- decimal adjustment (not in 64-bit mode) ---------------------------------------------------

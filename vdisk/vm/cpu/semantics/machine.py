@@ -192,6 +192,23 @@ def _privileged_flag(c: Context, word: Value) -> None:
         b.leave(Exit.SYSTEM)
 
 
+PAUSES = 1000
+"""How many the guest spends before its host's core is offered to others: some microseconds."""
+
+
+@semantic("pause", ends=True)
+def pause(c: Context) -> None:
+    """A loop that waits for another processor, which may want this core."""
+    b = c.b
+    with b.if_(b.get("processors").ugt(1)):
+        left = b.get("pauses_left")
+        with b.if_(left.eq(0), unlikely=True):
+            b.set("pauses_left", PAUSES)
+            b.leave(Exit.PAUSED, after=True)
+        b.set("pauses_left", left - 1)
+    b.next()
+
+
 @semantic("hlt", ends=True)
 def hlt(c: Context) -> None:
     c.b.leave(Exit.SYSTEM)

@@ -45,6 +45,7 @@ def _go(c: Context, rip: Value) -> None:
 @semantic("iretq", ends=True)
 def iretq(c: Context) -> None:
     b = c.b
+    _leave_unless(c, b.get("nmi_blocked").eq(0))
     done = b.call("return_long")
     _leave_unless(c, done.ne(0))
     _go(c, b.get("rip"))
@@ -77,6 +78,7 @@ def pop_selector(c: Context) -> None:
 def iretd(c: Context) -> None:
     """In 32-bit code with flat segments."""
     b = c.b
+    _leave_unless(c, b.get("nmi_blocked").eq(0))
     done = b.call("return_flat")
     _leave_unless(c, done.ne(0))
     _go(c, b.get("rip"))
