@@ -4,17 +4,12 @@
 ; processors: 2
 %include "common.inc"
 %include "protected.inc"
+%include "processors.inc"
 
-APIC equ 0xfee00000
-SVR equ APIC + 0xf0
-EOI equ APIC + 0xb0
-ICR_LOW equ APIC + 0x300
-ICR_HIGH equ APIC + 0x310
 IPI equ 0x30
 DIRECTORY equ 0x40000
 TABLE equ 0x41000
 MAPPED equ 0x400000
-STACK1 equ 0x9e000
 CELL equ 0x200040
 FLAG equ 0x201000
 BORDER equ 0x203000
@@ -22,11 +17,6 @@ BORDER2 equ 0x205000
 TIME equ 30000000                       ; of the time-stamp counter
 ROUNDS equ 40
 
-%macro BOTH 1                           ; let both processors call it
-        mov dword [job], %1
-        call %1
-        call await
-%endmacro
 %macro COUNT 3                          ; text, what counts, where
         SAY %1
         mov dword [total], 0
@@ -57,14 +47,8 @@ ROUNDS equ 40
 
 start32:
         SET_GATE IPI, CODE32, on_ipi, 0x8e00
-        mov dword [SVR], 0x1ff
         SAY "start-up: "
-        mov dword [ICR_HIGH], 1 << 24
-        mov dword [ICR_LOW], 0x4500     ; INIT
-        mov dword [ICR_LOW], 0x4600 | L(trampoline) >> 12
-.start: pause
-        cmp dword [started], 0
-        je .start
+        START_OTHER
         NUMBER 8, [started]
         LINE
 ;= start-up: 00000001
@@ -164,11 +148,6 @@ start32:
 ;= code changed, then a flag: 00000000
         END
 
-await:  pause                           ; until the other processor has done its job
-        cmp dword [job], 0
-        jne await
-        mov dword [stop], 0
-        ret
 send_ipi:
         mov dword [acknowledged], 0
         mov dword [ICR_LOW], 0x4000 | IPI
@@ -345,41 +324,8 @@ patched:
 beside: dq 0                            ; where code is near, but in no 64 bytes that have any
         align 64
 total:  dd 0
-job:    dd 0
-stop:   dd 0
 seen:   dd 0
 iterations: dd 0
 acknowledged: dd 0
-started: dd 0
 
-        align 4096
-        bits 16
-trampoline:                             ; CS:IP is here:0
-        cli
-        mov ax, BASE >> 4
-        mov ds, ax
-        lgdt [O(gdtr)]
-        lidt [O(idtr)]
-        mov eax, cr0
-        or al, 1
-        mov cr0, eax
-        jmp dword CODE32:.protected
-        bits 32
-.protected:
-        mov eax, DATA32
-        mov ds, eax
-        mov es, eax
-        mov ss, eax
-        mov esp, STACK1
-        mov dword [SVR], 0x1ff
-        mov eax, [APIC + 0x20]
-        shr eax, 24
-        mov [started], eax
-.work:  pause
-        mov eax, [job]
-        test eax, eax
-        jz .work
-        call eax
-        mov dword [job], 0
-        jmp .work
         IMAGE_END
