@@ -37,7 +37,7 @@ PROGRAMS = Path(__file__).resolve().parents[1] / "vm" / "cpu" / "programs"
 IMAGE_SIZE = 0x1_0000
 MEMORY_SIZE = 16 << 20
 DEBUG_PORT, EXIT_PORT, FAST_A20_PORT = 0xE9, 0xF4, 0x92
-PATIENCE = 40.0
+PATIENCE = 100.0
 NEWLINE = 10
 
 
