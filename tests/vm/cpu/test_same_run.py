@@ -18,6 +18,9 @@ from tests.tools.peers import requires_peer
 from vdisk.vm.accel.base import VcpuExit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests.tools.asm_programs import Program
 
 PROGRAMS = {program.name: program for program in programs()}
@@ -30,9 +33,18 @@ MOST_SLICES = 3000
 pytestmark = requires_peer("nasm")
 
 
-def trace(engine: Engine, program: Program, directory, *, disturbed: bool = False) -> list[object]:
+def trace(
+    engine: Engine,
+    program: Program,
+    directory: Path,
+    *,
+    disturbed: bool = False,
+    prepare: Callable[[Board], None] | None = None,
+) -> list[object]:
     """What a run looks like after each slice, and its memory in the end."""
     board = Board(engine, program.assemble(directory))
+    if prepare is not None:
+        prepare(board)
     vcpu = board.vcpu
     vcpu.timestamp_source = lambda: vcpu.instructions
     over = threading.Event()

@@ -2,8 +2,12 @@
 
 A sampler interrupts the vCPUs every now and then and looks where they are: a block that is met
 :data:`THRESHOLD` times is hot.  So code that nobody compiles pays nothing, not even a counter.
-A worker gathers the region around a hot block, has LLVM compile it (which does not hold the GIL),
-and makes it the handler of the block's first record.
+A worker gathers the region around a hot block, has LLVM compile it (in another process), and makes
+it the handler of the block's first record.  Regions are kept: where an earlier run compiled one for
+the same bytes, it is used as soon as its first block is translated (:meth:`Hotspots.recall`).
+
+When there are no regions to compile, the worker has handlers that were compiled roughly made fine,
+for later runs.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.arena import HotRegion
-from vdisk.vm.cpu.compiler import CompilerProcess
+from vdisk.vm.cpu.codegen import handlers_module
+from vdisk.vm.cpu.compiler import CompilerProcess, Level
 from vdisk.vm.cpu.hot import Region, region_module
+from vdisk.vm.cpu.region_store import KEY_BYTES, KeptRegion, RegionStore
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -47,7 +53,10 @@ class Hotspots:
 
     def __init__(self, engine: LlvmAccelerator, *, eager: bool = False) -> None:
         self.engine, self.eager = engine, eager
-        self.compiled = 0
+        self.compiled = self.recalled = 0
+        native = engine.native
+        self.store = RegionStore(native.memory, None, "") if eager else native.regions
+        self._new: list[tuple[int, Mode]] | None = None
         self._counts: Counter[tuple[int, Mode]] = Counter()
         self._known: set[tuple[int, Mode]] = set()
         self._of_page: dict[int, list[tuple[int, Mode]]] = {}
@@ -119,8 +128,25 @@ class Hotspots:
     # -- compiling -------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (order := self._orders.get()) is not None and not self._stopped.is_set():
-            self.compile(*order)
+        while not self._stopped.is_set():
+            try:
+                order = self._orders.get(block=not self._refine())
+            except queue.Empty:
+                continue
+            if order is not None:
+                self.compile(*order)
+
+    def _refine(self) -> bool:
+        """Unless there are orders, make some rough handlers fine; False if none are left."""
+        if not self._orders.empty():
+            return False
+        native, compiler = self.engine.native, self._compiler
+        shapes = native.next_rough()
+        if shapes and compiler is not None:
+            code = compiler.compile(handlers_module(shapes), Level.FINE)
+            if code:
+                native.keep([shape.symbol for shape in shapes], code, Level.FINE)
+        return bool(shapes)
 
     def compile(self, physical: int, mode: Mode) -> bool:
         """Compile the region around a block; False where there is none (any more)."""
@@ -132,27 +158,76 @@ class Hotspots:
                 return False
             codes, dropped = page.arrays[mode], page.dropped
             region = Region(arena, engine.translator.decoder(mode), mode, codes, offset)
-            if not region.gather(engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)):
+            content = engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
+            if not region.gather(content):
                 return False
-            entry = arena.entry(codes, offset)
-            symbol = f"hot_{page_number:x}_{offset:x}_{self.compiled}"
-            text = region_module(region, symbol)
-        address = self._make(text, symbol)
-        if not address:
+            text = region_module(region)
+        code = self._make(text)
+        if code is None:
             return False
+        kept = self.store.keep(KeptRegion.of(region, content, code))
         with engine.lock:
-            if page.dropped != dropped or arena.entry(codes, offset) != entry:
+            if page.dropped != dropped or not self._install(page_number, kept):
                 return False
-            spans = tuple((plan.offset, plan.end) for plan in region.blocks.values())
-            page.regions.append(HotRegion(entry, arena.handler(entry), spans))
-            arena.set_handler(entry, address)
             self.compiled += 1
         return True
 
-    def _make(self, text: str, symbol: str) -> int:
-        """Compile and load a region; 0 where that is not possible (the machine is closing)."""
-        native = self.engine.native
+    def _make(self, text: str) -> bytes | None:
+        """Compile a region; None where that is not possible (the machine is closing)."""
         if self._compiler is None:
-            return native.compile_region(text, symbol)
-        code = self._compiler.compile(text)
-        return native.link_region(code, symbol) if code else 0
+            return self.engine.native.compile(text, Level.BEST)
+        return self._compiler.compile(text, Level.BEST)
+
+    def _install(self, page_number: int, kept: KeptRegion) -> bool:
+        """Let a region be the handler of its first record; False if there is no room for it."""
+        arena, address = self.engine.arena, self.store.address(kept)
+        page = arena.pages[page_number]
+        entry = arena.entry(page.arrays[kept.mode], kept.head)
+        if not address or not entry:
+            return False
+        page.regions.append(HotRegion(entry, arena.handler(entry), kept.spans))
+        arena.set_handler(entry, address)
+        return True
+
+    # -- what earlier runs compiled ----------------------------------------------------------------
+
+    def recall(self, physical: int, mode: Mode) -> None:
+        """There is a new block: use the region that is known for it, if there is one.
+
+        The engine's lock is held.  Blocks of the region that are not there yet are translated,
+        so that a store to any of its bytes is noticed; they may have regions of their own.
+        """
+        if self._new is not None:
+            self._new.append((physical, mode))
+            return
+        self._new = [(physical, mode)]
+        try:
+            while self._new:
+                self._recall(*self._new.pop())
+        finally:
+            self._new = None
+
+    def _recall(self, physical: int, mode: Mode) -> None:
+        offset, start = physical & (PAGE_SIZE - 1), physical & ~(PAGE_SIZE - 1)
+        engine = self.engine
+        first = engine.memory.read(physical, min(KEY_BYTES, PAGE_SIZE - offset))
+        for kept in self.store.candidates(mode, offset, first):
+            page = engine.arena.pages[physical >> PAGE_SHIFT]
+            if page.dropped > MOST_DROPS or not kept.matches(engine.code_bytes(start, PAGE_SIZE)):
+                continue
+            codes = page.arrays[mode]
+            for place, _ in kept.spans:
+                if not engine.arena.entry(codes, place):
+                    engine.translate(start + place, mode)
+            # All of it is watched now, so what it is now counts.
+            if kept.matches(engine.code_bytes(start, PAGE_SIZE)):
+                self._use(physical, kept)
+                return
+
+    def _use(self, physical: int, kept: KeptRegion) -> None:
+        page_number, key = physical >> PAGE_SHIFT, (physical, kept.mode)
+        if self._install(page_number, kept):
+            self.recalled += 1
+            with self._lock:
+                self._known.add(key)
+                self._of_page.setdefault(page_number, []).append(key)

@@ -97,8 +97,12 @@ class LlvmAccelerator(SoftwareAccelerator):
         return self.native.handlers
 
     def translated(self, physical: int, mode: Mode) -> None:
-        if self.hotspots is not None and self.hotspots.eager:
+        if self.hotspots is None:
+            return
+        if self.hotspots.eager:
             self.hotspots.compile(physical, mode)
+        else:
+            self.hotspots.recall(physical, mode)
 
     def dropped(self, page_number: int, writer: SoftwareVcpu | None) -> None:
         for vcpu in self.vcpus:

@@ -1,13 +1,14 @@
 """Compiled code kept between runs, in the user's cache directory.
 
-A file holds everything that was compiled by one version of this package with one LLVM for one
-kind of processor (its name is their digest), one entry after another::
+A file holds what was compiled by one version of this package with one LLVM for one kind of
+processor (its name has their digest), one entry after another::
 
-    magic (4) | bytes of names (4) | bytes of object code (4) | CRC-32 of both (4) | names | object
+    magic (4) | bytes of label (4) | of code (4) | CRC-32 of label (4) | of code (4) | label | code
 
-``names`` are the symbols that the object code defines, joined by newlines.  Entries are appended
-under a lock in one write; what is cut off or damaged is not used, nor what follows it.  Native
-code is only loaded from a file that belongs to the user and that nobody else can write.
+A label says what the code is: whoever looks for something reads labels only, and the check of the
+code itself is left until it is used.  Entries are appended under a lock in one write; a file is cut
+off where an entry is not whole, so that one damaged byte does not make all later ones useless.
+Native code is only loaded from a file that belongs to the user and that nobody else can write.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 import zlib
 from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-HEADER = Struct("<4sIII")
-MAGIC = b"vdc1"
-LARGEST_FILE = 256 << 20
-"""A file that has grown beyond this is begun anew."""
+HEADER = Struct("<4sIIII")
+MAGIC = b"vdc2"
+LARGEST_FILE = 64 << 20
+"""A file that has grown beyond this loses the older half of what it holds."""
+LARGEST_DIRECTORY = 256 << 20
+LONGEST_UNUSED = 30 * 24 * 3600.0
+"""Seconds.  What other versions of this package have left is removed after this, or sooner where
+all files together are larger than :data:`LARGEST_DIRECTORY`."""
 SOURCES = Path(__file__).parent
 
 
@@ -40,62 +46,113 @@ def digest(*what: str) -> str:
     return total.hexdigest()[:32]
 
 
+class Entry(NamedTuple):
+    """One entry as it was found."""
+
+    label: bytes
+    content: memoryview
+    check: int
+
+    def code(self) -> bytes | None:
+        """The code; None where it is not what was written."""
+        code = bytes(self.content)
+        return code if zlib.crc32(code) == self.check else None
+
+
+def entries(data: bytes) -> Iterator[tuple[Entry, int]]:
+    """The entries that are whole, and where each ends."""
+    view, at = memoryview(data), 0
+    while at + HEADER.size <= len(data):
+        magic, label_size, code_size, label_check, check = HEADER.unpack_from(data, at)
+        start = at + HEADER.size + label_size
+        label, end = data[at + HEADER.size : start], start + code_size
+        if magic != MAGIC or end > len(data) or zlib.crc32(label) != label_check:
+            return
+        yield Entry(label, view[start:end], check), end
+        at = end
+
+
 class CodeCache:
-    """The entries of one file; a directory that cannot be used makes a cache that keeps nothing."""
+    """One file; a directory that cannot be used makes a cache that keeps nothing."""
 
-    def __init__(self, directory: str | None, name: str) -> None:
-        self.path = None if directory is None else os.path.join(directory, f"code-{name}.bin")
+    def __init__(self, directory: str | None, name: str, largest: int = LARGEST_FILE) -> None:
+        self.path = None if directory is None else os.path.join(directory, f"{name}.bin")
+        self.largest = largest
 
-    def load(self) -> Iterator[tuple[list[str], bytes]]:
-        """(symbols, object code) of each good entry."""
-        data = self._read()
-        at = 0
-        while at + HEADER.size <= len(data):
-            magic, names_size, code_size, check = HEADER.unpack_from(data, at)
-            at += HEADER.size
-            body = data[at : at + names_size + code_size]
-            if magic != MAGIC or len(body) != names_size + code_size or zlib.crc32(body) != check:
-                return
-            at += len(body)
-            yield body[:names_size].decode().split("\n"), body[names_size:]
-
-    def _read(self) -> bytes:
+    def load(self) -> list[Entry]:
+        """What is there, oldest first."""
         if self.path is None:
-            return b""
-        try:
-            with open(self.path, "rb") as file:
-                status = os.fstat(file.fileno())
-                foreign = status.st_uid != os.geteuid()
-                if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    return b""
-                return file.read() if status.st_size <= LARGEST_FILE else b""
-        except OSError:
-            return b""
+            return []
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if not _is_own(descriptor):
+                    return []
+                os.utime(descriptor)  # it is in use
+                data = file.read()
+                found = list(entries(data))
+                whole = found[-1][1] if found else 0
+                if whole < len(data):
+                    os.ftruncate(descriptor, whole)
+                return [entry for entry, _ in found]
+        return []
 
-    def append(self, names: Iterable[str], code: bytes) -> None:
+    def append(self, label: bytes, code: bytes) -> None:
         """Keep one more entry; a cache that cannot be written is no error."""
         if self.path is None:
             return
-        listed = "\n".join(names).encode()
-        body = listed + code
-        entry = HEADER.pack(MAGIC, len(listed), len(code), zlib.crc32(body)) + body
+        header = HEADER.pack(MAGIC, len(label), len(code), zlib.crc32(label), zlib.crc32(code))
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            self._write(entry)
+            self._write(header + label + code)
 
     def _write(self, entry: bytes) -> None:
         assert self.path is not None
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_size > LARGEST_FILE:
-                os.ftruncate(descriptor, 0)
+            size = os.fstat(descriptor).st_size
+            if size + len(entry) > self.largest:
+                self._make_room(descriptor, size)
             os.write(descriptor, entry)
         finally:
             os.close(descriptor)
 
+    def _make_room(self, descriptor: int, size: int) -> None:
+        """Drop the older half."""
+        data = os.pread(descriptor, size, 0) if size <= 2 * self.largest else b""
+        end, start = 0, 0
+        for _, end in entries(data):
+            if size - end >= self.largest // 2:
+                start = end
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, data[start:end])
+
+
+def _is_own(descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return status.st_uid == os.geteuid() and not status.st_mode & others
+
+
+def prune(directory: str | None, now: float | None = None) -> None:
+    """Remove what nobody uses any more."""
+    if directory is None:
+        return
+    oldest = (time.time() if now is None else now) - LONGEST_UNUSED
+    with contextlib.suppress(OSError):
+        found = [each for each in os.scandir(directory) if each.name.endswith(".bin")]
+        total = 0
+        for each in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
+            total += each.stat().st_size
+            if each.stat().st_mtime < oldest or total > LARGEST_DIRECTORY:
+                os.unlink(each.path)
+
 
 def default_directory() -> str:
-    """Where a user's programs keep what can be made again."""
-    return os.path.join(os.path.expanduser("~"), ".cache", "vdisk")
+    """Where a user's programs keep what can be made again (XDG Base Directory Specification)."""
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    root = chosen if os.path.isabs(chosen) else os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(root, "vdisk")

@@ -1,8 +1,9 @@
 """Native code: handlers are compiled when a translation first needs them, and kept.
 
-A handler's machine code depends only on its shape, this source and the host, so compiled objects
-go into a cache (:mod:`vdisk.vm.cpu.cache`) that later runs load at once.  llvmlite lets go of the
-GIL while it compiles.
+A handler's machine code depends only on its shape, this source and the host, so compiled code goes
+into a cache (:mod:`vdisk.vm.cpu.cache`) that later runs use at once.  A vCPU waits for a handler
+that is not there, so that one is compiled roughly first; whoever has time (the second tier's
+compiler) makes a fine one of it, which the next run finds.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ import llvmlite
 from llvmlite import binding as llvm
 
 from vdisk.vm.cpu import native
-from vdisk.vm.cpu.cache import CodeCache, default_directory, digest
-from vdisk.vm.cpu.compiler import REGION_LEVEL, compile_module, target_machine
+from vdisk.vm.cpu.cache import CodeCache, Entry, default_directory, digest, prune
+from vdisk.vm.cpu.compiler import Compiler, Level
 from vdisk.vm.cpu.context import Shape, write_handler
+from vdisk.vm.cpu.linker import CodeMemory, Piece
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
+from vdisk.vm.cpu.region_store import RegionStore
 from vdisk.vm.cpu.semantics import load_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-HANDLER_LEVEL = 1
-"""LLVM's optimisation of handlers: they are short, and there are thousands of them."""
-RUNTIME_LEVEL = 2
 RUNTIME = "enter"
-"""The symbol by which the entry of the run-time is known."""
+"""The symbol by which the run-time is known in the cache."""
+BATCH = 32
+"""Handlers that are made fine at a time, so that regions need not wait long."""
 
 
 def handlers_module(shapes: Iterable[Shape]) -> str:
@@ -42,110 +44,136 @@ def handlers_module(shapes: Iterable[Shape]) -> str:
     return "\n".join([*sorted(used), *definitions, METADATA])
 
 
+def c_function(name: str) -> int:
+    """The address of a function of the C library."""
+    return ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value or 0
+
+
 class NativeCode:
     """The compiled run-time, and the handlers compiled so far.
 
     One for the whole process: generated code knows nothing of the machine it serves.
     """
 
-    def __init__(self, cache_directory: str | None) -> None:
-        self._machine = target_machine()
+    def __init__(self, cache_directory: str | None, level: Level = Level.ROUGH) -> None:
+        """``level``: how handlers are compiled that are not in the cache."""
         load_all()
         processor, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        self._lock = threading.Lock()
-        self._engines: list[llvm.ExecutionEngine] = []  # they own the code
-        self._loaded: dict[str, int] = {}
+        self.digest = digest(llvmlite.__version__, str(llvm.llvm_version_info), processor, features)
+        self.directory, self._level = cache_directory, level
+        self._compiler: Compiler | None = None
+        self._lock = threading.RLock()
+        self.memory = CodeMemory(c_function)
+        self.regions = RegionStore(self.memory, cache_directory, self.digest)
         self.handlers: dict[Shape, int] = {}
-        name = digest(llvmlite.__version__, str(llvm.llvm_version_info), processor, features)
-        self._cache = CodeCache(cache_directory, name)
-        entries = list(self._cache.load())
-        runtime = next((code for names, code in entries if RUNTIME in names), None)
-        self._start(runtime)
-        self._load_handlers(entries)
+        self._rough: dict[str, Shape] = {}
+        self._cache = CodeCache(cache_directory, f"code-{self.digest}")
+        self._kept: dict[str, tuple[Level, Entry]] = {}
+        prune(cache_directory)
+        self._find_kept()
+        self._start()
 
     # -- the run-time --------------------------------------------------------------------------
 
-    def _start(self, compiled: bytes | None) -> None:
-        names = (*native.KNOWN, *native.TAILS)
-        if compiled is None:
+    def _start(self) -> None:
+        if not self._add_kept(RUNTIME):
             text = native.runtime_module()
-            engine = self._compile(text, RUNTIME_LEVEL, [RUNTIME, *names])
-        else:
-            engine = self._link([compiled])
-        for name in names:
-            llvm.add_symbol(name, engine.get_function_address(name))
+            self._compile(text, Level.BEST, [RUNTIME])
+        addresses = self.memory.symbols
         u64, pointer = ctypes.c_uint64, ctypes.c_void_p
-        self.enter = ctypes.CFUNCTYPE(None, pointer)(engine.get_function_address(RUNTIME))
-        at = engine.get_function_address("enter_at")
-        self.enter_at = ctypes.CFUNCTYPE(None, pointer, pointer)(at)
+        self.enter = ctypes.CFUNCTYPE(None, pointer)(addresses[RUNTIME])
+        self.enter_at = ctypes.CFUNCTYPE(None, pointer, pointer)(addresses["enter_at"])
         self.routines: dict[str, Any] = {}
         for name in native.C_ROUTINES:
             called = native.KNOWN[name]
             result = None if called.result == "void" else u64
             prototype = ctypes.CFUNCTYPE(result, pointer, *([u64] * len(called.arguments)))
-            self.routines[name] = prototype(engine.get_function_address(f"c_{name}"))
+            self.routines[name] = prototype(addresses[f"c_{name}"])
 
-    # -- compiling and linking -------------------------------------------------------------------
+    # -- what is kept ----------------------------------------------------------------------------
 
-    def _compile(self, text: str, level: int, names: Iterable[str] | None) -> llvm.ExecutionEngine:
-        """Compile a module, and keep it under the names of its symbols, if it has lasting ones."""
-        code = compile_module(self._machine, text, level)
-        if names is not None:
-            self._cache.append(names, code)
-        return self._link([code])
+    def _find_kept(self) -> None:
+        """Of a symbol that was compiled more than once the best counts, or the last."""
+        kept = self._kept
+        for entry in self._cache.load():
+            level = Level(entry.label[0])
+            for name in entry.label[1:].decode().split("\n"):
+                if name not in kept or level >= kept[name][0]:
+                    kept[name] = level, entry
 
-    def _link(self, objects: Iterable[bytes]) -> llvm.ExecutionEngine:
-        """Load object code; its symbols are found in the engine."""
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._machine)
-        for code in objects:
-            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        self._engines.append(engine)
-        return engine
+    def _add_kept(self, name: str) -> bool:
+        """Put code from the cache in place; False if there is none for the symbol."""
+        if name not in self._kept:
+            return False
+        entry = self._kept[name][1]
+        code = entry.code()
+        if code is None:
+            return False
+        added = Piece.unpack(code)
+        base = self.memory.add(added)
+        for symbol, offset in added.symbols.items():
+            kept = self._kept.get(symbol)
+            if kept is None or kept[1] is entry:  # a part of the run-time, or not compiled better
+                self.memory.symbols[symbol] = base + offset
+        return True
 
-    def compile_region(self, text: str, symbol: str) -> int:
-        """Compile one region; its address."""
-        engine = self._compile(text, REGION_LEVEL, None)
-        address: int = engine.get_function_address(symbol)
-        return address
+    # -- compiling -------------------------------------------------------------------------------
 
-    def link_region(self, code: bytes, symbol: str) -> int:
-        """Load a region that was compiled elsewhere; its address."""
-        address: int = self._link([code]).get_function_address(symbol)
-        return address
+    def _compile(self, text: str, level: Level, names: list[str]) -> None:
+        """Compile a module here, now, and keep it under the names of its symbols."""
+        code = self.compile(text, level)
+        self.keep(names, code, level)
+        added = Piece.unpack(code)
+        base = self.memory.add(added)
+        self.memory.symbols.update((name, base + at) for name, at in added.symbols.items())
 
-    def _load_handlers(self, entries: list[tuple[list[str], bytes]]) -> None:
-        """Link what earlier runs have compiled; of symbols defined twice the first counts."""
-        known: set[str] = set()
-        objects = []
-        for names, code in entries:
-            if RUNTIME not in names and not known & set(names):
-                known |= set(names)
-                objects.append(code)
-        if objects:
-            engine = self._link(objects)
-            self._loaded = {name: engine.get_function_address(name) for name in known}
+    def compile(self, text: str, level: Level) -> bytes:
+        """Packed code of a module."""
+        with self._lock:
+            if self._compiler is None:
+                self._compiler = Compiler()
+            return self._compiler.compile(text, level)
+
+    def compile_handlers(self, shapes: list[Shape], level: Level) -> bytes:
+        """Packed code of some handlers."""
+        return self.compile(handlers_module(shapes), level)
+
+    def keep(self, names: Iterable[str], code: bytes, level: Level) -> None:
+        """Let later runs have what was compiled."""
+        self._cache.append(bytes([level]) + "\n".join(names).encode(), code)
 
     def prepare(self, shapes: Iterable[Shape]) -> None:
         """Make sure that these handlers exist."""
-        handlers = self.handlers
-        missing = []
-        for shape in shapes:
-            if shape not in handlers:
-                address = self._loaded.get(shape.symbol)
-                if address is None:
-                    missing.append(shape)
-                else:
-                    handlers[shape] = address
+        missing = [shape for shape in shapes if shape not in self.handlers]
         if not missing:
             return
         with self._lock:
-            compiled = [shape for shape in dict.fromkeys(missing) if shape not in handlers]
-            if compiled:
-                names = [shape.symbol for shape in compiled]
-                engine = self._compile(handlers_module(compiled), HANDLER_LEVEL, names)
-                for shape in compiled:
-                    handlers[shape] = engine.get_function_address(shape.symbol)
+            wanted = [shape for shape in dict.fromkeys(missing) if shape not in self.handlers]
+            self._make(wanted)
+            for shape in wanted:
+                self.handlers[shape] = self.memory.symbols[shape.symbol]
+
+    def _make(self, shapes: list[Shape]) -> None:
+        """Handlers from the cache, or compiled."""
+        known = self.memory.symbols
+        absent = []
+        for shape in shapes:
+            symbol = shape.symbol
+            if symbol not in known and not self._add_kept(symbol):
+                absent.append(shape)
+            elif self._kept[symbol][0] is Level.ROUGH:  # no shape is made twice in a run
+                self._rough[symbol] = shape
+        if absent:
+            names = [shape.symbol for shape in absent]
+            self._compile(handlers_module(absent), self._level, names)
+            if self._level is Level.ROUGH:
+                self._rough.update(zip(names, absent, strict=True))
+
+    def next_rough(self) -> list[Shape]:
+        """Handlers of this run that only exist in rough; each is given once."""
+        with self._lock:
+            symbols = list(self._rough)[:BATCH]
+            return [self._rough.pop(symbol) for symbol in symbols]
 
 
 _shared: NativeCode | None = None

@@ -1,9 +1,10 @@
-"""LLVM in a process of its own, for the second tier.
+"""LLVM: from its assembly language to code that can be linked; here, or in a process of its own.
 
 LLVM is used by one thread of a process at a time (llvmlite has one lock for all of it), and a vCPU
-that needs a new handler must not wait for a region that takes a tenth of a second.  So regions are
-compiled elsewhere: text goes in, object code comes out, each behind its length (4 bytes,
-little-endian).  An empty answer: it could not be compiled.
+that needs a new handler must not wait for a region that takes a tenth of a second.  So what can
+wait is compiled elsewhere: a level (1 byte) and text go in, a packed
+:class:`~vdisk.vm.cpu.linker.Piece` comes out, each behind its length (4 bytes, little-endian).  An
+empty answer: it could not be compiled.
 """
 
 from __future__ import annotations
@@ -13,13 +14,27 @@ import os
 import signal
 import subprocess
 import sys
+from enum import IntEnum
 from struct import Struct
 from typing import IO, Any
+
+from vdisk.vm.cpu.linker import piece
 
 LENGTH = Struct("<I")
 NICENESS = 5
 """Regions are compiled beside the guest, not instead of it."""
-REGION_LEVEL = 2
+TRIPLE = "x86_64-unknown-linux-gnu"
+
+
+class Level(IntEnum):
+    """How much work goes into code; milliseconds of processor time for a usual handler."""
+
+    ROUGH = 0
+    """0.4: what a vCPU waits for.  Instructions are chosen and registers given out in one go."""
+    FINE = 1
+    """2.0: what handlers are in the end."""
+    BEST = 2
+    """Regions and the run-time."""
 
 
 class CompilerProcess:
@@ -33,14 +48,14 @@ class CompilerProcess:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
-    def compile(self, text: str) -> bytes | None:
-        """Object code of a module; None where the process has none to give (any more)."""
+    def compile(self, text: str, level: Level) -> bytes | None:
+        """A module's packed code; None where the process has none to give (any more)."""
         source, result = self._process.stdin, self._process.stdout
         assert source is not None
         assert result is not None
         data = text.encode()
         try:
-            source.write(LENGTH.pack(len(data)) + data)
+            source.write(LENGTH.pack(len(data) + 1) + bytes([level]) + data)
             source.flush()
             return _receive(result) or None
         except (OSError, ValueError):
@@ -51,7 +66,8 @@ class CompilerProcess:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # of what was still to be written
+                    pipe.close()
         self._process.wait()
 
 
@@ -65,41 +81,63 @@ def _receive(pipe: IO[bytes]) -> bytes:
     return data if len(data) == length else b""
 
 
-def target_machine() -> Any:
+class Compiler:
     """LLVM for this host."""
-    from llvmlite import binding as llvm
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=2,
-        jit=True,
-    )
+    def __init__(self) -> None:
+        from llvmlite import binding as llvm
 
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        llvm.initialize_native_asmparser()
+        self._llvm = llvm
+        self._machines: dict[Level, Any] = {}
 
-def compile_module(machine: Any, text: str, level: int) -> bytes:
-    """Object code of LLVM IR."""
-    from llvmlite import binding as llvm
+    def compile(self, text: str, level: Level) -> bytes:
+        """Packed code of a module."""
+        machine, module = self._machine(level), self._llvm.parse_assembly(text)
+        if level is Level.ROUGH:
+            self._tidy(machine, module)
+        else:
+            options = self._llvm.create_pipeline_tuning_options(speed_level=int(level))
+            passes = self._llvm.create_pass_builder(machine, options)
+            passes.getModulePassManager().run(module, passes)
+        return piece(machine.emit_object(module)).pack()
 
-    module = llvm.parse_assembly(text)
-    options = llvm.create_pipeline_tuning_options(speed_level=level)
-    passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(module, passes)
-    code: bytes = machine.emit_object(module)
-    return code
+    def _machine(self, level: Level) -> Any:
+        machine = self._machines.get(level)
+        if machine is None:
+            machine = self._machines[level] = self._llvm.Target.from_triple(
+                TRIPLE
+            ).create_target_machine(
+                cpu=self._llvm.get_host_cpu_name(),
+                features=self._llvm.get_host_cpu_features().flatten(),
+                opt=0 if level is Level.ROUGH else 2,
+                reloc="pic",
+                codemodel="small",
+            )
+        return machine
+
+    def _tidy(self, machine: Any, module: Any) -> None:
+        """What costs next to nothing: variables become registers, empty blocks go."""
+        options = self._llvm.create_pipeline_tuning_options(speed_level=1)
+        builder = self._llvm.create_pass_builder(machine, options)
+        passes = self._llvm.create_new_function_pass_manager()
+        passes.add_sroa_pass()
+        passes.add_simplify_cfg_pass()
+        for function in module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
 
 
 def serve() -> None:
     """Compile what comes on standard input until it ends."""
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever reads the answers
-    machine = target_machine()
+    compiler = Compiler()
     while data := _receive(sys.stdin.buffer):
         try:
-            code = compile_module(machine, data.decode(), REGION_LEVEL)
+            code = compiler.compile(data[1:].decode(), Level(data[0]))
         except RuntimeError as error:
             print(error, file=sys.stderr)
             code = b""

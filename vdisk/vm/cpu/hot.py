@@ -6,29 +6,37 @@ with the parameters of the records as constants: LLVM folds them, forwards regis
 from instruction to instruction, and no record is dispatched in between.
 
 A region is entered like a handler: it *is* the handler of its first record.  Everything rare
-(faults, exits, jumps out of the region) goes on with the records of the first tier, which are
-still there; so nothing else has to know that the second tier exists.
+(faults, exits, jumps out of the region) goes on by address, with what the first tier has
+there; so nothing else has to know that the second tier exists.  A region's code depends on the
+bytes it was made from and on their place in the page, and on nothing else: it serves wherever the
+same bytes stand, in other runs too (:mod:`vdisk.vm.cpu.region_store`).
 
 A store that changes translated code drops the records it hits.  Whoever executes them stops at
 once, but a region has no records to stop at: after the slow way of a store it looks whether
-anything was dropped (``code_dropped``) and goes on with the next record if so.
+anything was dropped (``code_dropped``) and goes on with the first tier's next record if so, which
+may be in the middle of a block (``resume``): where blocks begin is where instructions are counted
+and interrupts are taken, so it must not depend on whether there is a region.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import ENDS_ITSELF, SEMANTICS, Context
 from vdisk.vm.cpu.decode import FALL_THROUGH
+from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.native import KNOWN
-from vdisk.vm.cpu.records import PARAMS, RECORD_SIZE
+from vdisk.vm.cpu.records import PARAMS
 from vdisk.vm.cpu.state import FIELDS
 from vdisk.vm.cpu.translate import BLOCK_LIMIT, KEEPS, LINKED, block_end_shape, may_link
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vdisk.vm.cpu.arena import Arena
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
@@ -37,6 +45,22 @@ REGION_LIMIT = 192
 """Instructions; LLVM needs about half a millisecond for each."""
 ZERO = FIELDS["zero"].offset
 NOT_HOT = {"system", "undefined", "crossing", "stale", "hlt"}
+
+
+class Place(NamedTuple):
+    """A record, as it can be found from a block's address."""
+
+    block: int
+    """Offset of the block in the page."""
+    before: int
+    """How many records of the block stand before it."""
+    offset: int
+    number: int
+    """What it holds as ``off`` and ``count``."""
+
+    def packed(self) -> int:
+        """What ``resume`` takes (:mod:`vdisk.vm.cpu.native`)."""
+        return self.before | self.offset << 16 | self.number << 32
 
 
 class Step(NamedTuple):
@@ -48,8 +72,10 @@ class Step(NamedTuple):
     length: int
     number: int
     """How many instructions of its block end with it."""
-    record: int
-    """Address of its record in the first tier."""
+    place: Place
+    """Its record in the first tier."""
+    following: Place | None
+    """The record behind it, if that begins another instruction."""
 
 
 class Plan(NamedTuple):
@@ -57,8 +83,6 @@ class Plan(NamedTuple):
 
     offset: int
     decoded: list[Decoded]
-    record: int
-    """Address of its first record."""
     successors: tuple[int, ...]
     """Offsets of the blocks in the page that may follow directly."""
     end: int
@@ -74,25 +98,28 @@ class Region:
         )
         self.blocks: dict[int, Plan] = {}
 
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The bytes [start, end) of each block."""
+        return tuple((plan.offset, plan.end) for plan in self.blocks.values())
+
     def gather(self, code: bytes) -> bool:
         """Find the blocks; False if there is nothing to gain."""
         waiting, size = [self.head], 0
         while waiting:
             offset = waiting.pop(0)
-            entry = self.arena.entry(self.codes, offset)
-            if offset in self.blocks or not entry:
+            if offset in self.blocks or not self.arena.entry(self.codes, offset):
                 continue
             decoded = self.decoder.decode_block(code, offset, BLOCK_LIMIT)
             size += len(decoded)
             if not decoded or (size > REGION_LIMIT and self.blocks):
                 continue
-            plan = self._plan(offset, decoded, self.arena.record_address(entry))
+            plan = self._plan(offset, decoded)
             self.blocks[offset] = plan
             waiting += plan.successors
         head = self.blocks.get(self.head)
         return head is not None and head.decoded[0].name not in NOT_HOT
 
-    def _plan(self, offset: int, decoded: list[Decoded], record: int) -> Plan:
+    def _plan(self, offset: int, decoded: list[Decoded]) -> Plan:
         last = decoded[-1]
         end = offset + sum(each.length for each in decoded)
         successors = []
@@ -101,7 +128,7 @@ class Region:
             successors.append(end + (last.jump or 0))
         if (not last.ends or last.falls_through) and end < 0x1000:
             successors.append(end)
-        return Plan(offset, decoded, record, tuple(successors), end)
+        return Plan(offset, decoded, tuple(successors), end)
 
     def live_in(self) -> dict[int, int]:
         """The flags that are looked at from each block's beginning on, to a fixed point."""
@@ -137,7 +164,7 @@ class Region:
             now = decoded.reads | (now & ~decoded.kills)
         wanted.reverse()
         steps: list[Step] = []
-        offset, record, known = plan.offset, plan.record, -1
+        offset, known = plan.offset, -1
         for count, (decoded, live_after) in enumerate(zip(plan.decoded, wanted, strict=True), 1):
             for op in decoded.ops:
                 shape = op.shape._replace(
@@ -150,8 +177,12 @@ class Region:
                         shape = shape._replace(variant=shape.variant | LINKED)
                 if decoded.name in {"inc", "dec"} and not live_after & flags.CF:
                     shape = shape._replace(variant=CARRY_DEAD)
-                steps.append(Step(op, shape, offset, decoded.length, count, record))
-                record += RECORD_SIZE
+                place = Place(plan.offset, len(steps), offset, count)
+                following = None
+                if op is decoded.ops[-1]:
+                    end, more = offset + decoded.length, min(count + 1, len(plan.decoded))
+                    following = Place(plan.offset, len(steps) + 1, end, more)
+                steps.append(Step(op, shape, offset, decoded.length, count, place, following))
             known = _known_after(decoded, known)
             offset += decoded.length
         return steps
@@ -178,34 +209,33 @@ class RegionBuilder(LlvmBuilder):
         self._budget = self.variable("i64", Value(self, "i64", "%bud"))
         self._dropped = self.variable("i1", 0)
         self._step: Step | None = None
-        self._next = ""
-        self._last = False
+        self._here = self._next = ""
 
     def write(self) -> str:
         """The whole function's body."""
         live = self.region.live_in()
         self.jump_to_label(f"b{self.region.head}")
         for plan in self.region.blocks.values():
+            self._next = f"b{plan.offset}"
             steps = self.region.steps(plan, live)
-            for place, step in enumerate(steps):
-                label = f"b{plan.offset}" if place == 0 else self._next
-                self.place_label(label)
-                self._next = self.new_label()
+            for step in steps:
+                self._here, self._next = self._next, self.new_label()
+                self.place_label(self._here)
                 self._write_step(step)
             self._write_end(plan, steps[-1])
         return self.body()
 
     def _write_step(self, step: Step) -> None:
         self._step = step
-        if self.reaches_slow_store(step.shape):
+        if self._may_store():
             self._dropped.set(0)
         SEMANTICS[step.shape.operation](Context(self, step.shape))
         if step.shape.operation not in ENDS_ITSELF:
             self.next()
 
-    @staticmethod
-    def reaches_slow_store(shape: Shape) -> bool:
+    def _may_store(self) -> bool:
         """True for what may write memory."""
+        shape = self.step.shape
         return "m" in shape.operands or shape.operation in STORING
 
     def _write_end(self, plan: Plan, last: Step) -> None:
@@ -216,19 +246,9 @@ class RegionBuilder(LlvmBuilder):
             self.end("unreachable")
             return
         shape = block_end_shape(self.region.mode)
-        self._step = Step(last.op, shape, plan.end, 0, len(plan.decoded), last.record + RECORD_SIZE)
-        if plan.end in self.region.blocks:
-            self._stay(plan.end)
-        else:
-            self._to_record(self.record(), self.budget())
-
-    def _stay(self, target: int) -> None:
-        """To another block of the region."""
-        budget = self._left()
-        record = self._pointer_to(self.region.blocks[target].record)
-        self._interrupted_if((budget | self.poll("kick")).slt(0), record, budget)
-        self._budget.set(budget)
-        self.jump_to_label(f"b{target}")
+        count = len(plan.decoded)
+        self._step = Step(last.op, shape, plan.end, 0, count, last.place, None)
+        self._go(plan.end, self._left())
 
     # -- what a record is here -----------------------------------------------------------------
 
@@ -237,12 +257,6 @@ class RegionBuilder(LlvmBuilder):
         """The micro-op that is being written."""
         assert self._step is not None
         return self._step
-
-    def _pointer_to(self, address: int) -> str:
-        return self.assign("ptr", f"inttoptr i64 {address} to ptr").text
-
-    def record(self) -> str:
-        return self._pointer_to(self.step.record)
 
     def budget(self) -> Value:
         return self._budget.get()
@@ -273,31 +287,92 @@ class RegionBuilder(LlvmBuilder):
 
     def elsewhere(self) -> bool:
         """By the first tier's record, unless that record is this very region."""
-        if self.step.record == self.region.blocks[self.region.head].record:
+        place = self.step.place
+        if place.before == 0 and place.block == self.region.head:
             return False
-        self._to_record(self.record(), self.budget())
+        self._resume(place)
         return True
 
     # -- ends ------------------------------------------------------------------------------------
 
+    def _linear(self, offset: int) -> Value:
+        """The address of a place in the page, or just behind it."""
+        linear = self.get("code_page") + offset
+        return linear if self.region.mode.code == 64 else linear & 0xFFFF_FFFF
+
+    def _tail_at(self, name: str, linear: Value, budget: Value) -> None:
+        self.used.add(f"declare tailcc void @{name}(ptr, i64, i64, i64)")
+        self._tail(f"@{name}", f"i64 {linear.text}", budget)
+
+    def _go(self, target: int, budget: Value) -> None:
+        """On at another place of the page."""
+        if target not in self.region.blocks:
+            self._tail_at("goto", self._linear(target), budget)
+            return
+        self._stop_if(budget, target)
+        self._budget.set(budget)
+        self.jump_to_label(f"b{target}")
+
+    def _stop_if(self, budget: Value, offset: int) -> None:
+        """Back to Python if the budget is used up or something else is to be done."""
+        with self.if_((budget | self.poll("kick")).slt(0), unlikely=True):
+            self.set("exit_reason", Exit.INTERRUPTED)
+            self._tail_at("leave_at", self._linear(offset), budget)
+
+    def _resume(self, place: Place) -> None:
+        """Go on with a record in the middle of its block, as if it had been executed from there."""
+        self.used.add("declare tailcc void @resume(ptr, i64, i64, i64, i64)")
+        given = f"i64 {self._linear(place.block).text}, i64 {self.budget().text}, i64 %tlb"
+        self.end(
+            f"musttail call tailcc void @resume(ptr %st, {given}, i64 {place.packed()})", "ret void"
+        )
+
+    @contextmanager
+    def _if_dropped(self) -> Iterator[None]:
+        """What is written inside happens after a store that changed translated code."""
+        with self.if_(self._dropped.get(), unlikely=True):
+            self.set("code_dropped", 0)
+            yield
+
     def next(self) -> None:
         if self.has_ended():
             return
-        if self.reaches_slow_store(self.step.shape):
-            with self.if_(self._dropped.get(), unlikely=True):
-                self.set("code_dropped", 0)
-                following = self._pointer_to(self.step.record + RECORD_SIZE)
-                self._to_record(following, self.budget())
+        following = self.step.following
+        if self._may_store() and following is not None:
+            with self._if_dropped():
+                self._resume(following)
         self.jump_to_label(self._next)
 
+    def again(self, spent: Value | int = 1) -> None:
+        budget, offset = self.budget() - spent, self.step.offset
+        left = budget - (self.step.number - 1)
+        self._stop_if(left, offset)
+        self._budget.set(budget)
+        if self._may_store():
+            with self._if_dropped():
+                self._resume(self.step.place)
+        self.jump_to_label(self._here)
+
     def follow(self) -> None:
-        step = self.step
+        step, budget = self.step, self._left()
         assert step.op.jump is not None
         target = step.offset + step.length + step.op.jump
-        if target in self.region.blocks:
-            self._stay(target)
+        if self._may_store() and target in self.region.blocks:
+            with self._if_dropped():
+                self._tail_at("goto", self._linear(target), budget)
+        self._go(target, budget)
+
+    def fault(self) -> None:
+        self._tail_at("fault_at", self._linear(self.step.offset), self._left())
+
+    def leave(self, reason: int, argument: Value | int = 0, *, after: bool = False) -> None:
+        step = self.step
+        self.set("exit_reason", reason)
+        self.set("exit_argument", argument)
+        if after:
+            self._tail_at("leave_at", self._linear(step.offset + step.length), self._left())
         else:
-            super().follow()
+            self._tail_at("leave_at", self._linear(step.offset), self._left() + 1)
 
 
 STORING = {
@@ -306,9 +381,12 @@ STORING = {
 """Operations that write memory without naming it as an operand."""
 
 
-def region_module(region: Region, symbol: str) -> str:
-    """LLVM IR of a region."""
+SYMBOL = "region"
+
+
+def region_module(region: Region) -> str:
+    """LLVM IR of a region, whose function is :data:`SYMBOL`."""
     b = RegionBuilder(region)
     body = b.write()
-    text = function("tailcc", "void", symbol, HANDLER_PARAMETERS, body)
+    text = function("tailcc", "void", SYMBOL, HANDLER_PARAMETERS, body)
     return "\n".join([*sorted(b.used), text, METADATA])

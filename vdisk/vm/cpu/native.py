@@ -7,6 +7,8 @@ These few functions are tail-called like handlers but belong to no instruction:
 ``fault``        the present record's instruction raised what the state describes
 ``leave``        back to Python at the present instruction (``leave_after``: behind it)
 ``interrupted``  back to Python at a record that was about to be executed
+``leave_at``, ``fault_at``  like ``leave`` and ``fault``, by address: for code without records
+``resume``       goes on with a record in the middle of a block, for such code
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.native_mxcsr import MXCSR_ROUTINES
 from vdisk.vm.cpu.native_x87 import x87_enter, x87_leave
-from vdisk.vm.cpu.records import RECORD_SIZE
+from vdisk.vm.cpu.records import PARAMS, RECORD_SIZE
 from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine, page_of
 from vdisk.vm.cpu.state import FIELDS, TLB_USER
 
@@ -150,6 +152,47 @@ def _interrupted(b: LlvmBuilder) -> None:
     _exit(b, _record_linear(b), _argument(b, "bud"), Exit.INTERRUPTED)
 
 
+def _leave_at(b: LlvmBuilder) -> None:
+    _set_rip(b, _argument(b, "linear"))
+    b.set("budget", _argument(b, "bud"))
+    b.return_()
+
+
+def _fault_at(b: LlvmBuilder) -> None:
+    _raise(b, _argument(b, "linear"), _argument(b, "bud"))
+
+
+def _resume(b: LlvmBuilder) -> None:
+    """Go on with a record of the block at ``linear``, or (it was dropped) at its address.
+
+    ``%place``: how many records of the block stand before it (bits 0-15), and what it holds as
+    ``off`` (16-31) and ``count``.
+    """
+    linear, budget, tlb = _argument(b, "linear"), _argument(b, "bud"), b.tlb()
+    place = _argument(b, "place")
+    offset, count = (place >> 16) & 0xFFFF, place >> 32
+    codes = b.call("find_code_page", tlb, linear)
+    b.set("pending", 0)  # where the page is not there any more, goto finds that out
+    with b.if_(codes.ne(0)):
+        number = b.load_host(codes + (linear & 0xFFF) * 4, "i32")
+        with b.if_(number.sgt(0)):
+            record = b.get("arena") + (number.zext("i64") + (place & 0xFFFF)) * RECORD_SIZE
+            is_it = b.load_host(record + PARAMS["off"].offset, "i16").zext("i64").eq(offset)
+            is_it = is_it & b.load_host(record + PARAMS["count"].offset, "i8").zext("i64").eq(count)
+            with b.if_(is_it):
+                _to_record(b, record, budget)
+    there = page_of(linear) + offset
+    given = f"i64 {there.text}, i64 {(budget - (count - 1)).text}, i64 {tlb.text}"
+    b.end(f"musttail call tailcc void @goto(ptr %st, {given})", "ret void")
+
+
+def _to_record(b: LlvmBuilder, record: Value, budget: Value) -> None:
+    pointer = b.assign("ptr", f"inttoptr i64 {record.text} to ptr").text
+    handler = b.assign("ptr", f"load volatile ptr, ptr {pointer}").text
+    given = f"ptr %st, ptr {pointer}, i64 {budget.text}, i64 %tlb"
+    b.end(f"musttail call tailcc void {handler}({given})", "ret void")
+
+
 def _entry(b: LlvmBuilder) -> None:
     linear = b.get("rip") + b.get("cs_base")
     wide = b.select(b.get("mode").eq(64), linear, linear & 0xFFFF_FFFF)
@@ -203,9 +246,6 @@ def _c_wrapper(name: str) -> str:
     return function("", called.result, f"c_{name}", given, body)
 
 
-TAILS = ("goto", "fault", "leave", "leave_after", "interrupted")
-"""What handlers end in, beside each other."""
-
 C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
     "load_pdptes",
@@ -234,6 +274,9 @@ def runtime_module() -> str:
         ("leave", HANDLER_PARAMETERS, lambda b: _leave(b, after=False)),
         ("leave_after", HANDLER_PARAMETERS, lambda b: _leave(b, after=True)),
         ("interrupted", HANDLER_PARAMETERS, _interrupted),
+        ("leave_at", GOTO_PARAMETERS, _leave_at),
+        ("fault_at", GOTO_PARAMETERS, _fault_at),
+        ("resume", GOTO_PARAMETERS + ", i64 %place", _resume),
     ):
         b = LlvmBuilder(KNOWN)
         write(b)
