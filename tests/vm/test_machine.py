@@ -38,6 +38,22 @@ def test_a_guest_listens_to_its_serial_line(make: guests.Make) -> None:
     machine.run_until(serial=text.swapcase().replace(" ", "\0"), timeout=PATIENCE)
 
 
+def test_instructions_are_counted_while_it_runs(make: guests.Make) -> None:
+    machine = make(guests.ECHO)
+    machine.start()
+    if not machine.accelerator.counts_instructions:
+        assert machine.statistics()["instructions"] == [0]
+        return
+    deadline, counts = time.monotonic() + PATIENCE, [0]
+    while len(counts) < 4 and time.monotonic() < deadline:
+        (count,) = machine.statistics()["instructions"]
+        if count != counts[-1]:
+            counts.append(count)
+    machine.pause()
+    assert counts == sorted(counts)
+    assert counts[3] <= machine.statistics()["instructions"][0]
+
+
 TICKS = (
     guests.TIMER
     + """

@@ -436,7 +436,7 @@ class Machine(Life):
         return {
             "uptime_ns": self.clock.now(),
             "accelerator": self.accelerator.name,
-            "instructions": [processor.vcpu.instructions for processor in self.processors],
+            "instructions": [processor.vcpu.executed() for processor in self.processors],
             "drives": {drive.name: drive.disk.statistics.as_dict() for drive in self.drives},
         }
 

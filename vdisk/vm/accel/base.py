@@ -144,7 +144,8 @@ class Vcpu(ABC):
 
     ``interrupts``: set by the machine before the first run.  ``apic``: None where the machine has
     none (then CPUID does not show one either).  ``error``: text, after ``VcpuExit.ERROR``.
-    ``instructions``: how many were executed so far (0 where the accelerator cannot tell).
+    ``instructions``: how many were executed by the end of the last run (0 where the accelerator
+    cannot tell).
     ``timestamp_source``: what the time-stamp counter counts (ns), where the machine has a time of
     its own; None: the host's.
     """
@@ -155,6 +156,10 @@ class Vcpu(ABC):
     error: str = ""
     instructions: int = 0
     timestamp_source: Callable[[], int] | None = None
+
+    def executed(self) -> int:
+        """From any thread: instructions so far, those of the present run included."""
+        return self.instructions
 
     @abstractmethod
     def run(self, budget: int | None = None) -> VcpuExit:

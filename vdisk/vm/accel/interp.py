@@ -77,6 +77,7 @@ class InterpVcpu(SoftwareVcpu):
         }
         for name in ROUTINES:
             exec(_routine_code(name), self.names)
+        self.names["find_code_page"] = self._find_for_handler
         self._handlers: dict[int, Callable[[memoryview, int], int]] = {}
         super().__init__(engine, index)
 
@@ -164,6 +165,15 @@ class InterpVcpu(SoftwareVcpu):
         state = self.state
         state.fault_vector, state.fault_error = fault.vector, fault.error
         state.fault_address = fault.address
+
+    def _find_for_handler(self, _state: memoryview, _tlb: int, linear: int) -> int:
+        """As the routine of this name in native code: ``pending`` is set where it faults."""
+        try:
+            return self.find_code_page(linear)
+        except GuestFault as fault:
+            self._describe(fault)
+            self.state.pending = 1
+            return 0
 
     def find_code_page(self, linear: int) -> int:
         """The address of the page's code array (0: none), kept in the TLB."""

@@ -58,10 +58,10 @@ class Core(Events):
         self.state = CpuState()
         self.iret = False
         self.watched_ports: list[tuple[int, int, int]] = []
-        self.thread: int | None = None  # the one that is in run()
         self._bus_wanted = False  # the next instruction is one that needs the bus for itself
         self._device_error: BaseException | None = None
         self.instructions = 0
+        self._end: int | None = None  # what ``instructions`` would be, were the budget used up
         self.reset()
 
     # -- what an engine provides --------------------------------------------------------------
@@ -262,7 +262,8 @@ class Core(Events):
     def run(self, budget: int | None = None) -> VcpuExit:
         state = self.state
         allowance = FOREVER if budget is None else budget
-        start = state.budget = allowance
+        state.budget = allowance
+        self._end = self.instructions + allowance
         self.thread = threading.get_ident()
         try:
             while True:
@@ -285,8 +286,13 @@ class Core(Events):
             return VcpuExit.SHUTDOWN
         finally:
             self.thread = None
-            left = state.budget - (1 << 64) if state.budget >> 63 else state.budget
-            self.instructions += start - left
+            self.instructions, self._end = self.executed(), None
+
+    def executed(self) -> int:
+        end, left = self._end, self.state.budget
+        if end is None:
+            return self.instructions
+        return end - (left - (1 << 64) if left >> 63 else left)
 
     def step(self) -> None:
         """Enter generated code once, and do what it asks for."""
@@ -340,11 +346,12 @@ class Core(Events):
             self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
-            self._interrupted()
+            if not state.irq_pending:
+                self._interrupted()
         return False
 
     def _interrupted(self) -> None:
-        """Generated code has left because of a kick."""
+        """Generated code has left because of a kick that was not for an interrupt."""
 
     def _paused(self) -> None:
         """The guest spins."""

@@ -6,6 +6,7 @@ triple fault; how a vector is delivered, :mod:`~vdisk.vm.cpu.interrupts` and nat
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class Events(Vcpu):
 
     state: CpuState
     bus: Bus
+    thread: int | None = None  # the one that is in run()
     next_rip = 0
     halted = False
     inhibit = False  # STI, MOV SS: no interrupt before the next instruction is done
@@ -57,8 +59,11 @@ class Events(Vcpu):
         """Enter a vector's handler as the interrupt table says; raises :class:`GuestFault`."""
 
     def kick(self) -> None:
-        self.state.irq_pending = 1
-        self.state.kick = KICK
+        """From its own thread, with IF clear, it need not leave: setting IF looks for it."""
+        state = self.state
+        state.irq_pending = 1
+        if state.eflags & flags.IF or self.thread != threading.get_ident():
+            state.kick = KICK
 
     def request_exit(self) -> None:
         self._exit_requested = True

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from vdisk.errors import OutOfRangeError, VdiskError
 from vdisk.vm.devices.base import Device
+from vdisk.vm.scatter import ScatterList
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,20 +47,19 @@ class DmaError(VdiskError):
 class Gathered:
     """The memory of a transfer.  ``exact``: the table ends where the transfer does."""
 
-    __slots__ = ("exact", "ranges", "views")
+    __slots__ = ("_pieces", "exact", "views")
 
-    def __init__(self, memory: GuestMemory, ranges: list[tuple[int, int]], exact: bool) -> None:
+    def __init__(self, memory: GuestMemory, pieces: list[tuple[int, int]], exact: bool) -> None:
+        self._pieces = ScatterList(pieces)
         try:
-            self.views = [memory.view(gpa, length) for gpa, length in ranges]
+            self.views = self._pieces.views(memory)
         except OutOfRangeError as error:
             raise DmaError(f"a region that is not RAM: {error}") from error
-        self.ranges = ranges
         self.exact = exact
 
     def dirtied(self, memory: GuestMemory) -> None:
         """Say that the drive wrote this memory."""
-        for gpa, length in self.ranges:
-            memory.dirtied(gpa, length)
+        self._pieces.dirtied(memory)
 
 
 class BusMaster(Device):

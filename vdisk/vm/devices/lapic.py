@@ -157,7 +157,7 @@ class Lapic(Device):
 
     def _set_tpr(self, value: int) -> None:
         self._tpr = value & 0xFF
-        self._update()
+        self._offer()
 
     @property
     def processor_priority(self) -> int:
@@ -172,6 +172,12 @@ class Lapic(Device):
         highest = self._irr.bit_length() - 1
         offered = highest >= 0 and highest >> 4 > self.processor_priority >> 4
         self._next = highest if offered and self.enabled else -1
+
+    def _offer(self) -> None:
+        """After something that may have held an interrupt back is gone: what waits is told of."""
+        self._update()
+        if self._next >= 0:
+            self._core.interrupt()
 
     # -- from the bus ----------------------------------------------------------------------------
 
@@ -205,9 +211,7 @@ class Lapic(Device):
         bit = 1 << vector
         self._irr |= bit
         self._tmr = self._tmr | bit if level else self._tmr & ~bit
-        self._update()
-        if self._next >= 0:
-            self._core.interrupt()
+        self._offer()
 
     def set_lint(self, pin: int, level: bool) -> None:
         """Drive LINT0 (the 8259 pair) or LINT1 (NMI)."""
@@ -322,7 +326,7 @@ class Lapic(Device):
         if vector < 0:
             return
         self._isr &= ~(1 << vector)
-        self._update()
+        self._offer()
         if self._tmr >> vector & 1:
             self._bus.end_of_interrupt(vector)
 
@@ -330,7 +334,7 @@ class Lapic(Device):
         self._svr = value & SVR_WRITABLE
         if not value & SVR_ENABLED:  # 11.4.7.2: all LVT entries are masked
             self._lvt[:] = [entry | MASKED for entry in self._lvt]
-        self._update()
+        self._offer()
 
     def _write_esr(self, _value: int) -> None:
         self._esr, self._errors = self._errors, 0

@@ -44,9 +44,9 @@ VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP = 0, 1, 2
 SEGMENT_UNMAP: Final = 1
 
 SECTOR: Final = 512
-SEG_MAX: Final = 126
-"""Parts of data in one request: a queue of 128 holds it with header and status."""
-QUEUE_SIZE: Final = 256
+QUEUE_SIZE: Final = 512
+SEG_MAX: Final = QUEUE_SIZE - 2
+"""Parts of data in one request, which has a header and a status besides: 1 MiB is 256 pages."""
 MAX_ZEROED_SECTORS: Final = (1 << 30) // SECTOR
 """Of one discard or write-zeroes: 1 GiB, so that none of them keeps a disk busy for long."""
 
@@ -100,7 +100,8 @@ class VirtioBlk(VirtioDevice):
         return self.disk.room
 
     def use(self, slot: Slot, chain: Chain) -> int | None:
-        kind, sector, data = _header(chain)
+        header, data = chain.head(_HEADER.size)
+        kind, _, sector = _HEADER.unpack(header)
         status = _status_byte(chain)
         begin = _KINDS.get(kind)
         request = None if begin is None else begin(chain, sector, data)
@@ -178,24 +179,6 @@ class VirtioBlk(VirtioDevice):
         self.disk.write_cache = bool(state.get("write_cache"))
 
 
-def _header(chain: Chain) -> tuple[int, int, list[memoryview]]:
-    """Type, sector, and the device-readable parts behind the header."""
-    parts = chain.readable
-    if parts and len(parts[0]) == _HEADER.size:  # as all drivers lay it
-        kind, _, sector = _HEADER.unpack_from(parts[0])
-        return kind, sector, parts[1:]
-    if sum(map(len, parts)) < _HEADER.size:
-        raise BrokenQueueError("a request without a whole header")
-    head, rest = bytearray(), list(parts)
-    while len(head) < _HEADER.size:
-        part, room = rest.pop(0), _HEADER.size - len(head)
-        head += part[:room]
-        if len(part) > room:
-            rest.insert(0, part[room:])
-    kind, _, sector = _HEADER.unpack(head)
-    return kind, sector, rest
-
-
 def _status_byte(chain: Chain) -> memoryview:
     """The last writable byte, which is taken away from the data before it."""
     parts = chain.writable
@@ -209,8 +192,7 @@ def _status_byte(chain: Chain) -> memoryview:
 
 
 def _read(chain: Chain, sector: int, _data: list[memoryview]) -> Request:
-    views = chain.writable
-    return Request(Operation.READ, sector * SECTOR, sum(map(len, views)), views)
+    return Request(Operation.READ, sector * SECTOR, chain.room - 1, chain.writable)
 
 
 def _write(_chain: Chain, sector: int, data: list[memoryview]) -> Request:
@@ -222,7 +204,7 @@ def _flush(_chain: Chain, _sector: int, _data: list[memoryview]) -> Request:
 
 
 def _get_id(chain: Chain, _sector: int, _data: list[memoryview]) -> Request:
-    length = min(sum(map(len, chain.writable)), ID_LENGTH)
+    length = min(chain.room - 1, ID_LENGTH)
     return Request(Operation.GET_ID, 0, length, chain.writable)
 
 

@@ -163,11 +163,9 @@ class VirtioNet(VirtioDevice):
             return None
         if sum(map(len, chain.readable)) > LARGEST_FRAME + self._header_length:
             raise BrokenQueueError(f"a frame of more than {LARGEST_FRAME} bytes")
-        data = b"".join(chain.readable)
-        if len(data) < self._header_length:
-            raise BrokenQueueError("a frame without its header")
+        _, frame = chain.head(self._header_length)
         if self._link:
-            self._network.receive(data[self._header_length :])
+            self._network.receive(b"".join(frame))
         return 0
 
     def _fill(self, slot: Slot, ring: Virtqueue) -> None:
@@ -187,18 +185,18 @@ class VirtioNet(VirtioDevice):
         """Take buffers until there is room for a frame; False while there is not."""
         wanted = length + self._header_length
         merged = self.features & VIRTIO_NET_F_MRG_RXBUF
-        have = sum(_room(chain) for chain in self._collected)
+        have = sum(chain.room for chain in self._collected)
         while have < wanted and (merged or not self._collected):
             chain = ring.pop()
             if chain is None:
                 if ring.await_notification():
                     continue
                 return False
-            if _room(chain) < self._header_length:
+            if chain.room < self._header_length:
                 raise BrokenQueueError("a buffer without room for a frame's header")
             self._collected.append(chain)
             slot.held[chain.key] = chain
-            have += _room(chain)
+            have += chain.room
         return True
 
     def _put(self, slot: Slot, ring: Virtqueue, pending: Pending) -> None:
@@ -208,7 +206,7 @@ class VirtioNet(VirtioDevice):
         fields = (HEADERS, pending.segment, TCP_START, TCP_CHECKSUM) if pending.flags else (0,) * 4
         head = _HEADER.pack(pending.flags, pending.kind, *fields, count)[:header]
         data = memoryview(head + pending.frame)
-        if len(data) > sum(_room(chain) for chain in self._collected):
+        if len(data) > sum(chain.room for chain in self._collected):
             return
         for chain in self._collected:
             written = 0
@@ -233,7 +231,3 @@ class VirtioNet(VirtioDevice):
         self._crowded = False
         self._collected.clear()
         self._network.reset()
-
-
-def _room(chain: Chain) -> int:
-    return sum(map(len, chain.writable))

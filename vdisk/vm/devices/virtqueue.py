@@ -18,14 +18,14 @@ more.  Addresses and lengths are bytes.
 
 from __future__ import annotations
 
+from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import OutOfRangeError, VdiskError
+from vdisk.vm.scatter import ScatterList
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from vdisk.vm.memory import GuestMemory
 
 VIRTQ_DESC_F_NEXT: Final = 1
@@ -39,6 +39,9 @@ LARGEST_QUEUE: Final = 1024
 
 MAX_CHAIN: Final = 1024
 """Descriptors of one chain, an indirect table's included; a loop is found when it has more."""
+
+SHORT_TABLE: Final = 8 * 16
+"""Bytes of an indirect table that is followed quicker than it is looked at as a whole."""
 
 MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.3.1: no more than 2^32 bytes in total
 
@@ -72,11 +75,11 @@ class Chain:
     """One buffer from the driver, checked.
 
     ``readable``, ``writable``: what the device reads and then writes, as slices of guest RAM;
-    parts that are neighbours in memory are one.  ``ranges``: (gpa, length) of the writable ones.
+    parts that are neighbours in memory are one.  ``room``: bytes of what it may write.
     ``key``: by which the queue finds it again; ``identifier``, ``count``: as it is given back.
     """
 
-    __slots__ = ("count", "identifier", "key", "ranges", "readable", "writable")
+    __slots__ = ("_written", "count", "identifier", "key", "readable", "room", "writable")
 
     def __init__(self, key: int, identifier: int, count: int) -> None:
         self.key = key
@@ -84,60 +87,115 @@ class Chain:
         self.count = count
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
-        self.ranges: list[tuple[int, int]] = []
+        self.room = 0
+        self._written: ScatterList | None = None
 
-    def fill(
-        self,
-        memory: GuestMemory,
-        readable: Iterable[tuple[int, int]],
-        writable: list[tuple[int, int]],
-    ) -> Chain:
+    def fill(self, memory: GuestMemory, parts: Parts) -> Chain:
         """Look the parts up; raises :class:`BrokenQueueError` for what is not RAM."""
-        view = memory.view
         try:
-            self.readable = [view(gpa, length) for gpa, length in readable]
-            self.writable = [view(gpa, length) for gpa, length in writable]
+            if parts.readable:
+                self.readable = ScatterList(parts.readable).views(memory)
+            if parts.writable:
+                self._written = ScatterList(parts.writable)
+                self.writable = self._written.views(memory)
+                self.room = parts.room
         except OutOfRangeError as error:
             raise BrokenQueueError(f"a descriptor names what is not RAM: {error}") from error
-        self.ranges = writable
         return self
+
+    def head(self, size: int) -> tuple[bytes | memoryview, list[memoryview]]:
+        """The first ``size`` bytes that the device reads, and the parts behind them.
+
+        Drivers may cut buffers where they like (2.7.4.1).  Raises :class:`BrokenQueueError` for
+        a buffer that is shorter.
+        """
+        parts = self.readable
+        if parts and len(parts[0]) == size:  # as all drivers lay it
+            return parts[0], parts[1:]
+        found = bytearray()
+        for number, part in enumerate(parts):
+            missing = size - len(found)
+            found += part[:missing]
+            if len(found) == size:
+                rest = [part[missing:]] if len(part) > missing else []
+                return bytes(found), rest + parts[number + 1 :]
+        raise BrokenQueueError("a buffer without its whole header")
 
     def dirtied(self, memory: GuestMemory) -> None:
         """Say that the device wrote the writable parts."""
-        for gpa, length in self.ranges:
-            memory.dirtied(gpa, length)
+        if self._written is not None:
+            self._written.dirtied(memory)
 
 
 class Parts:
-    """Collects the parts of a chain: readable first, then writable, neighbours joined."""
+    """The parts of a chain as (gpa, bytes): readable ones, then writable ones.
 
-    __slots__ = ("count", "readable", "total", "writable")
+    ``count``: of descriptors; ``total``: bytes of all, ``room``: of the writable ones.
+    """
+
+    __slots__ = ("count", "readable", "room", "total", "writable")
 
     def __init__(self) -> None:
         self.readable: list[tuple[int, int]] = []
         self.writable: list[tuple[int, int]] = []
-        self.count = self.total = 0
+        self.count = self.total = self.room = 0
 
     def add(self, address: int, length: int, flags: int) -> None:
         """One descriptor; raises :class:`BrokenQueueError`."""
         self.count += 1
         self.total += length
+        self._check()
+        if flags & VIRTQ_DESC_F_WRITE:
+            self.writable.append((address, length))
+            self.room += length
+        elif self.writable:
+            raise BrokenQueueError("a device-readable descriptor follows a device-writable one")
+        else:
+            self.readable.append((address, length))
+
+    def _check(self) -> None:
         if self.count > MAX_CHAIN:
             raise BrokenQueueError(f"a chain of more than {MAX_CHAIN} descriptors, or a loop")
         if self.total > MAX_CHAIN_BYTES:
             raise BrokenQueueError("a chain of more than 4 GiB")
-        if flags & VIRTQ_DESC_F_WRITE:
-            parts = self.writable
-        elif self.writable:
-            raise BrokenQueueError("a device-readable descriptor follows a device-writable one")
-        else:
-            parts = self.readable
-        if not length:
-            return
-        if parts and sum(parts[-1]) == address:
-            parts[-1] = (parts[-1][0], parts[-1][1] + length)
-        else:
-            parts.append((address, length))
+
+    def add_in_order(self, table: memoryview) -> bool:
+        """A split table whose descriptors each name the one behind it, as drivers lay them.
+
+        False for any other, of which nothing was taken: it has to be followed.
+        """
+        count = len(table) >> 4
+        words = _words(count).unpack(table)
+        lengths, tails = [], []  # a tail: flags, and the next descriptor above them
+        for word in words[1::2]:
+            lengths.append(word & 0xFFFF_FFFF)
+            tails.append(word >> 32)
+        writes, last = VIRTQ_DESC_F_WRITE, count - 1
+        first = 0  # of the writable ones
+        while first < count and not tails[first] & writes:
+            first += 1
+        tails[last] &= 0xFFFF  # its next one means nothing
+        expected = _READ_TAILS[:first] + _WRITE_TAILS[first:count]
+        expected[last] = writes if first < count else 0
+        if tails != expected or self.count:
+            return False
+        self.count, self.room = count, sum(lengths[first:])
+        self.total = self.room + sum(lengths[:first])
+        self._check()
+        pieces = list(zip(words[::2], lengths, strict=True))
+        self.readable, self.writable = pieces[:first], pieces[first:]
+        return True
+
+
+_READ_TAILS: Final = [VIRTQ_DESC_F_NEXT | n << 16 for n in range(1, MAX_CHAIN + 1)]
+_WRITE_TAILS: Final = [tail | VIRTQ_DESC_F_WRITE for tail in _READ_TAILS]
+"""By place: flags and next one of a descriptor that the next place follows."""
+
+
+@cache
+def _words(count: int) -> Struct:
+    """A table of so many descriptors, two words each."""
+    return Struct(f"<{2 * count}Q")
 
 
 def indirect_table(memory: GuestMemory, address: int, length: int) -> memoryview:
@@ -267,7 +325,7 @@ class SplitQueue(Virtqueue):
             if not flags & VIRTQ_DESC_F_NEXT:
                 break
             index = following
-        return Chain(key, key, 1).fill(self.memory, parts.readable, parts.writable)
+        return Chain(key, key, 1).fill(self.memory, parts)
 
     def _add_indirect(self, parts: Parts, address: int, length: int, flags: int) -> None:
         if not self.layout.indirect:
@@ -275,6 +333,8 @@ class SplitQueue(Virtqueue):
         if flags & VIRTQ_DESC_F_NEXT:
             raise BrokenQueueError("an indirect descriptor that has a next one")
         table, index = indirect_table(self.memory, address, length), 0
+        if length > SHORT_TABLE and parts.add_in_order(table):
+            return
         while True:
             if index >= length >> 4:
                 raise BrokenQueueError(f"descriptor {index} of a table of {length >> 4}")

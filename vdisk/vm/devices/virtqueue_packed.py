@@ -93,7 +93,7 @@ class PackedQueue(Virtqueue):
                 break
             position = position + 1 if position + 1 < self.size else 0
         chain = Chain(key, identifier, count)
-        return chain.fill(self.memory, parts.readable, parts.writable)
+        return chain.fill(self.memory, parts)
 
     def _add_indirect(self, parts: Parts, address: int, length: int) -> None:
         """Every descriptor of the table belongs to the chain, in order.

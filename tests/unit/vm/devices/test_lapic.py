@@ -120,6 +120,21 @@ def test_the_highest_vector_is_served_first_and_eoi_uncovers_the_next() -> None:
     assert apic.acknowledge() == 0x31
 
 
+def test_an_interrupt_that_was_held_back_is_announced_when_it_may_be_taken() -> None:
+    board = Board()
+    apic, log = board.apics[0], board.cores[0].log
+    apic.accept(DeliveryMode.FIXED, 0x61, level=False)
+    apic.acknowledge()
+    apic.accept(DeliveryMode.FIXED, 0x31, level=False)
+    assert log == ["interrupt"]
+    apic.mmio_write(chip.EOI, 4, 0)
+    assert log == ["interrupt"] * 2 and apic.pending()
+    apic.task_priority = 4
+    assert log == ["interrupt"] * 2 and not apic.pending()
+    apic.task_priority = 2
+    assert log == ["interrupt"] * 3 and apic.pending()
+
+
 def test_task_priority_holds_classes_back_and_cr8_is_its_upper_half() -> None:
     board = Board()
     apic = board.apics[0]

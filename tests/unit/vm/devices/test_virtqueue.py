@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from tests.tools.virtio_driver import Allocator, DriverQueue, PackedDriver, SplitDriver
+from vdisk.vm.devices import virtqueue
 from vdisk.vm.devices.virtqueue import (
     LARGEST_QUEUE,
     BrokenQueueError,
@@ -166,6 +167,69 @@ def test_a_forged_table_is_refused(entry: tuple[int, int, int, int]) -> None:
     driver.offer(0)
     with pytest.raises(BrokenQueueError):
         device.pop()
+
+
+def _long_table(rng: random.Random) -> list[list[int]]:
+    """Descriptors in order, pages upwards, downwards or anywhere; sometimes forged a little."""
+    count = rng.randrange(9, 40)
+    first = rng.randrange(count + 1)
+    step = rng.choice([0x1000, -0x1000, 0x3000])
+    base = DATA + (0x100000 if step < 0 else 0)
+    table = []
+    for number in range(count):
+        flags = (NEXT if number < count - 1 else 0) | (WRITE if number >= first else 0)
+        table.append([base + step * number, rng.choice([0x1000, 0x200, 0]), flags, number + 1])
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        entry = rng.choice(table)
+        field = rng.randrange(4)
+        entry[field] = rng.choice(
+            [[1 << 40, 16], [1 << 31, 5], [entry[2] ^ WRITE, entry[2] ^ NEXT, 4], [0, 3, 900]][
+                field
+            ]
+        )
+    return table
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_table_read_at_once_means_what_it_does_followed(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = _long_table(random.Random(seed))
+    driver, device = pair(SplitDriver)
+    assert isinstance(driver, SplitDriver)
+    at = DATA + 0x180000
+    driver.memory.write(at, b"".join(struct.pack("<QIHH", *entry) for entry in table))
+    driver.write_descriptor(0, at, 16 * len(table), INDIRECT, 0)
+    found = []
+    for shortest in (virtqueue.SHORT_TABLE, 1 << 20):
+        monkeypatch.setattr(virtqueue, "SHORT_TABLE", shortest)
+        try:
+            chain = device._read_chain(0)
+        except BrokenQueueError as error:
+            found.append(str(error))
+        else:
+            places = [[view.nbytes for view in each] for each in (chain.readable, chain.writable)]
+            chain.dirtied(driver.memory)
+            found.append(f"{places} {chain.room}")
+    assert found[0] == found[1]
+
+
+def test_a_header_wherever_it_is_cut() -> None:
+    driver, device = pair(SplitDriver, 16)
+    driver.memory.write(DATA, bytes(range(32)))
+    for cuts in ([8, 24], [3, 5, 24], [1, 31], [32], [4, 4]):
+        at, parts = DATA, []
+        for length in cuts:
+            parts.append((at, length))
+            at += length + 0x1000
+            driver.memory.write(at, bytes(range(sum(cuts[: len(parts)]), 32)))
+        driver.add(parts)
+        head, rest = popped(device).head(8)
+        assert bytes(head) == bytes(range(8))
+        assert b"".join(rest) == bytes(range(8, sum(cuts)))
+    driver.add([(DATA, 4), (DATA + 0x2000, 3)])
+    with pytest.raises(BrokenQueueError, match="header"):
+        popped(device).head(8)
 
 
 def test_indirect_has_to_be_negotiated() -> None:

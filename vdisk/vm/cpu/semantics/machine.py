@@ -36,13 +36,18 @@ def stale_shape() -> Shape:
 def crossing(c: Context) -> None:
     """Before an instruction that reaches into the next page: is it the page it was made with?
 
-    ``wide`` is the address of that page's code array, which only the right page has.
+    ``wide`` is the address of that page's code array, which only the right page has.  Where the
+    TLB does not know the page it is looked up; Python sees to a fault that this meets.
     """
     b = c.b
     following = b.get("code_page") + 0x1000
     place = b.tlb() + code_entry_offset(following)
-    same_page = b.load_state(place, "i64").eq(following)
-    with b.if_(same_page & b.load_state(place + 8, "i64").eq(b.param("wide"))):
+    codes = b.variable("i64", b.load_state(place + 8, "i64"))
+    with b.if_(b.load_state(place, "i64").ne(following)):
+        linear = b.select(b.get("mode").eq(64), following, following & 0xFFFF_FFFF)
+        codes.set(b.call("find_code_page", b.tlb(), linear))
+        b.set("pending", 0)
+    with b.if_(codes.get().eq(b.param("wide"))):
         b.next()
     b.leave(Exit.CROSSING)
 
