@@ -27,7 +27,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from vdisk.emu_block.barrier import Barrier
-from vdisk.emu_block.geometry import DiskGeometry, Geometry, Translation, guess
+from vdisk.emu_block.drive import Drive, Identity, Stacking
+from vdisk.emu_block.geometry import DiskGeometry, Geometry, Translation
 from vdisk.emu_block.policy import ErrorPolicy, OnError
 from vdisk.emu_block.quick import Quick
 from vdisk.emu_block.requests import ID_LENGTH, MODIFYING, Operation, Request
@@ -71,10 +72,8 @@ MAX_REQUESTS: Final = 4096
 THREADS: Final = 4
 """Requests that wait for the disk at once; more bring little even to fast disks."""
 
-SECTOR_SIZES: Final = (512, 4096)
 
-
-class EmuBlockDevice:
+class EmuBlockDevice(Drive):
     """A disk of a machine, over ``device``, which it owns; None: an empty drive.
 
     ``sector_size``: logical sector, 512 or 4096 bytes; ``physical_sector_size``: what the guest
@@ -108,183 +107,38 @@ class EmuBlockDevice:
         lock: threading.RLock | None = None,
         now: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        physical = physical_sector_size or sector_size
-        if sector_size not in SECTOR_SIZES or physical < sector_size or physical & (physical - 1):
-            raise InvalidRequestError(
-                f"sectors of {sector_size} bytes on {physical}: a logical sector has 512 or 4096 "
-                f"bytes, a physical one a power of two times as many"
-            )
-        if len(serial.encode()) > ID_LENGTH or not serial.isascii():
-            raise InvalidRequestError(
-                f"serial number {serial!r}: at most {ID_LENGTH} ASCII letters"
-            )
-        if device is None and not removable:
-            raise InvalidRequestError("only a drive for removable media may be empty")
-        self.sector_size = sector_size
-        self.physical_sector_size = physical
-        self.serial = serial
-        self.removable = removable
         self.write_cache = write_cache
         self.discard_enabled = discard
         self.policy = policy or ErrorPolicy()
         self.statistics = Statistics()
-        self.lock = lock or threading.RLock()
-        self.device: BlockDevice | None = None
-        self.size = 0
-        """Bytes of the disk, whole sectors; 0 while there is no medium."""
-        self.tray_open = False
-        self.tray_locked = False
-        """The guest has locked the tray."""
         self.on_stop: Callable[[Request, VdiskError], None] | None = None
         """Called when a request failed and was kept: the machine must stand still now."""
-        self._readonly = readonly
-        self._throttle = throttle
-        self._snapshot = snapshot
-        self._snapshot_directory = snapshot_directory
-        self._given_geometry = geometry.checked() if geometry else None
-        self._geometry: DiskGeometry | None = None
         self._now = now
+        self._threads = threads
         self._quick: Quick | None = None
-        self._barrier = Barrier()
-        self._parked: list[Request] = []
+        super().__init__(
+            device,
+            Identity(sector_size, physical_sector_size or sector_size, serial),
+            Stacking(readonly, throttle, snapshot, snapshot_directory),
+            lock or threading.RLock(),
+            removable=removable,
+            geometry=geometry,
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """The queue, empty."""
         self.in_flight = 0
         """Requests that are not done: in work, kept after an error, flushes that wait."""
         self._active = 0
+        self._barrier = Barrier()
+        self._parked: list[Request] = []
         self._idle = threading.Condition(self.lock)
-        self._threads = threads
-        self._workers = Workers(threads, self._work)
-        self._on_change: list[Callable[[], None]] = []
-        self._eject_requested: list[Callable[[], None]] = []
-        self._use(None if device is None else self._stacked(device))
-
-    # -- the medium --------------------------------------------------------------------------
-
-    def _stacked(self, device: BlockDevice) -> BlockDevice:
-        """The device with what the options put over it; closed if that fails."""
-        try:
-            if self._readonly is False and device.readonly and not self._snapshot:
-                raise ReadOnlyError("opened read-only: the disk can be read only", path=device.name)
-            if self._snapshot:
-                from vdisk.opening.overlay import temporary_overlay
-
-                device = temporary_overlay(device, self._snapshot_directory)
-            if self._throttle:
-                from vdisk.filters.throttle import Throttled, parse_limits
-
-                device = Throttled(device, parse_limits(self._throttle, "throttle"))
-        except BaseException:
-            device.close()
-            raise
-        return device
+        self._workers = Workers(self._threads, self._work)
 
     def _use(self, device: BlockDevice | None) -> None:
-        self.device = device
+        super()._use(device)
         self._quick = None if device is None else Quick(device)
-        self._geometry = None
-        self._measure()
-
-    def _measure(self) -> None:
-        size = 0 if self.device is None else self.device.size
-        self.size = size // self.sector_size * self.sector_size
-
-    @property
-    def readonly(self) -> bool:
-        """Whether writes are refused."""
-        return bool(self._readonly) or self.device is None or self.device.readonly
-
-    @property
-    def present(self) -> bool:
-        """Whether there is a medium that the guest can reach."""
-        return self.device is not None and not self.tray_open
-
-    @property
-    def geometry(self) -> DiskGeometry:
-        """CHS, as the partition table shows it or as disks of this size have it."""
-        if self._geometry is None:
-            self._geometry = guess(self.device, self._given_geometry)
-        return self._geometry
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """Call ``callback()`` when the size has changed, or the medium or the tray."""
-        self._on_change.append(callback)
-
-    def on_eject_request(self, callback: Callable[[], None]) -> None:
-        """Call ``callback()`` when somebody wants a medium whose tray the guest has locked."""
-        self._eject_requested.append(callback)
-
-    def eject(self, *, force: bool = False) -> None:
-        """Open the tray, take the medium out and close its image.
-
-        Raises :class:`InvalidRequestError` for a disk that cannot be ejected, and
-        :class:`DeviceError` while the guest has locked the tray, which it is told of.
-        """
-        with self.lock:
-            self._check_removable()
-            if self.tray_locked and not self.tray_open and not force:
-                for callback in self._eject_requested:
-                    callback()
-                raise DeviceError("the guest has locked the tray; it was asked to eject")
-            self.drain()
-            device, self.tray_open, self.tray_locked = self.device, True, False
-            self._use(None)
-            self._changed()
-        if device is not None:
-            device.close()
-
-    def insert(self, device: BlockDevice) -> None:
-        """Put a medium, then owned, into the empty drive and close the tray."""
-        with self.lock:
-            self._check_removable()
-            if self.device is not None:
-                raise InvalidRequestError("there is a medium in the drive: eject it first")
-            self._use(self._stacked(device))
-            self.tray_open = False
-            self._changed()
-
-    def move_tray(self, *, out: bool) -> None:
-        """As the guest does: the medium stays in the tray."""
-        self._check_removable()
-        if out != self.tray_open:
-            self.tray_open = out
-            self._changed()
-
-    def _check_removable(self) -> None:
-        if not self.removable:
-            raise InvalidRequestError("this disk is not removable")
-
-    def resize(self, size: int) -> None:
-        """Make the disk ``size`` bytes long, and tell the guest."""
-        with self.lock:
-            if self.device is None:
-                raise NotFoundError("there is no medium to resize")
-            self.drain()
-            self.device.truncate(size)
-            self._geometry = None
-            self._measure()
-            self._changed()
-
-    def reopen(self, device: BlockDevice) -> None:
-        """Go on with ``device``: the same disk, opened anew after the one before was closed."""
-        with self.lock:
-            self.drain()
-            self._use(self._stacked(device))
-
-    def exchange(self, device: BlockDevice) -> BlockDevice:
-        """Go on with another device of the same content (an overlay, a copy); the former one.
-
-        The guest does not notice.
-        """
-        with self.lock:
-            if self.device is None or device.size != self.device.size:
-                raise InvalidRequestError("only a device of the same size can take over")
-            self.drain()
-            former = self.device
-            self._use(device)
-            return former
-
-    def _changed(self) -> None:
-        for callback in self._on_change:
-            callback()
 
     # -- requests ----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.errors import (
     CorruptImageError,
+    DeviceError,
     FormatError,
     InvalidRequestError,
     NotFoundError,
@@ -29,6 +31,8 @@ from vdisk.vm.monitor.control import RunState
 pytestmark = requires_peer("nasm")
 MIB = 1 << 20
 PATIENCE = 10
+TABLES = 4
+"""Clusters of tables that a machine's state needs, and that may stay."""
 
 COUNTER = (
     guests.TIMER
@@ -133,6 +137,52 @@ def test_what_cannot_be_saved_says_why(again: MakeSaved, tmp_path: Path) -> None
         again(disks=[]).save("x")
     with pytest.raises(InvalidRequestError, match="needs a name"):
         again().save("")
+
+
+@pytest.mark.parametrize("step", ["the state", "the snapshot", "the second disk"])
+def test_saving_that_fails_leaves_nothing(
+    again: MakeSaved, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even clusters: what was written of the machine is given back."""
+    vdisk.create(tmp_path / "second.qcow2", MIB, format="qcow2")
+    machine = again(disks=[tmp_path / "disk.qcow2", tmp_path / "second.qcow2"])
+    ask(machine, "Aa")
+    machine.memory.write(MIB, random.Random(1).randbytes(2 * MIB))
+    image = machine.drives.find("ide0-hd0").disk.device
+    assert isinstance(image, Qcow2Image)
+    before = _clusters_in_use(image)
+    with monkeypatch.context() as patch:
+        if step == "the state":
+            patch.setattr(sections.Writer, "finish", _no_space)
+        else:
+            create = Qcow2Image.create_snapshot
+            bad = "second" if step == "the second disk" else "disk"
+
+            def failing(self: Qcow2Image, tag: str, **options: Any) -> Any:
+                if bad in self.name:
+                    _no_space()
+                return create(self, tag, **options)
+
+            patch.setattr(Qcow2Image, "create_snapshot", failing)
+        with pytest.raises(DeviceError, match="no space"):
+            machine.save("x")
+    assert _clusters_in_use(image) <= before + TABLES
+    assert machine.saving.snapshots() == []
+    ask(machine, "Bb")
+    machine.save("x")
+    machine.close()
+    for name in ("disk", "second"):
+        peers.run("qemu-img", "check", tmp_path / f"{name}.qcow2")
+
+
+def _no_space(*_arguments: object) -> None:
+    raise DeviceError("there is no space left")
+
+
+def _clusters_in_use(image: Qcow2Image) -> int:
+    image.flush()
+    refcounts = image._core.refcounts
+    return sum(refcounts.count(cluster) > 0 for cluster in range(refcounts.last_used() + 1))
 
 
 def test_another_machine_is_refused_and_nothing_has_changed(again: MakeSaved) -> None:

@@ -403,8 +403,12 @@ def write_vm_state(core: Core, mapping: Mapping, state: memoryview, offset: int 
     Writer(core, mapping, lambda: start + len(state)).write(start, [state])
 
 
-def drop_vm_state(core: Core, mapping: Mapping, length: int) -> None:
-    """The snapshot has the machine state now; the active disk need not."""
-    if length:
+def drop_vm_state(core: Core, mapping: Mapping, length: int, keep: int = 0) -> None:
+    """The active disk need not have this machine state any more: a snapshot has it, or nobody.
+
+    ``length``: of the state; its first ``keep`` bytes stay.
+    """
+    keep = round_up(keep, core.header.cluster_size)
+    if length > keep:
         start = vm_state_offset(core, core.header.size)
-        Writer(core, mapping, lambda: start + length).unallocate(start, length)
+        Writer(core, mapping, lambda: start + length).unallocate(start + keep, length - keep)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.block import BlockDevice, execute_read
-from vdisk.formats._qcow2.snapshots import vm_state_offset, write_vm_state
+from vdisk.formats._qcow2.snapshots import drop_vm_state, vm_state_offset, write_vm_state
 
 if TYPE_CHECKING:
     from vdisk.formats._qcow2.core import Core
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class VmStateArea(BlockDevice):
-    """The machine state of the active disk, as a device that grows."""
+    """The machine state of the active disk, as a device that grows; ``truncate(0)`` empties it."""
 
     growable = True
 
@@ -50,3 +50,8 @@ class VmStateArea(BlockDevice):
     def _write(self, offset: int, view: memoryview) -> None:
         with self._core.gate.alone:
             write_vm_state(self._core, self._mapping, view, offset)
+
+    def _truncate(self, size: int) -> None:
+        """Give clusters back; the area grows by itself when it is written."""
+        with self._core.gate.alone:
+            drop_vm_state(self._core, self._mapping, self.size, size)

@@ -14,10 +14,11 @@ machine left as it cannot be, and it says so.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vdisk.block import fill_zeroes
-from vdisk.errors import CorruptImageError, InvalidRequestError, NotFoundError
+from vdisk.errors import CorruptImageError, InvalidRequestError, NotFoundError, VdiskError
 from vdisk.formats.qcow2 import Qcow2Image
 from vdisk.vm._machine import sections, state
 from vdisk.vm.memory import FOUR_GIB
@@ -84,8 +85,10 @@ class Saving:
                 image.create_snapshot(tag, date=date, vm_state_size=size, vm_clock_nsec=now)
                 done.append(image)
         except BaseException:
-            for image in done:
-                image.delete_snapshot(tag)
+            with suppress(VdiskError):  # the first error is the one to tell of
+                for image in done:
+                    image.delete_snapshot(tag)
+                images[0].vm_state().truncate(0)
             raise
 
     def delete(self, tag: str) -> None:
