@@ -98,6 +98,89 @@ def test_keys_and_the_mouse(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_text_is_pasted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        machine = FakeMachine()
+        async with page_of(machine, tmp_path) as (page, _):
+            await page.click("#paste")
+            await page.until("document.getElementById('pasting').open")
+            await page.script(
+                "document.getElementById('text').value = 'ls -l\\r\\n' + 'x'.repeat(300)"
+            )
+            await page.click("#type")
+            await until(lambda: machine.input.typed().count("x") == 300)
+            assert machine.input.typed()[:6] == ["l", "s", "spc", "minus", "l", "ret"]
+
+    asyncio.run(scenario())
+
+
+def test_a_telephone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        machine = FakeMachine()
+        machine.screen.show(pattern(720, 400))
+        sink = machine.input
+        async with page_of(machine, tmp_path) as (page, _):
+            await page.call(
+                "Emulation.setDeviceMetricsOverride",
+                width=390, height=844, deviceScaleFactor=2, mobile=True,
+            )  # fmt: skip
+            await page.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+            assert await page.script("document.documentElement.scrollWidth") == 390
+            await page.until(
+                "getComputedStyle(document.getElementById('keyboard')).display", "flex"
+            )
+
+            async def fingers(kind: str, *points: tuple[int, int]) -> None:
+                touches = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
+                await page.call("Input.dispatchTouchEvent", type=kind, touchPoints=touches)
+
+            box = await page.script(
+                "(r => [r.x + r.width / 2, r.y + r.height / 2])(document.getElementById('screen')"
+                ".getBoundingClientRect())"
+            )
+            x, y = (int(value) for value in box)
+            await fingers("touchStart", (x, y))
+            await fingers("touchMove", (x + 30, y - 20))
+            await until(lambda: sink.moves)
+            await asyncio.sleep(0.3)
+            await fingers("touchEnd")
+            assert sum(dx for dx, _, _ in sink.moves) > 30  # the picture is shown smaller
+            assert sum(dy for _, dy, _ in sink.moves) < -20
+            assert sink.buttons == []
+            await fingers("touchStart", (x, y))
+            await fingers("touchEnd")
+            await until(lambda: sink.buttons == [1, 0])
+            await asyncio.sleep(0.3)
+            await fingers("touchStart", (x, y), (x + 40, y))
+            await fingers("touchEnd")
+            await until(lambda: sink.buttons == [1, 0, 2, 0])
+            await page.click("#keyboard")
+            await page.call("Input.insertText", text="Hi")
+            await until(lambda: sink.typed() == ["shift", "h", "i"])
+            await page.call("Input.dispatchKeyEvent", type="rawKeyDown", key="Backspace")
+            await page.click("#escape")
+            await until(lambda: sink.typed()[3:] == ["backspace", "esc"])
+            assert (await page.screenshot(tmp_path / "phone.png")).startswith(b"\x89PNG")
+
+    asyncio.run(scenario())
+
+
+def test_a_network_that_falls_silent_is_noticed_and_found_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        machine = FakeMachine()
+        machine.screen.show(pattern(160, 100))
+        async with page_of(machine, tmp_path) as (page, display):
+            display._tasks[0].cancel()  # nothing is said any more, and nothing is closed
+            await page.until(STATUS, "not connected")
+            display._tasks[0] = asyncio.create_task(display._tell_state())
+            await page.until(STATUS, "running")
+            machine.screen.fill(Rect(0, 0, 9, 9), 0xFF0000)
+            await page.until(PIXELS, expected(machine.screen.picture))
+            assert len(display._clients) == 1
+
+    asyncio.run(scenario())
+
+
 def test_power_buttons(tmp_path: Path) -> None:
     async def scenario() -> None:
         machine = FakeMachine()

@@ -85,11 +85,15 @@ class FakeInput:
         self.moves: list[tuple[int, int, int]] = []
         self.buttons: list[int] = []
         self.lights = 0
+        self.busy = False
         self.changed = threading.Event()
 
     def key(self, qcode: str, down: bool) -> None:
         self.keys.append((qcode, down))
         self.changed.set()
+
+    def ready(self) -> bool:
+        return not self.busy
 
     def move_pointer(self, dx: int, dy: int, wheel: int = 0) -> None:
         self.moves.append((dx, dy, wheel))

@@ -53,6 +53,10 @@ class Hands:
             raise NotFoundError(f"there is no key {qcode!r}")
         self._stimulate("key", KEYS[name], down)
 
+    def ready(self) -> bool:
+        with self._lock:
+            return self._keyboard.room() > NEEDED_ROOM
+
     def move_pointer(self, dx: int, dy: int, wheel: int = 0) -> None:
         self._stimulate("move", dx, dy, wheel)
 
@@ -92,9 +96,8 @@ class Hands:
     def _wait_for_room(self, stopped: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while True:
-            with self._lock:
-                if self._keyboard.room() > NEEDED_ROOM:
-                    return
+            if self.ready():
+                return
             if stopped() or time.monotonic() > deadline:
                 raise InvalidRequestError("the guest takes no keys")
             time.sleep(KEY_PAUSE)

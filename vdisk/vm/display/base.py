@@ -90,6 +90,9 @@ class InputSink(Protocol):
     def key(self, qcode: str, down: bool) -> None:
         """Press or release a key; pressing one that is down repeats it."""
 
+    def ready(self) -> bool:
+        """Whether the guest has taken enough of the keys before for another one to be kept."""
+
     def move_pointer(self, dx: int, dy: int, wheel: int = 0) -> None:
         """Move by so many pixels, right and down; ``wheel`` clicks towards the user."""
 

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from vdisk.errors import InvalidRequestError, VdiskError, from_os_error
+from vdisk.vm.devices.keycodes import keys_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from vdisk.vm.display.base import InputSink
 
 log = logging.getLogger("vdisk.vm.serving")
+
+KEY_PAUSE = 0.01
+PATIENCE = 10.0
+"""Seconds for a guest to take a key."""
 
 
 class Address(NamedTuple):
@@ -162,6 +168,7 @@ class InputThread:
 
     def __init__(self, sink: InputSink) -> None:
         self.sink = sink
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vdisk-input")
 
     async def keys(self, events: Iterable[tuple[str, bool]]) -> None:
@@ -173,6 +180,32 @@ class InputThread:
     def _press(self, events: list[tuple[str, bool]]) -> None:
         for qcode, down in events:
             self.sink.key(qcode, down)
+
+    async def type(self, text: str) -> None:
+        """Type characters on a US keyboard, as fast as the guest takes them; others are left out.
+
+        A guest that takes no keys for :data:`PATIENCE` seconds is not typed for any more.
+        """
+        await self._run(lambda: self._type(text))
+
+    def _type(self, text: str) -> None:
+        for character in text:
+            try:
+                keys = keys_for(character)
+            except KeyError:
+                continue
+            for qcode, down in [(key, True) for key in keys] + [(key, False) for key in keys[::-1]]:
+                if not self._has_room():
+                    return
+                self.sink.key(qcode, down)
+
+    def _has_room(self) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while not self.sink.ready():
+            if self._closed or time.monotonic() > deadline:
+                return False
+            time.sleep(KEY_PAUSE)
+        return True
 
     async def pointer(self, dx: int, dy: int, wheel: int, buttons: int | None) -> None:
         """Move, and say which buttons are down (None: as before)."""
@@ -190,4 +223,5 @@ class InputThread:
 
     def close(self) -> None:
         """Do not wait for a machine that is busy."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LONGEST_MESSAGE: Final = 1024
 """Bytes that a browser may send at once: its messages are shorter than 100."""
 LARGEST_MOTION: Final = 1 << 15
+MOST_WAITING: Final = 256
+"""Messages that are not worked off yet: a text of 25,000 characters, pasted."""
 STALL_SECONDS: Final = 60.0
 """How long a browser may not take what is sent to it."""
 REFUSED: Final = 4000
@@ -70,28 +72,26 @@ class WebClient:
         self._state: str | None = None
         self._ready = True
         self._awake = asyncio.Event()
+        self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MOST_WAITING)
         self._pressed: set[str] = set()
         self._buttons = 0
 
     async def run(self) -> None:
         """Until the browser leaves.  Raises WebProtocolError."""
         self._display.watch.add(self._changed)
-        sender = asyncio.create_task(self._send(), name="web pictures")
+        tasks = [asyncio.create_task(self._send(), name="web pictures")]
         try:
             self._changed(await self._display.watch.frame(), None)
-            receiver = asyncio.create_task(self._receive(), name="web input")
-            try:
-                done, _ = await asyncio.wait(
-                    (sender, receiver), return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-            finally:
-                receiver.cancel()
+            tasks.append(asyncio.create_task(self._receive(), name="web messages"))
+            tasks.append(asyncio.create_task(self._work(), name="web input"))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         except (OSError, TimeoutError):
             pass  # the browser has gone, or sleeps
         finally:
-            sender.cancel()
+            for task in tasks:
+                task.cancel()
             self._display.watch.remove(self._changed)
             await self._release_all()
 
@@ -144,17 +144,26 @@ class WebClient:
 
         async for message in self._socket:
             if message.type is WSMsgType.TEXT:
-                await self._handle(parse_message(message.data))
+                parsed = parse_message(message.data)
+                if parsed["type"] == "shown":
+                    self._ready = True
+                    self._awake.set()
+                else:
+                    await self._waiting.put(parsed)
             elif message.type is WSMsgType.BINARY:
                 raise WebProtocolError("a message that is not text")
 
+    async def _work(self) -> None:
+        """One after the other: typing a text takes as long as the guest does."""
+        while True:
+            await self._handle(await self._waiting.get())
+
     async def _handle(self, message: dict[str, Any]) -> None:
         match message["type"]:
-            case "shown":
-                self._ready = True
-                self._awake.set()
             case "key":
                 await self._key(message["code"], message["down"])
+            case "text":
+                await self._display.input.type(message["text"])
             case "move":
                 motion = (message["dx"], message["dy"], message["wheel"])
                 await self._display.input.pointer(*motion, None)
@@ -182,6 +191,7 @@ class WebClient:
 _FIELDS: Final[dict[str, dict[str, type]]] = {
     "shown": {},
     "key": {"code": str, "down": bool},
+    "text": {"text": str},
     "move": {"dx": int, "dy": int, "wheel": int},
     "buttons": {"buttons": int},
     "power": {"action": str},

@@ -219,6 +219,32 @@ def test_keys_and_the_mouse() -> None:
     asyncio.run(scenario())
 
 
+def test_a_text_is_typed_as_fast_as_the_guest_takes_it_while_pictures_go_on() -> None:
+    async def scenario() -> None:
+        async with browser() as here:
+            await here.visit()
+            sink = here.machine.input
+            sink.busy = True
+            async with here.socket() as socket:
+                await socket.send_json({"type": "text", "text": "A\u00e9?\n"})
+                await socket.send_json({"type": "key", "code": "KeyB", "down": True})
+                pictures = 0
+                while pictures < 3:
+                    message = await socket.receive()
+                    if message.type is aiohttp.WSMsgType.BINARY and message.data[0] == 2:
+                        pictures += 1
+                        here.machine.screen.fill(Rect(0, 0, 9, 9), pictures)
+                        await socket.send_json({"type": "shown"})
+                assert sink.keys == []
+                sink.busy = False
+                async with asyncio.timeout(20):
+                    while ("b", True) not in sink.keys:
+                        await asyncio.sleep(0.01)
+                assert sink.typed() == ["shift", "a", "shift", "slash", "ret", "b"]
+
+    asyncio.run(scenario())
+
+
 def test_buttons_and_what_they_do() -> None:
     async def scenario() -> None:
         async with browser() as here:
@@ -290,6 +316,7 @@ def test_an_address_in_use() -> None:
 GOOD = [
     {"type": "shown"},
     {"type": "key", "code": "KeyA", "down": True},
+    {"type": "text", "text": "é"},
     {"type": "move", "dx": 1, "dy": -1, "wheel": 0},
     {"type": "buttons", "buttons": 7},
     {"type": "power", "action": "reset"},
@@ -310,6 +337,7 @@ BAD = [
     '{"type": "move", "dx": 100000, "dy": 0, "wheel": 0}',
     '{"type": "move", "dx": true, "dy": 0, "wheel": 0}',
     '{"type": "buttons", "buttons": 8}',
+    '{"type": "text", "text": 1}',
     '{"type": "power", "action": "quit"}',
 ]
 

@@ -8,6 +8,8 @@ const byId = (id) => document.getElementById(id);
 const canvas = byId("screen");
 const context = canvas.getContext("2d", { alpha: false });
 const RECONNECT_MS = 1000;
+const SILENCE_MS = 6000; // the state comes twice a second: so long without it, the way is gone
+const TEXT_LENGTH = 100; // characters of one message
 const held = new Set();
 let socket = null;
 let state = { status: "connecting", drives: [] };
@@ -127,6 +129,71 @@ function move(dx, dy, wheel) {
   });
 }
 
+// What has no code: the keyboard of a telephone says what was typed, at most.
+const BY_KEY = { Enter: "Enter", Backspace: "Backspace", Tab: "Tab", Escape: "Escape", ArrowUp: "ArrowUp", ArrowDown: "ArrowDown", ArrowLeft: "ArrowLeft", ArrowRight: "ArrowRight" };
+const typed = byId("typed");
+const FULL = " "; // something that a backspace can take away
+
+function press(...codes) {
+  for (const code of codes) send({ type: "key", code, down: true });
+  for (const code of codes.reverse()) send({ type: "key", code, down: false });
+}
+
+function type(text) {
+  const characters = Array.from(text.replace(/\r\n?/g, "\n"));
+  while (characters.length) send({ type: "text", text: characters.splice(0, TEXT_LENGTH).join("") });
+}
+
+typed.addEventListener("keydown", (event) => {
+  if (event.code) return key(event, true);
+  if (!(event.key in BY_KEY)) return;
+  event.preventDefault();
+  press(BY_KEY[event.key]);
+});
+typed.addEventListener("keyup", (event) => event.code && key(event, false));
+typed.addEventListener("input", (event) => {
+  if (event.isComposing) return;
+  if (event.inputType === "deleteContentBackward") press("Backspace");
+  else type(typed.value.slice(FULL.length));
+  typed.value = FULL;
+});
+typed.addEventListener("blur", releaseAll);
+
+// A finger moves the mouse as on a touchpad: a tap clicks, two fingers' tap is the right button,
+// a tap and then a finger drags, two fingers turn the wheel.
+const TAP_MS = 250, TAP_PIXELS = 8, WHEEL_PIXELS = 24;
+const touch = { at: null, began: 0, moved: 0, fingers: 0, tapped: 0, dragging: false };
+const middle = (touches) => [0, 1].map((axis) => Array.from(touches).reduce((sum, one) => sum + (axis ? one.clientY : one.clientX), 0) / touches.length);
+
+canvas.addEventListener("touchstart", (event) => {
+  event.preventDefault();
+  const now = event.timeStamp;
+  touch.at = middle(event.touches);
+  if (event.touches.length === 1) {
+    Object.assign(touch, { began: now, moved: 0, fingers: 1, dragging: now - touch.tapped < TAP_MS });
+    if (touch.dragging) send({ type: "buttons", buttons: 1 });
+  }
+  touch.fingers = Math.max(touch.fingers, event.touches.length);
+}, { passive: false });
+canvas.addEventListener("touchmove", (event) => {
+  event.preventDefault();
+  const [x, y] = middle(event.touches);
+  const [dx, dy] = [x - touch.at[0], y - touch.at[1]];
+  touch.at = [x, y];
+  touch.moved += Math.abs(dx) + Math.abs(dy);
+  const scale = canvas.width / (canvas.clientWidth || 1);
+  if (touch.fingers > 1) move(0, 0, -dy / WHEEL_PIXELS);
+  else move(dx * scale, dy * scale, 0);
+}, { passive: false });
+canvas.addEventListener("touchend", (event) => {
+  event.preventDefault();
+  if (event.touches.length) return void (touch.at = middle(event.touches));
+  const tap = event.timeStamp - touch.began < TAP_MS && touch.moved < TAP_PIXELS;
+  if (tap && !touch.dragging) send({ type: "buttons", buttons: touch.fingers > 1 ? 2 : 1 });
+  if (tap || touch.dragging) send({ type: "buttons", buttons: 0 });
+  touch.tapped = tap && touch.fingers === 1 && !touch.dragging ? event.timeStamp : 0;
+}, { passive: false });
+
 const captured = () => document.pointerLockElement === canvas;
 canvas.addEventListener("mousedown", (event) => {
   canvas.focus();
@@ -151,14 +218,17 @@ document.addEventListener("pointerlockchange", () => {
 
 // -- the buttons ----------------------------------------------------------------------------------
 
-async function confirmed(question, word) {
-  const dialog = byId("confirm");
-  byId("question").textContent = question;
-  byId("yes").textContent = word;
+async function answered(dialog) {
   dialog.returnValue = "no";
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   return dialog.returnValue === "yes";
+}
+
+async function confirmed(question, word) {
+  byId("question").textContent = question;
+  byId("yes").textContent = word;
+  return answered(byId("confirm"));
 }
 
 byId("pause").onclick = () => send({ type: "power", action: state.status === "running" ? "stop" : "cont" });
@@ -167,9 +237,17 @@ byId("reset").onclick = async () => {
   if (await confirmed("Reset the machine? What the guest has not written to its disks is lost.", "Reset")) send({ type: "power", action: "reset" });
 };
 byId("keys").onclick = () => {
-  const codes = ["ControlLeft", "AltLeft", "Delete"];
-  for (const code of codes) send({ type: "key", code, down: true });
-  for (const code of codes.reverse()) send({ type: "key", code, down: false });
+  press("ControlLeft", "AltLeft", "Delete");
+  canvas.focus();
+};
+byId("escape").onclick = () => press("Escape");
+byId("keyboard").onclick = () => {
+  typed.value = FULL;
+  typed.focus();
+};
+byId("paste").onclick = async () => {
+  byId("text").value = "";
+  if (await answered(byId("pasting"))) type(byId("text").value);
   canvas.focus();
 };
 byId("screenshot").onclick = () => canvas.toBlob((blob) => {
@@ -187,21 +265,43 @@ byId("fullscreen").onclick = async () => {
 
 // -- the connection -------------------------------------------------------------------------------
 
+let heard = 0;
+
 function connect() {
-  socket = new WebSocket(new URL("socket", location.href.replace(/^http/, "ws")));
-  socket.binaryType = "arraybuffer";
-  socket.onmessage = ({ data }) => (typeof data === "string" ? showState(JSON.parse(data)) : draw(data));
-  socket.onclose = ({ code, reason }) => {
-    const status = byId("status");
-    status.textContent = "not connected";
-    status.className = "status broken";
-    for (const button of document.querySelectorAll("nav button")) button.disabled = true;
-    notice(code === 4000 ? reason : "The machine has ended, or cannot be reached");
-    before = null;
-    held.clear();
-    setTimeout(connect, RECONNECT_MS);
+  const mine = new WebSocket(new URL("socket", location.href.replace(/^http/, "ws")));
+  socket = mine;
+  heard = performance.now();
+  mine.binaryType = "arraybuffer";
+  mine.onmessage = ({ data }) => {
+    if (mine !== socket) return;
+    heard = performance.now();
+    typeof data === "string" ? showState(JSON.parse(data)) : draw(data);
   };
+  mine.onclose = ({ code, reason }) => mine === socket && lost(code === 4000 ? reason : "The machine has ended, or cannot be reached");
 }
+
+function lost(why) {
+  socket = null;
+  const status = byId("status");
+  status.textContent = "not connected";
+  status.className = "status broken";
+  for (const button of document.querySelectorAll("nav button")) button.disabled = true;
+  notice(why);
+  before = null;
+  held.clear();
+  setTimeout(connect, RECONNECT_MS);
+}
+
+// A network that is gone says nothing: the browser would wait for minutes.
+function listen() {
+  if (socket === null || performance.now() - heard < SILENCE_MS) return;
+  const silent = socket;
+  lost("The machine cannot be reached");
+  silent.close();
+}
+setInterval(listen, RECONNECT_MS);
+addEventListener("online", listen);
+document.addEventListener("visibilitychange", listen);
 
 for (const button of document.querySelectorAll("nav button")) button.disabled = true;
 connect();
