@@ -203,7 +203,8 @@ class BlockDevice(ABC):
     :class:`ReadOnlyError`.  ``growable``: a file under an image; writes past the end extend
     it, and bytes past the end read as zeroes.  ``backing``: the device that shows through
     where this one has nothing.  ``zeroes_fast``: ``write_zeroes`` costs less than writing.
-    ``verbatim``: what is read is what is stored, not its decrypted form.
+    ``verbatim``: what is read is what is stored, not its decrypted form.  ``locate_unit``: what
+    :meth:`locate` finds, it finds for whole aligned parts of so many bytes, a power of two.
     """
 
     name: str = ""
@@ -211,6 +212,7 @@ class BlockDevice(ABC):
     growable: bool = False
     zeroes_fast: bool = False
     verbatim: bool = True
+    locate_unit: int = 1
     backing: BlockDevice | None = None
     closed: bool = False
 
@@ -323,6 +325,13 @@ class BlockDevice(ABC):
         if len(extents) != 1 or extents[0].kind is not Kind.DATA or extents[0].source is None:
             return None
         return extents[0].source, extents[0].source_offset or 0
+
+    def moves(self) -> int | None:
+        """Counts the changes after which something may stand elsewhere than :meth:`locate` said.
+
+        Who finds the same number inside :meth:`hold` need not ask again; None: always ask.
+        """
+        return None
 
     def hold(self) -> AbstractContextManager[None]:
         """While inside, what :meth:`map` and :meth:`locate` found stays this device's own.

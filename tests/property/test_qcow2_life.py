@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from tests.tools import images, qemu
 from tests.tools.peers import requires_peer
+from vdisk.stores.places import Places
 
 if TYPE_CHECKING:
     from vdisk.formats.qcow2 import Qcow2Image
@@ -43,6 +44,8 @@ class Qcow2Life(RuleBasedStateMachine):
     """Rules are the image's operations; the model is one ``bytearray`` and one a snapshot."""
 
     image: Qcow2Image | None = None
+    places: Places | None = None
+    """What is remembered of ``image``, from one step to the next."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class Qcow2Life(RuleBasedStateMachine):
         self.version = 2 if self.options.get("compat") == "0.10" else 3
         images.create(self.path, size, **self.options)
         self.image = images.open_image(self.path)
+        self.places = Places(self.image)
 
     def _make_backing(self, format: str, size: int, seed: int) -> None:
         length = max(size + random.Random(seed).choice([0, 512, -512 * 9, 65536]), 512)
@@ -157,6 +161,7 @@ class Qcow2Life(RuleBasedStateMachine):
         self._open.close()
         qemu.check(self.path)
         self.image = images.open_image(self.path, l2_cache_size=2 << 16)
+        self.places = Places(self.image)
 
     @rule(state=st.binary(max_size=20))
     @precondition(lambda self: self._snapshots_possible and len(self.snapshots) < 4)
@@ -207,6 +212,20 @@ class Qcow2Life(RuleBasedStateMachine):
             assert extent.start == position and extent.length > 0
             position = extent.end
         assert position == self.image.size == len(self.model)
+
+    @invariant()
+    def places_are_where_the_bytes_are(self) -> None:
+        if self.image is None or self.places is None:
+            return
+        size = len(self.model)
+        with self.image.hold():
+            self.places.refresh()
+            for offset in range(0, size, size // 41 + 1):
+                length = min(512, size - offset)
+                found = self.places.find(offset, length)
+                if found is not None:
+                    content = os.pread(found[0], length, found[1])
+                    assert content.ljust(length, b"\0") == self.model[offset : offset + length]
 
     @invariant()
     def snapshots_are_as_taken(self) -> None:

@@ -23,6 +23,7 @@ class Passing(BlockDevice):
         self.growable = inner.growable
         self.zeroes_fast = inner.zeroes_fast
         self.verbatim = inner.verbatim
+        self.locate_unit = inner.locate_unit
 
     @property
     def size(self) -> int:
@@ -30,6 +31,9 @@ class Passing(BlockDevice):
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return self.inner.locate(offset, length)
+
+    def moves(self) -> int | None:
+        return self.inner.moves()
 
     def hold(self) -> AbstractContextManager[None]:
         return self.inner.hold()

@@ -38,6 +38,7 @@ class Window(BlockDevice):
         self.name = inner.name
         self.readonly = inner.readonly
         self.zeroes_fast = inner.zeroes_fast
+        self.locate_unit = min(inner.locate_unit, offset & -offset or inner.locate_unit)
 
     @property
     def size(self) -> int:
@@ -45,6 +46,9 @@ class Window(BlockDevice):
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return self.inner.locate(self._offset + offset, length)
+
+    def moves(self) -> int | None:
+        return self.inner.moves()
 
     def hold(self) -> AbstractContextManager[None]:
         return self.inner.hold()

@@ -96,6 +96,7 @@ class Qcow2Image(BlockDevice):
         self._views: WeakSet[SnapshotView] = WeakSet()
         self._writer = Writer(self._core, self._mapping, lambda: self.header.size)
         self._bitmaps = Bitmaps(self._core)
+        self.locate_unit = self._mapping.locate_unit
 
     # -- the device ------------------------------------------------------------------------------
 
@@ -143,6 +144,9 @@ class Qcow2Image(BlockDevice):
                 execute_readv(self._mapping.extents(offset, length), offset, views)
         finally:
             self._core.at_work.end(ticket)
+
+    def moves(self) -> int | None:
+        return self._mapping.moves()
 
     def hold(self) -> AbstractContextManager[None]:
         """While inside, host offsets found by ``map`` and ``locate`` stay this disk's own."""

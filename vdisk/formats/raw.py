@@ -40,12 +40,16 @@ class RawImage(BlockDevice):
         self.name = file.name
         self.readonly = readonly
         self.zeroes_fast = file.zeroes_fast
+        self.locate_unit = file.locate_unit
         self._guarded = guessed
         self._size = round_up(file.size, SECTOR)
 
     @property
     def size(self) -> int:
         return self._size
+
+    def moves(self) -> int | None:
+        return self.file.moves()
 
     def hold(self) -> AbstractContextManager[None]:
         return self.file.hold()

@@ -19,6 +19,7 @@ from vdisk.nbd.wire import (
 )
 from vdisk.nbd_serving.access import parse_rule
 from vdisk.nbd_serving.statistics import Statistics
+from vdisk.stores.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -97,6 +98,8 @@ class Export:
         self.tls_required = tls_required
         self.throttle = throttle
         self.statistics = Statistics()
+        self.places = Places(device)
+        """Where reads find their bytes; of the event loop's thread."""
         self.clients = self.jobs = 0
         """How many clients use it, and how many workers; both change in the event loop."""
         self.prompt = is_prompt(device)

@@ -44,6 +44,7 @@ class FileStore(BlockDevice):
     """
 
     zeroes_fast = True
+    locate_unit = 1 << 63
 
     def __init__(
         self,
@@ -165,6 +166,9 @@ class FileStore(BlockDevice):
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return (self, offset) if offset + length <= self._size else None
+
+    def moves(self) -> int:
+        return 0
 
     def _next_data(self, position: int, end: int) -> tuple[int, int]:
         """The first run of data at or after ``position``: (start, end), clipped to ``end``."""

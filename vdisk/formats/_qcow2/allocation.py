@@ -313,6 +313,7 @@ class Writer:
         """Point the guest clusters at their host clusters, and free what they had."""
         table, index = self.core.l2_slice_for_write(step.cluster)
         words, width = table.words, self.core.entry_words
+        replaced = []
         for done in range(step.clusters):
             at = (index + done) * width
             old = words[at]
@@ -324,8 +325,19 @@ class Writer:
                 )
                 words[at + 1] = self._filled_bitmap(old, words[at + 1], filled, step.own)
             if old and not step.own:
-                self.free_entry(old)
-        table.touch(index * width, (index + step.clusters) * width)
+                replaced.append(old)
+        self._changed(table, index, step.clusters, replaced)
+
+    def _changed(self, table: Table, index: int, count: int, replaced: Sequence[int]) -> None:
+        """``count`` entries from ``index`` on were changed; what ``replaced`` held is free now.
+
+        In this order: a reader that still trusts the old places has drawn its ticket before.
+        """
+        width = self.core.entry_words
+        table.touch(index * width, (index + count) * width)
+        self.core.moves += 1
+        for entry in replaced:
+            self.free_entry(entry)
 
     @staticmethod
     def _filled_bitmap(old_entry: int, bitmap: int, filled: int, own: bool) -> int:
@@ -412,9 +424,7 @@ class Writer:
         table.words[at] = entry
         if self._extended:
             table.words[at + 1] = 0
-        table.touch(at, at + self.core.entry_words)
-        if old:
-            self.free_entry(old)
+        self._changed(table, index, 1, [old] if old else [])
 
     def _allocate_bytes(self, size: int) -> int:
         """Host offset for ``size`` bytes, packed behind the last compressed cluster's if it fits.
@@ -542,6 +552,7 @@ class Writer:
             return min(end, table_end)
         table, index = core.l2_slice_for_write(cluster)
         count = min(-(-end // self._cluster) - cluster, (1 << core.slice_bits) - index)
+        replaced = []
         for done in range(count):
             base = (cluster + done) << self._bits
             first, last = max(start - base, 0), min(end - base, self._cluster)
@@ -550,13 +561,14 @@ class Writer:
                 at = 2 * (index + done) + 1
                 table.words[at] = (table.words[at] & ~mask) | mask << 32
             else:
-                self._change_entry(table, index + done, what, unmap)
-        width = core.entry_words
-        table.touch(index * width, (index + count) * width)
+                old = self._change_entry(table, index + done, what, unmap)
+                if old:
+                    replaced.append(old)
+        self._changed(table, index, count, replaced)
         return min(end, (cluster + count) << self._bits)
 
-    def _change_entry(self, table: Table, index: int, what: Becomes, unmap: bool) -> None:
-        """Change one whole guest cluster."""
+    def _change_entry(self, table: Table, index: int, what: Becomes, unmap: bool) -> int:
+        """Change one whole guest cluster; the entry whose host cluster is given up, or 0."""
         words, at = table.words, index * self.core.entry_words
         old = words[at]
         zero = self.core.header.version >= 3 and what is not Becomes.UNALLOCATED
@@ -568,8 +580,7 @@ class Writer:
             words[at], words[at + 1] = entry, layout.ALL_ZERO if zero else 0
         else:
             words[at] = entry | (layout.ZERO if zero else 0)
-        if old and not keep:
-            self.free_entry(old)
+        return 0 if keep else old
 
 
 def compressed_range(entry: int, cluster_bits: int) -> tuple[int, int]:

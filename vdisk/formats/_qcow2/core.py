@@ -85,6 +85,8 @@ class Core:
         self._stable_frees: list[tuple[int, int, int]] = []
         """The same, once the removal is on the disk."""
         self.at_work = AtWork()
+        self.moves = 0
+        """Counts changes of what is mapped, after each: before what it leaves free is freed."""
         self.failure: VdiskError | None = None
         """Why nothing is written through this handle any more; see :meth:`fail`."""
 
@@ -386,6 +388,7 @@ class Core:
                     header.size = disk_size
                 self.l1.words, self.l1.offset = words[:], offset
                 self.l2.generation += 1
+                self.moves += 1
         except BaseException:
             self.free_unused(first, clusters)
             raise
@@ -427,6 +430,7 @@ class Core:
             self.l1.offset, self.l1.words = l1.offset, l1.words
             self.l1.take_dirty()
             self.l2.clear()
+            self.moves += 1
             self.refcounts = refcounts
             self.on_release()
 

@@ -250,6 +250,17 @@ class Mapping:
             return None
         return self.backing.locate(offset, length)
 
+    @property
+    def locate_unit(self) -> int:
+        """As :class:`~vdisk.block.BlockDevice` has it: a cluster of the smallest kind."""
+        own = self.core.cluster_size
+        return own if self.backing is None else min(own, self.backing.locate_unit)
+
+    def moves(self) -> int | None:
+        """As :meth:`BlockDevice.moves <vdisk.block.BlockDevice.moves>`, backing files included."""
+        below = 0 if self.backing is None else self.backing.moves()
+        return None if below is None else self.core.moves + below
+
     def locate_own(self, offset: int, length: int) -> int:
         """The host offset of a range in one standard cluster of the disk's own; 0 if it is none."""
         within = offset & self._within

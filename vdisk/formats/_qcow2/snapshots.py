@@ -338,6 +338,7 @@ class SnapshotView(BlockDevice):
         table = Table(snapshot.l1_table_offset, load_l1(core, snapshot))
         self._mapping = Mapping(core, table, backing)
         self._mapping.compressed_source = CompressedClusters(self._mapping)
+        self.locate_unit = self._mapping.locate_unit
         self.owns_image = False
         """Closing the view closes the image too (it was opened for this view alone)."""
 
@@ -347,6 +348,9 @@ class SnapshotView(BlockDevice):
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return self._mapping.locate(offset, length)
+
+    def moves(self) -> int | None:
+        return self._mapping.moves()
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         with self._core.working():
