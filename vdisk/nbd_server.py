@@ -37,6 +37,7 @@ from vdisk.nbd_serving.fast import SendBuffer
 from vdisk.nbd_serving.leases import Leases
 from vdisk.nbd_serving.limits import Budget, ServerLimits
 from vdisk.nbd_serving.listeners import tcp_sockets, unix_socket, uri_of, vsock_socket
+from vdisk.nbd_serving.pace import Pace
 from vdisk.nbd_serving.payloads import PayloadBuffers
 from vdisk.nbd_serving.sources import DirectoryOfImages, ExportSource
 from vdisk.nbd_serving.tls import TlsSettings, certificates, pre_shared_keys
@@ -112,6 +113,7 @@ class Server:
         self.budget = Budget(limits)
         self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER))
         self.send_buffer = SendBuffer()
+        self.pace = Pace()
         self.payloads = PayloadBuffers()
         self._default = default
         self._rules = tuple(map(parse_rule, allow))

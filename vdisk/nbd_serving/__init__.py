@@ -7,8 +7,8 @@
     transmission   requests in, replies out             tls       credentials
       fast         many plain requests at once          channel   a non-blocking socket
       execution    the others, in worker threads        outbox    what waits to be sent
-    export     a device and how it is offered           statistics, metrics
-    sources    exports that are opened when wanted
+    export     a device and how it is offered           pace      when to send early
+    sources    exports that are opened when wanted      statistics, metrics
 
 All of it runs in the thread of one event loop, except ``execution`` and what opens images,
 which run in worker threads.  The protocol itself is :mod:`vdisk.nbd`.

@@ -307,6 +307,7 @@ class Client:
             account=self._account,
             outbox=self._outbox,
             buffer=self._server.send_buffer,
+            pace=self._server.pace,
             payloads=self._server.payloads,
             submit=self._submit,
             alone=self._server.has_one_client,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vdisk.nbd_serving.export import Export
     from vdisk.nbd_serving.limits import Account, ServerLimits
     from vdisk.nbd_serving.outbox import Outbox
+    from vdisk.nbd_serving.pace import Pace
     from vdisk.nbd_serving.payloads import PayloadBuffers
 
 JOBS_AT_ONCE: Final = 8
@@ -62,6 +63,7 @@ class Transmission:
         account: Account,
         outbox: Outbox,
         buffer: SendBuffer,
+        pace: Pace,
         payloads: PayloadBuffers,
         submit: Callable[[Job, Callable[[list[Outcome]], None]], None],
         alone: Callable[[], bool],
@@ -86,7 +88,7 @@ class Transmission:
         self._fast: FastPath | None = None
         if fast and export.throttle is None:
             self._fast = FastPath(
-                session, self._machine.gate, export, outbox, buffer, self._hand_over, alone
+                session, self._machine.gate, export, outbox, buffer, pace, self._hand_over, alone
             )
         self._can_split = session.headers is not HeaderStyle.SIMPLE
         self._batch: list[Request] = []
