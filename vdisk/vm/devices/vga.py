@@ -14,7 +14,7 @@ that is brought back before anybody looks), since a trip through the bus for eac
     odd/even planes 0 and 1  text and CGA modes, at B0000 or B8000
     chain-4, all planes      mode 13h, and banks of Bochs modes, at A0000
 
-A picture is a copy taken under the bus lock and drawn without it (vga_draw).
+A picture is a copy taken under the bus lock and drawn without it (vga_draw, vga_text).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import zlib
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vdisk.errors import CorruptImageError, InvalidRequestError
-from vdisk.vm.devices import vga_draw
+from vdisk.vm.devices import vga_draw, vga_text
 from vdisk.vm.devices import vga_registers as reg
 from vdisk.vm.devices.base import State, bytewise_read, bytewise_write
 from vdisk.vm.devices.pci import BAR_PREFETCHABLE, Identity, PciDevice, is_free
 from vdisk.vm.devices.vga_dispi import Dispi
-from vdisk.vm.devices.vga_draw import PLANE_SPAN, UNIT, Picture
 from vdisk.vm.devices.vga_memory import WINDOWS, VgaMemory
+from vdisk.vm.devices.vga_picture import PLANE_SPAN, UNIT, Picture
 from vdisk.vm.devices.vga_registers import VgaRegisters
 from vdisk.vm.memory import PageKind
 
@@ -185,7 +185,7 @@ class Vga(PciDevice):
             view[:] = self.planes.memory[window.bank : window.bank + window.length]
         else:
             words = self.planes.memory[: window.length * 2]
-            view[:] = vga_draw.cells(bytes(words))
+            view[:] = vga_text.cells(bytes(words))
         self._loaded = bytes(view)
         self._window = window
         self._memory.set_kind(window.start, window.length, PageKind.RAM)
@@ -276,7 +276,7 @@ class Vga(PciDevice):
 
     def text(self) -> TextFrame | None:
         """The characters of a text mode; None in a graphics mode."""
-        return vga_draw.text(self.picture())
+        return vga_text.text(self.picture())
 
     def picture(self) -> Picture:
         """Registers and memory as they are now."""

@@ -446,6 +446,43 @@ class TestText:
         screen = card.vga.text()
         assert screen is not None and screen.cells[:2] == b"2\x07"
 
+    def test_smooth_scrolling(self, card: Card) -> None:
+        source = random.Random(8)
+        for character in range(1, 5):
+            card.glyph(character, *source.randbytes(16))
+        for place in range(80 * 26):
+            card.poke(0xB8000 + 2 * place, source.randrange(1, 5), 0x07)
+        card.indexed(0x3D4, 0x0A, 0x20)
+        still = card.vga.frame()
+        card.indexed(0x3D4, 0x08, 5)  # five lines of the first row are above the screen
+        card.attribute(0x13, 2)  # of nine dots, three to the left
+        card.read(0x3DA)
+        card.out(0x3C0, 0x20)
+        moved = card.vga.frame()
+        assert moved[:2] == still[:2]
+        for y in range(395):
+            before = still.pixels[((y + 5) * 720 + 3) * 4 : (y + 6) * 720 * 4]
+            assert moved.pixels[y * 720 * 4 :][: len(before)] == before
+
+    @pytest.mark.parametrize("together", [False, True])
+    def test_a_split_screen_of_characters(self, card: Card, together: bool) -> None:
+        card.glyph(1, *[0x81] * 16)
+        card.poke(0xB8000, 1, 0x07)
+        card.poke(0xB8000 + 160, 0, 0x07)
+        card.indexed(0x3D4, 0x0A, 0x20)
+        card.indexed(0x3D4, 0x0D, 80)
+        for index, value in ((0x18, 199), (0x07, 0x0F), (0x09, 0x0F)):
+            card.indexed(0x3D4, index, value)
+        card.attribute(0x10, 0x0C if together else 0x2C)
+        card.attribute(0x13, 0)
+        card.read(0x3DA)
+        card.out(0x3C0, 0x20)
+        ink, paper = card.colour(0x07), card.colour(0)
+        assert card.pixels(0, 199, 2) == [paper] * 2
+        # The second part is panned too, unless it was told to stand still.
+        assert card.pixels(0, 200, 2) == ([paper] * 2 if together else [ink, paper])
+        assert card.pixels(0, 216, 2) == [paper] * 2
+
     def test_a_second_font_by_attribute_bit_3(self, card: Card) -> None:
         card.indexed(0x3C4, 3, 0x04)  # A: the second font
         card.poke(0xB8000, 0x41, 0x0F, 0x41, 0x07)
@@ -542,6 +579,22 @@ class TestGraphics:
         lit, dark = card.colour(0x17), card.colour(0)
         assert card.pixels(0, 0, 3) == card.pixels(0, 1, 3) == [lit, dark, lit]
         assert card.pixels(0, 2, 3) == [dark, lit, dark]
+
+    def test_the_lower_part_of_a_split_screen_may_stand_still(self, card: Card) -> None:
+        card.mode(PLANAR_480)
+        card.indexed(0x3CE, 5, 2)
+        card.poke(0xA0000, 7)
+        card.indexed(0x3D4, 0x18, 99)
+        card.indexed(0x3D4, 0x07, 0x2E)
+        card.indexed(0x3D4, 0x09, 0x00)
+        lit, dark = card.colour(0x07), card.colour(0)
+        for mode, below in ((0x01, dark), (0x21, lit)):
+            card.attribute(0x10, mode)
+            card.attribute(0x13, 4)
+            card.read(0x3DA)
+            card.out(0x3C0, 0x20)
+            assert card.pixels(3, 0, 2) == [lit, dark]
+            assert card.pixels(7, 100) == [below]
 
     def test_a_split_screen_begins_anew(self, card: Card) -> None:
         card.mode(PLANAR_480)
