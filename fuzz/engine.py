@@ -114,6 +114,7 @@ def run_guided(name: str, seconds: float, folder: Path, seed: int) -> int:
 
     with atheris.instrument_imports(include=["vdisk"], enable_loader_override=False):
         target = targets.load(name)
+        target.prepare()
         for data in target.seeds().values():  # what is imported lazily is instrumented, too
             target.run(data)
     corpus = folder / "inputs"

@@ -8,6 +8,8 @@ A target is a module of :mod:`fuzz.targets`; the first line of its docstring is 
 
 ``run`` is called inside :func:`fuzz.limits.limited` unless the module sets ``LIMITED = False``,
 because it starts other programs and sets the limits itself.  ``LONGEST``: bytes of an input.
+``SLOWNESS``: how many times the usual time an input may take, with the reason beside it.
+``prepare()``: makes what all inputs share, outside of any input's limits.
 """
 
 from __future__ import annotations
@@ -39,13 +41,16 @@ class Target(NamedTuple):
     run: Callable[[bytes], None]
     longest: int
     limited: bool
+    slowness: float
+    prepare: Callable[[], None]
 
     def try_input(self, data: bytes, slowness: float = 1.0) -> None:
         """Run one input inside the limits; whatever it raises is a defect."""
         if not self.limited:
             self.run(data)
             return
-        with limited(slowness):
+        self.prepare()
+        with limited(slowness * self.slowness):
             self.run(data)
 
     def corpus(self) -> Iterator[tuple[str, bytes]]:
@@ -95,4 +100,6 @@ def load(name: str) -> Target:
         run=module.run,
         longest=module.LONGEST,
         limited=getattr(module, "LIMITED", True),
+        slowness=getattr(module, "SLOWNESS", 1.0),
+        prepare=getattr(module, "prepare", lambda: None),
     )
