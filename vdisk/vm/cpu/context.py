@@ -252,31 +252,44 @@ class Context:
         """Read, change and write; atomically with a LOCK prefix."""
         b, size = self.b, self.size // 8
         self.check_alignment(linear, size)
-        entry, old, new = self._entry(linear), b.variable(self.type), b.variable(self.type)
-        hit = self._hit(b.load_state(entry + 8, "i64"), linear, size)
-        with b.if_(hit):
-            host = linear + b.load_state(entry + 16, "i64")
-            if self.shape.lock:
-                self._exchange(host, old, new, change)
-            else:
-                old.set(b.load_host(host, self.type))
-                new.set(change(old.get()))
-                b.store_host(host, new.get())
-        with b.else_():
-            wide = b.const("i64", size)
-            b.call("check_write", b.tlb(), linear, wide)
+        old, new, wide = b.variable(self.type), b.variable(self.type), b.const("i64", size)
+        hit, found = self.probe(linear, size, write=True)
+        host, direct = b.variable("i64", found), b.variable("i1", hit)
+        with b.if_(~hit):
+            host.set(b.call("writable_address", b.tlb(), linear, wide))
             self.check()
+            direct.set(host.get().ne(0))
+        with b.if_(direct.get()):
+            self._modify_host(host.get(), old, new, change)
+        with b.else_():
             if self.shape.lock:
-                host = b.call("locked_address", b.tlb(), linear, wide)
-                with b.if_(host.ne(0)):
-                    self._exchange(host, old, new, change)
-                    b.call("stored", host - b.get("memory"), wide)
-                with b.else_():
-                    self.own_bus()
-                    self._modify_slowly(linear, old, new, change)
+                self._modify_locked(linear, old, new, change)
             else:
                 self._modify_slowly(linear, old, new, change)
         return old.get(), new.get()
+
+    def _modify_host(
+        self, host: Value, old: Variable, new: Variable, change: Callable[[Value], Value]
+    ) -> None:
+        if self.shape.lock:
+            self._exchange(host, old, new, change)
+        else:
+            old.set(self.b.load_host(host, self.type))
+            new.set(change(old.get()))
+            self.b.store_host(host, new.get())
+
+    def _modify_locked(
+        self, linear: Value, old: Variable, new: Variable, change: Callable[[Value], Value]
+    ) -> None:
+        """Where there is no write tag: beside code, across pages, on the bus."""
+        b, wide = self.b, self.b.const("i64", self.size // 8)
+        host = b.call("locked_address", b.tlb(), linear, wide)
+        with b.if_(host.ne(0)):
+            self._exchange(host, old, new, change)
+            b.call("stored", host - b.get("memory"), wide)
+        with b.else_():
+            self.own_bus()
+            self._modify_slowly(linear, old, new, change)
 
     def own_bus(self) -> None:
         """Go on only while no other processor executes anything: Python sees to that, and the

@@ -3,7 +3,7 @@
 What nearly always happens in a 64-bit system is done here: interrupt and trap gates to 64-bit
 code, stacks from the TSS, IRETQ to 64-bit code.  Whatever is out of the ordinary is declined (the
 routine gives 0 and has changed nothing but memory below the new stack), and
-:mod:`vdisk.vm.cpu.transfers` does it in full, with every check and every fault.
+:mod:`vdisk.vm.cpu.interrupts` does it in full, with every check and every fault.
 
 SDM volume 3, section 6.14; volume 2, IRET.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.mmu import is_set
-from vdisk.vm.cpu.routines import routine
+from vdisk.vm.cpu.mmu import entry_offset, is_set
+from vdisk.vm.cpu.routines import page_of, routine
 from vdisk.vm.cpu.state import FIELDS, TLB_SUPERVISOR, TLB_USER
 
 if TYPE_CHECKING:
@@ -28,9 +28,29 @@ DATA_MASK = 0x009F
 SUSPENDED = -(1 << 63)
 
 
+def load(b: Builder, tlb_set: Value, linear: Value, size: int = 8) -> Value:
+    """Memory by way of the TLB; a fault is for whoever asked (``pending``)."""
+    kind = f"i{8 * size}"
+    entry, value = tlb_set + entry_offset(linear), b.variable("i64")
+    with b.if_(b.load_state(entry, "i64").eq(page_of(linear + (size - 1)))):
+        value.set(b.load_host(linear + b.load_state(entry + 16, "i64"), kind).zext("i64"))
+    with b.else_():
+        value.set(b.call("slow_load", tlb_set, linear, b.const("i64", size)))
+    return value.get()
+
+
+def store(b: Builder, tlb_set: Value, linear: Value, value: Value, size: int = 8) -> None:
+    """The counterpart."""
+    entry = tlb_set + entry_offset(linear)
+    with b.if_(b.load_state(entry + 8, "i64").eq(page_of(linear + (size - 1)))):
+        b.store_host(linear + b.load_state(entry + 16, "i64"), value.trunc(f"i{8 * size}"))
+    with b.else_():
+        b.call("slow_store", tlb_set, linear, b.const("i64", size), value)
+
+
 def supervisor_load(b: Builder, linear: Value, size: int = 8) -> Value:
     """Memory as the processor itself reads it; declines (returns 0) on a fault."""
-    value = b.call("slow_load", b.const("i64", TLB_SUPERVISOR), linear, b.const("i64", size))
+    value = load(b, b.const("i64", TLB_SUPERVISOR), linear, size)
     decline_pending(b)
     return value
 
@@ -137,7 +157,6 @@ def _push_frame(b: Builder, top: Value, saved: tuple[Value, Value, Value], level
     rsp, error, with_error = saved
     user = b.const("i64", TLB_USER)
     tlb_set = b.select(level.eq(3), user, b.const("i64", TLB_SUPERVISOR))
-    eight = b.const("i64", 8)
     values = (
         b.get("ss_selector").zext("i64"),
         rsp,
@@ -146,11 +165,11 @@ def _push_frame(b: Builder, top: Value, saved: tuple[Value, Value, Value], level
         b.get("rip"),
     )
     for place, value in enumerate(values, 1):
-        b.call("slow_store", tlb_set, top - 8 * place, eight, value)
+        store(b, tlb_set, top - 8 * place, value)
         decline_pending(b)
     bottom = b.variable("i64", top - 40)
     with b.if_(with_error.ne(0)):
-        b.call("slow_store", tlb_set, top - 48, eight, error)
+        store(b, tlb_set, top - 48, error)
         decline_pending(b)
         bottom.set(top - 48)
     b.store_state(RSP, bottom.get())
@@ -162,10 +181,9 @@ def return_long(b: Builder) -> None:
     top = b.load_state(RSP, "i64")
     present = b.get("cpl").zext("i64")
     tlb_set = b.get("tlb_current")
-    eight = b.const("i64", 8)
     frame = []
     for place in range(5):
-        frame.append(b.call("slow_load", tlb_set, top + 8 * place, eight))
+        frame.append(load(b, tlb_set, top + 8 * place))
         decline_pending(b)
     rip, selector, word, rsp, ss = frame[0], frame[1] & 0xFFFF, frame[2], frame[3], frame[4]
     old = b.get("eflags").zext("i64")

@@ -15,8 +15,10 @@ from vdisk.vm.cpu.delivery import (
     decline_if,
     decline_inner_segments,
     decline_pending,
+    load,
     restore_flags,
     set_level,
+    store,
     supervisor_load,
 )
 from vdisk.vm.cpu.mmu import is_set
@@ -112,7 +114,7 @@ def _push(b: Builder, stack: Variable, level: Value, value: Value) -> None:
     top = (stack.get() - 4) & MASK
     user = b.const("i64", TLB_USER)
     tlb_set = b.select(level.eq(3), user, b.const("i64", TLB_SUPERVISOR))
-    b.call("slow_store", tlb_set, top, b.const("i64", 4), value & MASK)
+    store(b, tlb_set, top, value & MASK, 4)
     decline_pending(b)
     stack.set(top)
 
@@ -147,7 +149,7 @@ def return_flat(b: Builder) -> None:
 
 def _pop(b: Builder, top: Value, above: int) -> Value:
     where = (top + above) & MASK
-    value = b.call("slow_load", b.get("tlb_current"), where, b.const("i64", 4))
+    value = load(b, b.get("tlb_current"), where, 4)
     decline_pending(b)
     return value
 

@@ -429,6 +429,17 @@ def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value
 
 
 @routine("i64", "i64", "i64", "i64")
+def writable_address(b: Builder, set_: Value, linear: Value, size: Value) -> None:
+    """``check_write``, and the host address if the TLB has all of the access now; 0 if not."""
+    b.call("check_write", set_, linear, size)
+    entry = set_ + entry_offset(linear)
+    hit = b.load_state(entry + 8, "i64").eq(page_of(linear + size - 1))
+    with b.if_(hit & b.get("pending").eq(0)):
+        b.return_(linear + b.load_state(entry + 16, "i64"))
+    b.return_(b.const("i64", 0))
+
+
+@routine("i64", "i64", "i64", "i64")
 def locked_address(b: Builder, set_: Value, linear: Value, size: Value) -> None:
     """The host address for an atomic operation that has no write tag, or 0.
 
