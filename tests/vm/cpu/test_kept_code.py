@@ -15,6 +15,7 @@ from vdisk.vm.accel import llvm
 from vdisk.vm.cpu import arena
 from vdisk.vm.cpu.codegen import NativeCode, native_code
 from vdisk.vm.cpu.compiler import Level
+from vdisk.vm.cpu.orders import HandlersOrder
 from vdisk.vm.cpu.region_store import RegionStore
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def test_they_change_nothing(name, earlier, tmp_path):
         board.accelerator.hotspots.store = kept
 
     first = trace(SAMPLED, program, tmp_path, prepare=use_kept)
-    heads = [regions for alike in kept.known.values() for regions in alike.values()]
-    assert any(each.address for regions in heads for each in regions)
+    assert any(each.address for alike in kept.known.values() for each in alike)
     assert trace(SAMPLED, program, tmp_path, prepare=use_kept) == first
     assert trace(THREADED, program, tmp_path) == first
 
@@ -112,7 +112,7 @@ def test_handlers_are_made_fine_for_later_runs(tmp_path, monkeypatch):
     while shapes := rough.next_rough():
         count += len(shapes)
         names = [shape.symbol for shape in shapes]
-        rough.keep(names, rough.compile_handlers(shapes, Level.FINE), Level.FINE)
+        rough.keep(names, rough.carry_out(HandlersOrder(shapes)), Level.FINE)
     assert count > 20
     later = NativeCode(str(tmp_path))
     run_with(later, program, tmp_path, monkeypatch)

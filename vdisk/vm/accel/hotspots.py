@@ -19,15 +19,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.arena import HotRegion
-from vdisk.vm.cpu.codegen import handlers_module
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
-from vdisk.vm.cpu.hot import Region, region_module
-from vdisk.vm.cpu.region_store import KEY_BYTES, KeptRegion, RegionStore
+from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder
+from vdisk.vm.cpu.region_store import KeptRegion, RegionStore, key_bytes
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from vdisk.vm.accel.llvm import LlvmAccelerator
     from vdisk.vm.cpu.decode import Mode
+    from vdisk.vm.cpu.orders import CompiledRegion
 
 THRESHOLD = 2
 PERIOD = 0.001
@@ -143,7 +143,7 @@ class Hotspots:
         native, compiler = self.engine.native, self._compiler
         shapes = native.next_rough()
         if shapes and compiler is not None:
-            code = compiler.compile(handlers_module(shapes), Level.FINE)
+            code = compiler.carry_out(HandlersOrder(shapes))
             if code:
                 native.keep([shape.symbol for shape in shapes], code, Level.FINE)
         return bool(shapes)
@@ -157,26 +157,29 @@ class Hotspots:
             if page is None or mode not in page.arrays or page.dropped > MOST_DROPS or mode.step:
                 return False
             codes, dropped = page.arrays[mode], page.dropped
-            region = Region(arena, engine.translator.decoder(mode), mode, codes, offset)
+            if not self.eager and self._recall(physical, mode):
+                return True
             content = engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
-            if not region.gather(content):
-                return False
-            text = region_module(region)
-        code = self._make(text)
-        if code is None:
+            entries = frozenset(at for at in range(PAGE_SIZE) if arena.entry(codes, at))
+        order = RegionOrder(mode, offset, content, entries)
+        compiled = self._carry_out(order)
+        if compiled is None:
             return False
-        kept = self.store.keep(KeptRegion.of(region, content, code))
+        kept = self.store.keep(KeptRegion.of(order, compiled))
         with engine.lock:
             if page.dropped != dropped or not self._install(page_number, kept):
                 return False
             self.compiled += 1
         return True
 
-    def _make(self, text: str) -> bytes | None:
-        """Compile a region; None where that is not possible (the machine is closing)."""
+    def _carry_out(self, order: RegionOrder) -> CompiledRegion | None:
+        """Compile a region; None where there is nothing to gain, or the machine is closing."""
+        result: CompiledRegion | None
         if self._compiler is None:
-            return self.engine.native.compile(text, Level.BEST)
-        return self._compiler.compile(text, Level.BEST)
+            result = self.engine.native.carry_out(order)
+        else:
+            result = self._compiler.carry_out(order)
+        return result
 
     def _install(self, page_number: int, kept: KeptRegion) -> bool:
         """Let a region be the handler of its first record; False if there is no room for it."""
@@ -207,10 +210,11 @@ class Hotspots:
         finally:
             self._new = None
 
-    def _recall(self, physical: int, mode: Mode) -> None:
+    def _recall(self, physical: int, mode: Mode) -> bool:
+        """Use a region that is known; False if none is."""
         offset, start = physical & (PAGE_SIZE - 1), physical & ~(PAGE_SIZE - 1)
         engine = self.engine
-        first = engine.memory.read(physical, min(KEY_BYTES, PAGE_SIZE - offset))
+        first = key_bytes(engine.code_bytes(physical, min(8, PAGE_SIZE - offset)), 0)
         for kept in self.store.candidates(mode, offset, first):
             page = engine.arena.pages[physical >> PAGE_SHIFT]
             if page.dropped > MOST_DROPS or not kept.matches(engine.code_bytes(start, PAGE_SIZE)):
@@ -222,7 +226,8 @@ class Hotspots:
             # All of it is watched now, so what it is now counts.
             if kept.matches(engine.code_bytes(start, PAGE_SIZE)):
                 self._use(physical, kept)
-                return
+                return True
+        return False
 
     def _use(self, physical: int, kept: KeptRegion) -> None:
         page_number, key = physical >> PAGE_SHIFT, (physical, kept.mode)

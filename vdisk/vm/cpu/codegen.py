@@ -121,22 +121,23 @@ class NativeCode:
 
     def _compile(self, text: str, level: Level, names: list[str]) -> None:
         """Compile a module here, now, and keep it under the names of its symbols."""
-        code = self.compile(text, level)
+        code = self.compiler.compile(text, level)
         self.keep(names, code, level)
         added = Piece.unpack(code)
         base = self.memory.add(added)
         self.memory.symbols.update((name, base + at) for name, at in added.symbols.items())
 
-    def compile(self, text: str, level: Level) -> bytes:
-        """Packed code of a module."""
+    def carry_out(self, order: Any) -> Any:
+        """What comes of an order (:mod:`vdisk.vm.cpu.orders`), here and now."""
         with self._lock:
-            if self._compiler is None:
-                self._compiler = Compiler()
-            return self._compiler.compile(text, level)
+            return order.carry_out(self.compiler)
 
-    def compile_handlers(self, shapes: list[Shape], level: Level) -> bytes:
-        """Packed code of some handlers."""
-        return self.compile(handlers_module(shapes), level)
+    @property
+    def compiler(self) -> Compiler:
+        """LLVM, from the first time on that it is needed."""
+        if self._compiler is None:
+            self._compiler = Compiler()
+        return self._compiler
 
     def keep(self, names: Iterable[str], code: bytes, level: Level) -> None:
         """Let later runs have what was compiled."""

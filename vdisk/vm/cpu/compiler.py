@@ -1,16 +1,17 @@
 """LLVM: from its assembly language to code that can be linked; here, or in a process of its own.
 
 LLVM is used by one thread of a process at a time (llvmlite has one lock for all of it), and a vCPU
-that needs a new handler must not wait for a region that takes a tenth of a second.  So what can
-wait is compiled elsewhere: a level (1 byte) and text go in, a packed
-:class:`~vdisk.vm.cpu.linker.Piece` comes out, each behind its length (4 bytes, little-endian).  An
-empty answer: it could not be compiled.
+that needs a new handler must not wait for a region that takes a tenth of a second; nor is the text
+of a region written for nothing, in Python, which its threads take turns in.  So what can wait is
+done elsewhere: an order (:mod:`vdisk.vm.cpu.orders`) goes in, what comes of it comes out, pickled,
+each behind its length (4 bytes, little-endian).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -48,18 +49,19 @@ class CompilerProcess:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
-    def compile(self, text: str, level: Level) -> bytes | None:
-        """A module's packed code; None where the process has none to give (any more)."""
+    def carry_out(self, order: Any) -> Any:
+        """What comes of an order; None where the process has nothing to give (any more)."""
         source, result = self._process.stdin, self._process.stdout
         assert source is not None
         assert result is not None
-        data = text.encode()
+        data = pickle.dumps(order)
         try:
-            source.write(LENGTH.pack(len(data) + 1) + bytes([level]) + data)
+            source.write(LENGTH.pack(len(data)) + data)
             source.flush()
-            return _receive(result) or None
+            answer = _receive(result)
         except (OSError, ValueError):
             return None
+        return pickle.loads(answer) if answer else None
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -131,22 +133,25 @@ class Compiler:
 
 
 def serve() -> None:
-    """Compile what comes on standard input until it ends."""
+    """Carry out what comes on standard input until it ends."""
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever reads the answers
     compiler = Compiler()
     while data := _receive(sys.stdin.buffer):
         try:
-            code = compiler.compile(data[1:].decode(), Level(data[0]))
-        except RuntimeError as error:
+            result = pickle.loads(data).carry_out(compiler)
+        except RuntimeError as error:  # LLVM's
             print(error, file=sys.stderr)
-            code = b""
+            result = None
+        answer = pickle.dumps(result)
         with contextlib.suppress(BrokenPipeError):
-            sys.stdout.buffer.write(LENGTH.pack(len(code)) + code)
+            sys.stdout.buffer.write(LENGTH.pack(len(answer)) + answer)
             sys.stdout.buffer.flush()
             continue
         os._exit(0)  # nobody reads any more; a flush at exit would say so
 
 
 if __name__ == "__main__":
-    serve()
+    from vdisk.vm.cpu.compiler import serve as _serve  # as the module that orders name
+
+    _serve()

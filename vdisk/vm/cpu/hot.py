@@ -36,14 +36,16 @@ from vdisk.vm.cpu.translate import BLOCK_LIMIT, KEEPS, LINKED, block_end_shape, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
-    from vdisk.vm.cpu.arena import Arena
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
 
 REGION_LIMIT = 192
 """Instructions; LLVM needs about half a millisecond for each."""
 ZERO = FIELDS["zero"].offset
+LEAST = 4
+"""Instructions; less is not worth being entered and left."""
 NOT_HOT = {"system", "undefined", "crossing", "stale", "hlt"}
 
 
@@ -91,11 +93,11 @@ class Plan(NamedTuple):
 class Region:
     """The blocks around a hot one."""
 
-    def __init__(self, arena: Arena, decoder: Decoder, mode: Mode, codes: int, head: int) -> None:
-        self.arena, self.decoder, self.mode, self.codes, self.head = (
-            *(arena, decoder, mode, codes),
-            head,
-        )
+    def __init__(
+        self, decoder: Decoder, mode: Mode, translated: AbstractSet[int], head: int
+    ) -> None:
+        """``translated``: offsets of blocks in the page; ``head``: that of the hot one."""
+        self.decoder, self.mode, self.translated, self.head = decoder, mode, translated, head
         self.blocks: dict[int, Plan] = {}
 
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -107,7 +109,7 @@ class Region:
         waiting, size = [self.head], 0
         while waiting:
             offset = waiting.pop(0)
-            if offset in self.blocks or not self.arena.entry(self.codes, offset):
+            if offset in self.blocks or offset not in self.translated:
                 continue
             decoded = self.decoder.decode_block(code, offset, BLOCK_LIMIT)
             size += len(decoded)
@@ -117,7 +119,10 @@ class Region:
             self.blocks[offset] = plan
             waiting += plan.successors
         head = self.blocks.get(self.head)
-        return head is not None and head.decoded[0].name not in NOT_HOT
+        if head is None or head.decoded[0].name in NOT_HOT:
+            return False
+        loops = any(plan.offset in plan.successors for plan in self.blocks.values())
+        return loops or sum(len(plan.decoded) for plan in self.blocks.values()) >= LEAST
 
     def _plan(self, offset: int, decoded: list[Decoded]) -> Plan:
         last = decoded[-1]

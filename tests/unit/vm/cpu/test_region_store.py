@@ -12,7 +12,7 @@ from vdisk.vm.cpu.codegen import c_function
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.hot import SYMBOL
 from vdisk.vm.cpu.linker import CodeMemory, Piece
-from vdisk.vm.cpu.region_store import MOST_ALIKE, RESERVED, KeptRegion, RegionStore
+from vdisk.vm.cpu.region_store import MOST_ALIKE, RESERVED, KeptRegion, RegionStore, key_bytes
 
 LONG = Mode(64, 64, checked=False)
 CODE = Piece(b"\xc3", {SYMBOL: 0}, []).pack()
@@ -26,12 +26,13 @@ def memory():
 
 def region(*spans: tuple[int, int], mode: Mode = LONG, page: bytes = PAGE) -> KeptRegion:
     blocks = tuple(page[start:end] for start, end in spans)
-    return KeptRegion(mode, spans[0][0], spans, blocks, lambda: CODE)
+    head = spans[0][0]
+    return KeptRegion(mode, head, key_bytes(page, head), spans, blocks, lambda: CODE)
 
 
 def find(store: RegionStore, offset: int, page: bytes = PAGE, mode: Mode = LONG):
-    first = page[offset : offset + 8]
-    return [each for each in store.candidates(mode, offset, first) if each.matches(page)]
+    found = store.candidates(mode, offset, key_bytes(page, offset))
+    return [each for each in found if each.matches(page)]
 
 
 def test_a_later_run_finds_it(memory, tmp_path):
@@ -68,7 +69,7 @@ def test_those_that_begin_alike_are_told_apart_and_not_too_many(memory):
     pages = [PAGE[:100] + bytes([number]) + PAGE[101:] for number in range(MOST_ALIKE + 5)]
     for page in pages:
         store.keep(region((16, 24), (96, 104), page=page))
-    assert len(store.candidates(LONG, 16, PAGE[16:24])) == MOST_ALIKE
+    assert len(store.candidates(LONG, 16, key_bytes(PAGE, 16))) == MOST_ALIKE
     assert len(find(store, 16, pages[-1])) == 1
     assert not find(store, 16, pages[0])
 

@@ -1,0 +1,65 @@
+"""What can be compiled by somebody else: each order has all that it takes, and can be pickled."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+from vdisk.vm.cpu.codegen import handlers_module
+from vdisk.vm.cpu.compiler import Level
+from vdisk.vm.cpu.decode import Decoder, Mode
+from vdisk.vm.cpu.hot import Region, region_module
+from vdisk.vm.cpu.semantics import load_all
+
+if TYPE_CHECKING:
+    from vdisk.vm.cpu.compiler import Compiler
+    from vdisk.vm.cpu.context import Shape
+
+
+@functools.cache
+def decoder(mode: Mode) -> Decoder:
+    """A decoder for whoever carries orders out."""
+    load_all()
+    return Decoder(mode)
+
+
+class HandlersOrder(NamedTuple):
+    """Fine handlers for these shapes."""
+
+    shapes: list[Shape]
+
+    def carry_out(self, compiler: Compiler) -> bytes:
+        """Their packed code."""
+        load_all()
+        return compiler.compile(handlers_module(self.shapes), Level.FINE)
+
+
+class CompiledRegion(NamedTuple):
+    """What comes of a :class:`RegionOrder`."""
+
+    spans: tuple[tuple[int, int], ...]
+    """Bytes [start, end) of each block in the page, the first block's first."""
+    code: bytes
+    """Packed code."""
+
+
+class RegionOrder(NamedTuple):
+    """The region around a block of a page."""
+
+    mode: Mode
+    head: int
+    """Offset of the block."""
+    content: bytes
+    """The page."""
+    translated: frozenset[int]
+    """Offsets of the blocks that are translated."""
+
+    def carry_out(self, compiler: Compiler) -> CompiledRegion | None:
+        """None where there is nothing to gain."""
+        region = Region(decoder(self.mode), self.mode, self.translated, self.head)
+        if not region.gather(self.content):
+            return None
+        return CompiledRegion(region.spans(), compiler.compile(region_module(region), Level.BEST))
+
+
+Order = HandlersOrder | RegionOrder
