@@ -219,6 +219,30 @@ def test_keys_and_the_mouse() -> None:
     asyncio.run(scenario())
 
 
+def test_several_look_at_once_and_what_one_does_the_others_see() -> None:
+    async def scenario() -> None:
+        async with browser() as here:
+            await here.visit()
+            async with here.socket() as one, here.socket() as other:
+                await one.send_json({"type": "power", "action": "stop"})
+                for socket in (one, other):
+                    seen = set()
+                    while seen != {"picture", "paused"}:
+                        message = await socket.receive()
+                        if message.type is aiohttp.WSMsgType.BINARY:
+                            seen |= {"picture"} if message.data[0] == 2 else set()
+                        elif json.loads(message.data)["status"] == "paused":
+                            seen.add("paused")
+                await one.send_json({"type": "key", "code": "KeyA", "down": True})
+                await other.send_json({"type": "key", "code": "KeyB", "down": True})
+                async with asyncio.timeout(20):
+                    while len(here.machine.input.keys) < 2:
+                        await asyncio.sleep(0.01)
+                assert sorted(here.machine.input.typed()) == ["a", "b"]
+
+    asyncio.run(scenario())
+
+
 def test_a_text_is_typed_as_fast_as_the_guest_takes_it_while_pictures_go_on() -> None:
     async def scenario() -> None:
         async with browser() as here:
