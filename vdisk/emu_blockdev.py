@@ -111,8 +111,9 @@ class EmuBlockDevice(Drive):
         self.discard_enabled = discard
         self.policy = policy or ErrorPolicy()
         self.statistics = Statistics()
-        self.on_stop: Callable[[Request, VdiskError], None] | None = None
-        """Called when a request failed and was kept: the machine must stand still now."""
+        self.on_error: Callable[[Request, VdiskError, OnError], None] | None = None
+        """Called when a request failed, with what is done about it: REPORT, IGNORE, or STOP, where
+        it was kept and the machine must stand still now."""
         self._now = now
         self._threads = threads
         self._quick: Quick | None = None
@@ -283,8 +284,9 @@ class EmuBlockDevice(Drive):
             action = self.policy.action(operation, error)
             if action is OnError.STOP:
                 self._parked.append(request)
-                if self.on_stop is not None:
-                    self.on_stop(request, error)
+            if self.on_error is not None:
+                self.on_error(request, error, action)
+            if action is OnError.STOP:
                 return False
             if action is OnError.IGNORE:
                 error = None

@@ -138,16 +138,20 @@ def faulty(policy: ErrorPolicy, number: int, iotype: IoType, threads: int = 4) -
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_errors_are_reported_or_ignored(threads: int) -> None:
+    actions: list[OnError] = []
     guest = faulty(ErrorPolicy(), errno.EIO, IoType.READ, threads)
+    guest.disk.on_error = lambda _request, _error, action: actions.append(action)
     read = guest.read(0, 512)
     guest.wait(read)
     assert read.request.error is not None
     assert guest.disk.statistics.failed[Operation.READ] == 1
     guest.disk.close()
     guest = faulty(ErrorPolicy(rerror=OnError.IGNORE), errno.EIO, IoType.READ, threads)
+    guest.disk.on_error = lambda _request, _error, action: actions.append(action)
     read = guest.read(0, 512)
     guest.wait(read)
     assert read.request.error is None
+    assert actions == [OnError.REPORT, OnError.IGNORE]
     guest.disk.close()
 
 
@@ -157,11 +161,12 @@ def test_a_full_disk_stops_the_machine_until_it_resumes(threads: int) -> None:
     stops = []
     stopped = threading.Event()
 
-    def on_stop(request: Request, error: Exception) -> None:
+    def on_error(request: Request, error: Exception, action: OnError) -> None:
+        assert action is OnError.STOP
         stops.append((request, error))
         stopped.set()
 
-    guest.disk.on_stop = on_stop
+    guest.disk.on_error = on_error
     write, flush = guest.write(0, b"x" * 512), guest.flush()
     assert stopped.wait(10)
     guest.disk.drain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from vdisk.emu_blockdev import EmuBlockDevice, Operation, Request
+from vdisk.emu_blockdev import EmuBlockDevice, OnError, Operation, Request
 from vdisk.errors import InvalidRequestError, NoSpaceError, NotFoundError, VdiskError
 from vdisk.opening import open_image
 from vdisk.vm.monitor.control import Drive, DriveStatistics, MachineEvent, Medium
@@ -106,20 +106,21 @@ class Drives:
             lock=self._lock,
             **options,
         )
-        disk.on_stop = lambda request, error: self._stopped(name, request, error)
+        disk.on_error = lambda request, error, action: self._failed(name, request, error, action)
         return disk
 
-    def _stopped(self, name: str, request: Request, error: VdiskError) -> None:
-        """A request failed, and its policy is that the machine stands still."""
+    def _failed(self, name: str, request: Request, error: VdiskError, action: OnError) -> None:
+        """A request failed; where its policy is so the machine stands still."""
         full = isinstance(error, NoSpaceError)
-        self.find(name).failed = "nospace" if full else "failed"
         operation = "read" if request.operation is Operation.READ else "write"
         data = {
-            "device": name, "operation": operation, "action": "stop", "nospace": full,
-            "reason": str(error),
+            "device": name, "node-name": _node(name), "operation": operation,
+            "action": action.value, "nospace": full, "reason": str(error),
         }  # fmt: skip
         self._emit(MachineEvent("BLOCK_IO_ERROR", data))
-        self._stop()
+        if action is OnError.STOP:
+            self.find(name).failed = "nospace" if full else "failed"
+            self._stop()
 
     # -- changes while the machine runs ------------------------------------------------------------
 
@@ -297,8 +298,13 @@ def _medium(name: str, disk: EmuBlockDevice, device: BlockDevice) -> Medium:
         read_only=disk.readonly,
         backing=_backing(device),
         writeback=disk.write_cache,
-        node_name=f"#{name}",
+        node_name=_node(name),
     )
+
+
+def _node(name: str) -> str:
+    """What monitors call the image in the drive."""
+    return f"#{name}"
 
 
 def _backing(device: BlockDevice) -> list[str]:

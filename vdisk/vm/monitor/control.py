@@ -39,8 +39,8 @@ class MachineEvent(NamedTuple):
     ``STOP``, ``RESUME`` and ``POWERDOWN`` have no data; the others::
 
         RESET, SHUTDOWN      guest: bool, reason: str (ShutdownCause)
-        BLOCK_IO_ERROR       device: str, operation: read|write, action: report|ignore|stop,
-                             nospace: bool, reason: str
+        BLOCK_IO_ERROR       device: str, node-name: str, operation: read|write,
+                             action: report|ignore|stop, nospace: bool, reason: str
         DEVICE_TRAY_MOVED    device: str, id: str, tray-open: bool
     """
 
