@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.tools import peers
+from tests.tools import ext4, peers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,13 +68,22 @@ def syslinux_disk(
     return image
 
 
-def grub_disk(directory: Path, config: str, files: Mapping[str, Path] | None = None) -> Path:
+def grub_disk(
+    directory: Path,
+    config: str,
+    files: Mapping[str, Path] | None = None,
+    *,
+    tree: Path | None = None,
+    size: int = DISK_SIZE,
+) -> Path:
     """A disk with one ext4 partition (:data:`LABEL`), and GRUB on both as grub-install leaves it.
 
     The MBR loads GRUB's core from the sectors behind it, and that its modules and configuration
-    from the file system.  ``files``: what else is in ``/boot``, by name.
+    from the file system.  ``tree``: what the partition holds beside GRUB, which is added there
+    too; ``files``: what else is in ``/boot``, by name.
     """
-    image, tree = directory / "disk.img", directory / "tree"
+    image, core = directory / "disk.img", directory / "core.img"
+    tree = tree or directory / "tree"
     grub = tree / "boot" / "grub"
     (grub / GRUB.name).mkdir(parents=True)
     for module in (*GRUB.glob("*.mod"), *GRUB.glob("*.lst")):
@@ -82,31 +91,24 @@ def grub_disk(directory: Path, config: str, files: Mapping[str, Path] | None = N
     (grub / "grub.cfg").write_text(config)
     for name, source in (files or {}).items():
         shutil.copy(source, tree / "boot" / name)
-    partition, core = directory / "partition", directory / "core.img"
-    with partition.open("wb") as file:
-        file.truncate(DISK_SIZE - PARTITION_START * SECTOR)
-    peers.run("mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-d", tree, partition)
     peers.run("grub-mkimage", "-O", GRUB.name, "-p", "(hd0,msdos1)/boot/grub", "-o", core,
               "biosdisk", "part_msdos", "ext2")  # fmt: skip
-    _partition(image, (GRUB / "boot.img").read_bytes(), LINUX)
+    _partition(image, (GRUB / "boot.img").read_bytes(), LINUX, size)
     with image.open("r+b") as file:
         file.seek(SECTOR)
         file.write(core.read_bytes())
-        file.seek(PARTITION_START * SECTOR)
-        file.write(partition.read_bytes())
+    ext4.make_partition(image, PARTITION_START * SECTOR, size, LABEL, tree)
     return image
 
 
-def _partition(image: Path, boot_code: bytes, kind: int) -> None:
+def _partition(image: Path, boot_code: bytes, kind: int, size: int = DISK_SIZE) -> None:
     """An empty disk but for an MBR, which has an active partition from 1 MiB to the end."""
-    sectors = DISK_SIZE // SECTOR - PARTITION_START
-    overflow = b"\xfe\xff\xff"  # CHS says: look at the LBA
-    entry = struct.pack(
-        "<B3sB3sII", 0x80, b"\x20\x21\x00", kind, overflow, PARTITION_START, sectors
-    )
+    sectors = size // SECTOR - PARTITION_START
+    first, overflow = b"\x20\x21\x00", b"\xfe\xff\xff"  # CHS says: look at the LBA
+    entry = struct.pack("<B3sB3sII", 0x80, first, kind, overflow, PARTITION_START, sectors)
     with image.open("wb") as file:
         file.write(boot_code[:440].ljust(446, b"\0") + entry + bytes(48) + b"\x55\xaa")
-        file.truncate(DISK_SIZE)
+        file.truncate(size)
 
 
 def _install_syslinux(

@@ -24,6 +24,12 @@ def make(path: Path, size: int, label: str, files: Mapping[str, bytes]) -> None:
     peers.run("mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-d", tree, path)
 
 
+def make_partition(image: Path, start: int, end: int, label: str, tree: Path) -> None:
+    """An ext4 in a part of a raw image, with everything that is below ``tree``."""
+    options = ("-q", "-F", "-t", "ext4", "-L", label, "-E", f"offset={start}", "-d", tree)
+    peers.run("mke2fs", *options, image, f"{(end - start) >> 10}k", timeout=600)
+
+
 def add(path: Path, name: str, content: bytes) -> None:
     """Put one more file into it."""
     source = path.with_name(f"{path.name}.{name}")
