@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,35 +21,12 @@ PATIENCE = 40
 engines = [engine for engine in guests.accelerators() if "llvm" in str(engine)]
 
 
-def screen(machine: Machine) -> str:
-    """The text on the screen; nothing in graphics modes."""
-    with machine.bus.lock:
-        vga = machine.board.vga
-        frame = vga.text() if vga is not None else None
-    if frame is None:
-        return ""
-    cells = frame.cells[::2]
-    rows = (cells[at : at + frame.columns] for at in range(0, len(cells), frame.columns))
-    return "\n".join(bytes(row).decode("cp437").replace("\0", " ").rstrip() for row in rows)
-
-
-def shows(machine: Machine, text: str) -> bool:
-    """Wait until the screen shows a text."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and not machine.is_over():
-        if text in screen(machine):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.parametrize("accel", guests.accelerators())
 def test_nothing_to_boot(accel: str) -> None:
     with Machine(memory=16 * MIB, accel=accel) as machine:
-        machine.start()
-        assert shows(machine, "No bootable device"), screen(machine)
+        machine.run_until(screen="No bootable device", timeout=PATIENCE)
         machine.type_keys("\n")
-        assert shows(machine, "key.\nNo bootable device"), screen(machine)
+        machine.run_until(screen="key.\nNo bootable device", timeout=PATIENCE)
 
 
 @requires_peer("syslinux", "mformat", "mcopy")
@@ -60,11 +36,10 @@ def test_syslinux_from_a_disk(accel: str, interface: str, tmp_path: Path) -> Non
     image = bootable.syslinux_disk(tmp_path)
     disk = f"{image},if={interface},format=raw"
     with Machine(memory=64 * MIB, accel=accel, disks=[disk]) as machine:
-        machine.start()
-        assert shows(machine, "boot:"), screen(machine)
-        assert bootable.GREETING in screen(machine)
+        machine.run_until(screen="boot:", timeout=PATIENCE)
+        assert bootable.GREETING in machine.screen_text()
         machine.type_keys("nosuch\n")
-        assert shows(machine, "Loading nosuch... failed"), screen(machine)
+        machine.run_until(screen="Loading nosuch... failed", timeout=PATIENCE)
 
 
 @requires_peer("xorriso", "syslinux", "mformat", "mcopy", str(bootable.ISOLINUX))
@@ -72,9 +47,8 @@ def test_syslinux_from_a_disk(accel: str, interface: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("accel", engines)
 def test_syslinux_from_a_cdrom(accel: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
     with Machine(memory=64 * MIB, accel=accel, cdroms=[str(make(tmp_path))]) as machine:
-        machine.start()
-        assert shows(machine, "boot:"), screen(machine)
-        assert bootable.GREETING in screen(machine)
+        machine.run_until(screen="boot:", timeout=PATIENCE)
+        assert bootable.GREETING in machine.screen_text()
 
 
 @requires_peer("xorriso", str(bootable.MEMTEST), str(bootable.ISOLINUX))
@@ -82,5 +56,4 @@ def test_syslinux_from_a_cdrom(accel: str, make: Callable[[Path], Path], tmp_pat
 def test_memtest_from_a_cdrom(accel: str, tmp_path: Path) -> None:
     image = bootable.memtest_cdrom(tmp_path)
     with Machine(memory=64 * MIB, accel=accel, cdroms=[str(image)]) as machine:
-        machine.start()
-        assert shows(machine, "Memory  :   64MB"), screen(machine)
+        machine.run_until(screen="Memory  :   64MB", timeout=PATIENCE)
