@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import TYPE_CHECKING
 
 from fuzz import accesses
 from fuzz.accesses import MEMORY, MMIO_READ, MMIO_WRITE, PORT_READ, PORT_WRITE, TIME, Recorder
@@ -18,13 +17,12 @@ from vdisk.stores.memory import MemoryStore
 from vdisk.vm.devices.virtio_blk import VirtioBlk
 from vdisk.vm.devices.virtqueue import Chain
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 LONGEST = 64 << 10
 SIZE = 256 << 10
-MEMORY_SIZE = 0x140000  # a driver's memory begins at 1 MiB
+LOW = 1 << 20  # a driver's memory begins here
+MEMORY_SIZE = LOW + (256 << 10)
 
+_NOTHING = bytes(LOW)
 _CONTENT = random.Random(4).randbytes(SIZE)
 PACKED, LEGACY, QUEUES, READONLY = 1, 2, 4, 8
 
@@ -132,42 +130,57 @@ def run(data: bytes) -> None:
             rig.driver.board.clock.advance(rig.driver.board.clock.now() + 1)
         if access.kind not in (MEMORY, MMIO_READ, PORT_READ):
             watch.check()
+    watch.check_all()
     _check_state(rig)
 
 
 class _Watch:
-    """Holds memory to what the device may have written: rings, and parts of chains it was given."""
+    """Holds memory to what the device may have written: rings, and parts of chains it was given.
+
+    Where drivers keep their memory is looked at after each access, what lies below at the end.
+    """
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
-        self._allowed: set[int] = set()
         self._dirtied: list[tuple[int, int]] = []
+        self._ever: set[tuple[int, int]] = set()
         rig.memory._on_dirtied[:] = [lambda gpa, length: self._dirtied.append((gpa, length))]
-        self.given()
+        self._before = self._driver_memory()
+
+    def _driver_memory(self) -> bytes:  # views compare a hundred times slower
+        return bytes(self._rig.memory.view(LOW, MEMORY_SIZE - LOW))
 
     def given(self) -> None:
         """The driver has written: memory is what it is now."""
+        self._ever.update(self._dirtied)
         self._dirtied.clear()
-        self._before = bytes(self._rig.memory.view(0, MEMORY_SIZE))
+        self._before = self._driver_memory()
 
     def check(self) -> None:
         """What has changed was announced, or is a flag of a ring."""
-        now = bytes(self._rig.memory.view(0, MEMORY_SIZE))  # views compare a hundred times slower
-        if now == self._before:
-            return
-        after = bytearray(now)
-        for start, end in self._announced():
-            after[start:end] = self._before[start:end]
-        assert after == self._before
-        self.given()
+        self._dirtied += self._rings()
+        now = self._driver_memory()
+        if now != self._before:
+            after = bytearray(now)
+            for gpa, length in self._dirtied:
+                start, end = max(gpa - LOW, 0), max(gpa + length - LOW, 0)
+                after[start:end] = self._before[start:end]
+            assert after == self._before
+        self._ever.update(self._dirtied)
+        self._dirtied.clear()
+        self._before = now
 
-    def _announced(self) -> Iterator[tuple[int, int]]:
-        for gpa, length in self._dirtied:
-            yield gpa, min(gpa + length, MEMORY_SIZE)
-        for slot in self._rig.driver.device.slots:
-            if slot.ring is not None:
-                size = 6 + 8 * slot.size
-                yield slot.device, min(slot.device + size, MEMORY_SIZE)
+    def check_all(self) -> None:
+        """At the end: memory that no driver uses has changed where that was announced."""
+        low = bytearray(self._rig.memory.view(0, LOW))
+        for gpa, length in self._ever:
+            end = min(gpa + length, LOW)
+            low[gpa:end] = bytes(max(end - gpa, 0))
+        assert low == _NOTHING
+
+    def _rings(self) -> list[tuple[int, int]]:
+        slots = self._rig.driver.device.slots
+        return [(slot.device, 6 + 8 * slot.size) for slot in slots if slot.ring is not None]
 
 
 def _check_state(rig: Rig) -> None:
