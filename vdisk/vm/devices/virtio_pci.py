@@ -276,7 +276,7 @@ class VirtioPci(PciDevice):
             "<IIIHHHBBHH",
             device.offered & LEGACY_FEATURES,
             device.features & LEGACY_FEATURES,
-            0 if slot is None else slot.descriptors // LEGACY_ALIGNMENT,
+            0 if slot is None else slot.descriptors // LEGACY_ALIGNMENT & 0xFFFF_FFFF,
             0 if slot is None else slot.largest,
             self._queue_select,
             0,

@@ -362,3 +362,10 @@ def test_without_event_index_flags_are_used() -> None:
     for sector in range(5):
         assert driver.request(IN, sector, room=512)[0] == OK
     assert len(driver.board.messages) == 5
+
+
+def test_the_legacy_registers_show_what_fits_of_a_modern_address() -> None:
+    driver = BlkDriver(MemoryStore(bytes(MIB), growable=False))
+    driver.set_common(0x20, 4, 0x1234_5000)
+    driver.set_common(0x24, 4, 0xFFFF_FFFF)
+    assert driver.port(0x08, 4) == 0xFFF1_2345
