@@ -7,8 +7,12 @@ image (raw or qcow2, in the page cache), through what::
 
     device      BlockDevice.readv/writev into the same memory: what the storage itself costs
     disk        EmuBlockDevice.submit
-    virtio-blk  a virtqueue as drivers lay it, notified, parsed, served and given back; the driver's
-                own share (a test tool, in Python) is measured by itself and taken off
+    virtio-blk  a virtqueue as drivers lay it, notified through the PCI function, parsed, served,
+                given back, an MSI-X message sent; the driver's own share (a test tool, in
+                Python) is measured by itself and taken off
+
+The buffers of a request are pages that follow each other downwards, 256 for 1 MiB: so Linux's page
+allocator hands them out to a process that reads past the cache.
 
 Printed: thousand requests, or MiB, for each second of processor time of this process, workers
 included, and the cost beside the bare device.  Ways take turns; the median of five rounds counts.
@@ -70,7 +74,7 @@ class Rig:
             disk = EmuBlockDevice(vdisk.open(path, "r+", format=format), lock=board.bus.lock)
             return VirtioBlk(disk, board.memory, board.clock)
 
-        self.driver = PciDriver(make, board=Board(64 * MIB))
+        self.driver = PciDriver(make, longest=MIB // PAGE + 2, board=Board(64 * MIB))
         self.driver.wake()
         assert isinstance(self.driver.device, VirtioBlk)
         self.disk = self.driver.device.disk
@@ -87,12 +91,10 @@ class Rig:
         return self.position // length * length
 
     def parts(self, load: Load, number: int) -> list[tuple[int, int]]:
-        """Pages that are no neighbours, as a guest's page cache gives them; at most 64."""
-        count = min(load.length // PAGE, 64)
-        step = load.length // count
-        if count == 1:
-            return [(self.data + number * 2 * PAGE, PAGE)]
-        return [(self.data + place * (step + PAGE), step) for place in range(count)]
+        """The pages of a request, downwards."""
+        count = load.length // PAGE
+        first = self.data + number * 2 * PAGE
+        return [(first + place * PAGE, PAGE) for place in reversed(range(count))]
 
 
 def through_device(rig: Rig, load: Load) -> Callable[[], None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk.vm.devices.virtqueue import (
     VIRTQ_AVAIL_F_NO_INTERRUPT,
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 Part = tuple[int, int]
 """(gpa, bytes) of one part of a buffer."""
+
+Described = tuple[int, int, int]
+"""The same with the flags of its descriptor."""
+
+LONGEST = 64
+"""Descriptors of an indirect table, where a test does not need more."""
 
 
 class Allocator:
@@ -42,10 +49,15 @@ class Used(NamedTuple):
     written: int
 
 
-class DriverQueue:
-    """What both layouts have in common."""
+class DriverQueue(ABC):
+    """What both layouts have in common.
+
+    ``longest``: descriptors of an indirect table.  Subclasses say where the three areas of
+    :class:`Layout` are.
+    """
 
     packed = False
+    areas: tuple[int, int, int]
 
     def __init__(
         self,
@@ -55,16 +67,17 @@ class DriverQueue:
         *,
         indirect: bool = True,
         event_index: bool = True,
+        longest: int = LONGEST,
     ) -> None:
         self.memory = memory
         self.allocator = allocator
         self.size = size
         self.indirect = indirect
         self.event_index = event_index
-        self._tables = [allocator.take(16 * 64) for _ in range(size)] if indirect else []
+        self._tables = [allocator.take(16 * longest) for _ in range(size)] if indirect else []
 
     def layout(self) -> Layout:
-        raise NotImplementedError
+        return Layout(self.size, *self.areas, self.indirect, self.event_index)
 
     def add(
         self,
@@ -74,24 +87,38 @@ class DriverQueue:
         indirect: bool = False,
     ) -> int:
         """Make a buffer available (the device sees it after this call); its key."""
-        raise NotImplementedError
+        parts = [(*part, 0) for part in readable]
+        parts += [(*part, VIRTQ_DESC_F_WRITE) for part in writable]
+        return self._add_indirect(parts) if indirect else self._add_chain(parts)
 
+    @abstractmethod
+    def _add_chain(self, parts: list[Described]) -> int:
+        """In descriptors of the ring."""
+
+    @abstractmethod
+    def _add_indirect(self, parts: list[Described]) -> int:
+        """In a table that one descriptor of the ring leads to."""
+
+    @abstractmethod
     def used(self) -> list[Used]:
         """What came back since the last call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wants_kick(self) -> bool:
         """Whether the device asked to be notified of what was added since the last call."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def suppress(self, *, interrupts: bool) -> None:
+        """Ask for no interrupts, or for one at the next buffer."""
 
     @property
+    @abstractmethod
     def room(self) -> int:
         """Descriptors that are free."""
-        raise NotImplementedError
 
 
 class SplitDriver(DriverQueue):
-    """A split virtqueue."""
+    """A split virtqueue; ``legacy``: where the registers of before 1.0 want its parts."""
 
     def __init__(
         self,
@@ -99,22 +126,17 @@ class SplitDriver(DriverQueue):
         allocator: Allocator,
         size: int,
         *,
-        indirect: bool = True,
-        event_index: bool = True,
         legacy: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(memory, allocator, size, indirect=indirect, event_index=event_index)
+        super().__init__(memory, allocator, size, **options)
         self.table = allocator.take(16 * size, 4096)
         self.avail = allocator.take(6 + 2 * size, 2)
         self.used_ring = allocator.take(6 + 8 * size, 4096 if legacy else 4)
+        self.areas = self.table, self.avail, self.used_ring
         self._free = list(range(size))
         self._chains: dict[int, list[int]] = {}
         self._avail_index = self._kicked = self._seen = 0
-
-    def layout(self) -> Layout:
-        return Layout(
-            self.size, self.table, self.avail, self.used_ring, self.indirect, self.event_index
-        )
 
     @property
     def room(self) -> int:
@@ -123,29 +145,24 @@ class SplitDriver(DriverQueue):
     def write_descriptor(self, index: int, gpa: int, length: int, flags: int, after: int) -> None:
         self.memory.write(self.table + 16 * index, struct.pack("<QIHH", gpa, length, flags, after))
 
-    def add(
-        self,
-        readable: Sequence[Part] = (),
-        writable: Sequence[Part] = (),
-        *,
-        indirect: bool = False,
-    ) -> int:
-        parts = [(*part, 0) for part in readable]
-        parts += [(*part, VIRTQ_DESC_F_WRITE) for part in writable]
-        places = [self._free.pop() for _ in range(1 if indirect else len(parts))]
-        head = places[0]
-        if indirect:
-            self.memory.write(self._tables[head], _linked(parts, range(len(parts))))
-            self.write_descriptor(
-                head, self._tables[head], 16 * len(parts), VIRTQ_DESC_F_INDIRECT, 0
-            )
-        else:
-            data = _linked(parts, places)
-            for number, place in enumerate(places):
-                self.memory.write(self.table + 16 * place, data[16 * number : 16 * number + 16])
-        self._chains[head] = places
-        self.offer(head)
-        return head
+    def _add_chain(self, parts: list[Described]) -> int:
+        places = [self._free.pop() for _ in parts]
+        data = _linked(parts, places)
+        for number, place in enumerate(places):
+            self.memory.write(self.table + 16 * place, data[16 * number : 16 * number + 16])
+        return self._take(places)
+
+    def _add_indirect(self, parts: list[Described]) -> int:
+        head = self._free.pop()
+        table = self._tables[head]
+        self.memory.write(table, _linked(parts, range(len(parts))))
+        self.write_descriptor(head, table, 16 * len(parts), VIRTQ_DESC_F_INDIRECT, 0)
+        return self._take([head])
+
+    def _take(self, places: list[int]) -> int:
+        self._chains[places[0]] = places
+        self.offer(places[0])
+        return places[0]
 
     def offer(self, head: int) -> None:
         """Put a head into the available ring."""
@@ -162,7 +179,6 @@ class SplitDriver(DriverQueue):
         return not self._u16(self.used_ring) & 1
 
     def suppress(self, *, interrupts: bool) -> None:
-        """Ask for no interrupts, or for one at the next buffer."""
         if self.event_index:
             event = (self._seen + (0 if interrupts else 0x8000)) & 0xFFFF
             self.memory.write(self.avail + 4 + 2 * self.size, struct.pack("<H", event))
@@ -186,7 +202,7 @@ class SplitDriver(DriverQueue):
         return int.from_bytes(self.memory.read(gpa, 2), "little")
 
 
-def _linked(parts: Sequence[tuple[int, int, int]], places: Sequence[int]) -> bytes:
+def _linked(parts: list[Described], places: Sequence[int]) -> bytes:
     """Descriptors of the split layout, each naming the place of the next."""
     data = b""
     for number, (gpa, length, flags) in enumerate(parts):
@@ -203,18 +219,13 @@ class PackedDriver(DriverQueue):
     packed = True
 
     def __init__(
-        self,
-        memory: GuestMemory,
-        allocator: Allocator,
-        size: int,
-        *,
-        indirect: bool = True,
-        event_index: bool = True,
+        self, memory: GuestMemory, allocator: Allocator, size: int, **options: Any
     ) -> None:
-        super().__init__(memory, allocator, size, indirect=indirect, event_index=event_index)
+        super().__init__(memory, allocator, size, **options)
         self.ring = allocator.take(16 * size, 16)
         self.driver_event = allocator.take(4, 4)
         self.device_event = allocator.take(4, 4)
+        self.areas = self.ring, self.driver_event, self.device_event
         self._next, self._wrap = 0, 1
         self._next_used, self._used_wrap = 0, 1
         self._counts: dict[int, int] = {}
@@ -223,36 +234,20 @@ class PackedDriver(DriverQueue):
         self._added = 0
         self.suppress(interrupts=True)
 
-    def layout(self) -> Layout:
-        return Layout(
-            self.size,
-            self.ring,
-            self.driver_event,
-            self.device_event,
-            self.indirect,
-            self.event_index,
-        )
-
     @property
     def room(self) -> int:
         return min(self._room, len(self._free_ids))
 
-    def add(
-        self,
-        readable: Sequence[Part] = (),
-        writable: Sequence[Part] = (),
-        *,
-        indirect: bool = False,
-    ) -> int:
-        parts = [(*part, 0) for part in readable]
-        parts += [(*part, VIRTQ_DESC_F_WRITE) for part in writable]
+    def _add_indirect(self, parts: list[Described]) -> int:
+        table = self._tables[self._free_ids[-1]]
+        self.memory.write(
+            table, b"".join(struct.pack("<QIHH", *part[:2], 0, part[2]) for part in parts)
+        )
+        return self._add_chain([(table, 16 * len(parts), VIRTQ_DESC_F_INDIRECT)])
+
+    def _add_chain(self, parts: list[Described]) -> int:
+        """The first descriptor's flags are written last: the device sees all or none."""
         key = self._free_ids.pop()
-        if indirect:
-            table = self._tables[key]
-            self.memory.write(
-                table, b"".join(struct.pack("<QIHH", *part[:2], 0, part[2]) for part in parts)
-            )
-            parts = [(table, 16 * len(parts), VIRTQ_DESC_F_INDIRECT)]
         first, first_flags = self._next, 0
         for number, (gpa, length, given) in enumerate(parts):
             more = VIRTQ_DESC_F_NEXT if number < len(parts) - 1 else 0

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.tools.virtio_driver import Allocator, DriverQueue, PackedDriver, SplitDriver
+from tests.tools.virtio_driver import (
+    LONGEST,
+    Allocator,
+    DriverQueue,
+    PackedDriver,
+    SplitDriver,
+)
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import VirtualClock
 from vdisk.vm.devices.pci import PciBus
@@ -75,6 +81,7 @@ class PciDriver:
     """Of one device on a board of its own.
 
     ``legacy``: through the I/O registers, as before virtio 1.0.  ``messages``: use MSI-X.
+    ``longest``: descriptors of an indirect table.
     """
 
     def __init__(
@@ -83,12 +90,14 @@ class PciDriver:
         *,
         legacy: bool = False,
         messages: bool = True,
+        longest: int = LONGEST,
         board: Board | None = None,
     ) -> None:
         self.board = board or Board()
         self.memory = self.board.memory
         self.legacy = legacy
         self.messages = messages
+        self.longest = longest
         self.device = make(self.board)
         self.function = VirtioPci(self.board.bus, self.device)
         self.board.pci.add(self.function, SLOT)
@@ -197,7 +206,8 @@ class PciDriver:
         return features
 
     def _queue(self, index: int, features: int, size: int | None) -> DriverQueue:
-        options = {
+        options: dict[str, Any] = {
+            "longest": self.longest,
             "indirect": bool(features & VIRTIO_F_INDIRECT_DESC),
             "event_index": bool(features & VIRTIO_F_EVENT_IDX),
         }
@@ -223,7 +233,7 @@ class PciDriver:
         assert self.common(0x1C, 2) == 1
         return queue
 
-    def _legacy_queue(self, index: int, options: dict[str, bool]) -> DriverQueue:
+    def _legacy_queue(self, index: int, options: dict[str, Any]) -> DriverQueue:
         self.set_port(0xE, 2, index)
         queue = SplitDriver(
             self.memory, self.board.allocator, self.port(0xC, 2), legacy=True, **options

@@ -93,7 +93,7 @@ class Quick:
             if len(plan) == MAX_PIECES:
                 return False
             plan.append(extent)
-        parts = split_views(views, [extent.length for extent in plan])
+        parts = [views] if len(plan) == 1 else split_views(views, [each.length for each in plan])
         return all(self._fetch_extent(*each) for each in zip(plan, parts, strict=True))
 
     def _fetch_extent(self, extent: Extent, views: Sequence[memoryview]) -> bool:

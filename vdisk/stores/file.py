@@ -356,7 +356,8 @@ def _requests(views: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
     for view in views:
         start = 0
         while start < len(view):
-            part = view[start : start + room]
+            whole = not start and len(view) <= room
+            part = view if whole else view[start : start + room]
             group.append(part)
             start += len(part)
             room -= len(part)
