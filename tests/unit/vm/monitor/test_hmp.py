@@ -6,6 +6,8 @@ import io
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tools.fake_machine import FakeMachine
 from vdisk.vm.display.image import encode_png
@@ -143,6 +145,14 @@ def test_expressions_are_bounded(machine: FakeMachine) -> None:
     assert "too deep" in hmp.execute(machine, "p " + "(" * 100)
     assert hmp.execute(machine, "p 0xffffffffffffffff + 2") == "0x1\n"
     assert hmp.execute(machine, "p 99999999999999999999999999 & 0xf") != ""
+
+
+@given(
+    st.sampled_from(("x", "xp", "p", "cpu", "info")),
+    st.text("/0x1f8dcsiwb$()+-*%~ eaxip\"'\\\n", max_size=40),
+)
+def test_any_words_have_an_answer(command: str, words: str) -> None:
+    assert isinstance(hmp.execute(FakeMachine(), f"{command} {words}"), str)
 
 
 def test_memory_is_saved(machine: FakeMachine, tmp_path: Path) -> None:
