@@ -228,14 +228,14 @@ COMMANDS: dict[str, HumanCommand] = {
         "save physical memory to a file",
         lambda context, words: _dump(context.machine.read_memory, words),
     ),
-    "print": HumanCommand("/fmt [expression]…", "the value of an expression: p $eip + 4", _print),
+    "print": HumanCommand("[/fmt] expression…", "the value of an expression: p $eip + 4", _print),
     "x": HumanCommand(
-        "/fmt [address]…",
+        "[/fmt] address…",
         "show memory by a processor's own addresses: x /8xw $esp, x /10i $eip",
         lambda context, words: _examine(context, words, virtual=True),
     ),
     "xp": HumanCommand(
-        "/fmt [address]…",
+        "[/fmt] address…",
         "show physical memory: xp /8xw 0x1000 (b, h, w, g: 1 to 8 bytes)",
         lambda context, words: _examine(context, words, virtual=False),
     ),
