@@ -41,7 +41,8 @@ test: setup peers lint
 	$(BIN)/pytest -n $(JOBS)
 
 guests: setup peers
-	VDISK_TEST_GUESTS=1 $(BIN)/pytest tests/vm/test_guests.py tests/vm/test_linux.py tests/vm/test_installed.py
+	VDISK_TEST_GUESTS=1 $(BIN)/pytest tests/vm/test_guests.py tests/vm/test_linux.py tests/vm/test_installed.py \
+		tests/vm/test_kvm_guests.py
 
 demo: setup peers
 	@$(BIN)/python examples/demo.py

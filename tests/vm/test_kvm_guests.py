@@ -26,7 +26,7 @@ MIB = 1 << 20
 PATIENCE = 100
 FLOATING_POINT = "9b"  # FWAIT
 RETURN = "cf"  # IRET, in protected mode
-COMPARE_16_BYTES = "f0 48 0f c7"  # LOCK CMPXCHG16B
+LINUX_ENDS = "(f0 )?48 0f (c7|ae)"  # CMPXCHG16B, XRSTOR64
 
 
 def ends_at(machine: Machine, instruction: str, *, serial: str | None = None,
@@ -89,5 +89,5 @@ def test_linux() -> None:
     with Machine(memory=192 * MIB, accel="kvm", kernel=guest.kernel, initrd=guest.initrd,
                  append=append, reboot=False) as machine:  # fmt: skip
         machine.run_until(serial="Linux version", timeout=1200)
-        ends_at(machine, COMPARE_16_BYTES, serial=real_guests.READY, timeout=1200)
+        ends_at(machine, LINUX_ENDS, serial=real_guests.READY, timeout=1200)
         assert b"Zone ranges" in machine.serial[0].output()
