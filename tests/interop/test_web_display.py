@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -130,30 +131,39 @@ def test_a_telephone(tmp_path: Path) -> None:
                 "getComputedStyle(document.getElementById('keyboard')).display", "flex"
             )
 
-            async def fingers(kind: str, *points: tuple[int, int]) -> None:
+            began = time.time()
+
+            async def fingers(seconds: float, kind: str, *points: tuple[int, int]) -> None:
+                """What the screen says at a time: how long a finger stays decides what it does."""
                 touches = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
-                await page.call("Input.dispatchTouchEvent", type=kind, touchPoints=touches)
+                await page.call(
+                    "Input.dispatchTouchEvent", type=kind, touchPoints=touches,
+                    timestamp=began + seconds,
+                )  # fmt: skip
 
             box = await page.script(
                 "(r => [r.x + r.width / 2, r.y + r.height / 2])(document.getElementById('screen')"
                 ".getBoundingClientRect())"
             )
             x, y = (int(value) for value in box)
-            await fingers("touchStart", (x, y))
-            await fingers("touchMove", (x + 30, y - 20))
+            await fingers(0, "touchStart", (x, y))
+            await fingers(0.1, "touchMove", (x + 30, y - 20))
             await until(lambda: sink.moves)
-            await asyncio.sleep(0.3)
-            await fingers("touchEnd")
+            await fingers(0.5, "touchEnd")
             assert sum(dx for dx, _, _ in sink.moves) > 30  # the picture is shown smaller
             assert sum(dy for _, dy, _ in sink.moves) < -20
             assert sink.buttons == []
-            await fingers("touchStart", (x, y))
-            await fingers("touchEnd")
+            await fingers(1, "touchStart", (x, y))
+            await fingers(1.1, "touchEnd")
             await until(lambda: sink.buttons == [1, 0])
-            await asyncio.sleep(0.3)
-            await fingers("touchStart", (x, y), (x + 40, y))
-            await fingers("touchEnd")
+            await fingers(2, "touchStart", (x, y), (x + 40, y))
+            await fingers(2.1, "touchEnd")
             await until(lambda: sink.buttons == [1, 0, 2, 0])
+            await fingers(3, "touchStart", (x, y))
+            await fingers(3.1, "touchEnd")
+            await fingers(3.2, "touchStart", (x, y))  # a tap, and the finger is back: it drags
+            await fingers(3.9, "touchEnd")
+            await until(lambda: sink.buttons[4:] == [1, 0, 1, 0])
             await page.click("#keyboard")
             await page.call("Input.insertText", text="Hi")
             await until(lambda: sink.typed() == ["shift", "h", "i"])
