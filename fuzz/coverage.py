@@ -51,6 +51,7 @@ PARSERS = {
     "NBD URI": ["nbd/uri.py"],
     "virtqueues": ["vm/devices/virtqueue.py", "vm/devices/virtqueue_packed.py"],
     "virtio-blk": ["vm/devices/virtio_blk.py", "vm/devices/virtio.py", "vm/devices/virtio_pci.py"],
+    "virtio-net": ["vm/devices/virtio_net.py"],
     "IDE": [
         *(f"vm/devices/ide{part}.py" for part in ("", "_channel", "_disk", "_dma", "_drive")),
         *(f"vm/devices/{name}.py" for name in ("ide_smart", "atapi", "atapi_mmc")),
