@@ -212,6 +212,22 @@ class SoftwareVcpu(Core):
             code += self.engine.code_bytes(second, LONGEST_INSTRUCTION - left)
         return code
 
+    # -- runs of bytes in one page -----------------------------------------------------------------
+
+    def store_run(self, linear: int, data: bytes) -> bool:
+        physical = self.walk(linear, mmu.WRITE, user=self.state.cpl == 3)
+        memory = self.engine.memory
+        if not memory.is_ram(physical, len(data)):
+            return False
+        memory.view(physical, len(data))[:] = data
+        self.engine.dirtied(physical, len(data), self)
+        return True
+
+    def load_run(self, linear: int, length: int) -> bytes | None:
+        physical = self.walk(linear, mmu.READ, user=self.state.cpl == 3)
+        memory = self.engine.memory
+        return memory.read(physical, length) if memory.is_ram(physical, length) else None
+
     # -- routines --------------------------------------------------------------------------------
 
     def walk(self, linear: int, access: int, *, user: bool) -> int:

@@ -89,6 +89,17 @@ class Core(Events):
     def _store(self, tlb_set: int, linear: int, size: int, value: int) -> None: ...
 
     @abstractmethod
+    def store_run(self, linear: int, data: bytes) -> bool:
+        """Store bytes within a page at once; False where that is not RAM.
+
+        Raises :class:`GuestFault`, like the next one.
+        """
+
+    @abstractmethod
+    def load_run(self, linear: int, length: int) -> bytes | None:
+        """The counterpart of :meth:`store_run`."""
+
+    @abstractmethod
     def check_write(self, linear: int, size: int) -> None:
         """Raise :class:`GuestFault` if a store there would."""
 

@@ -136,6 +136,8 @@ def _run(
 
 
 def _store_many(core: Core, linear: int, data: bytes) -> None:
+    if core.store_run(linear, data):
+        return
     whole = len(data) & -WORD
     for start in range(0, whole, WORD):
         word = int.from_bytes(data[start : start + WORD], "little")
@@ -145,6 +147,9 @@ def _store_many(core: Core, linear: int, data: bytes) -> None:
 
 
 def _load_many(core: Core, linear: int, length: int) -> bytes:
+    found = core.load_run(linear, length)
+    if found is not None:
+        return found
     whole = length & -WORD
     words = [core.load(linear + at, WORD, alignment=1) for at in range(0, whole, WORD)]
     parts = [word.to_bytes(WORD, "little") for word in words]
