@@ -24,11 +24,11 @@ from vdisk.errors import (
 )
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.allocation import Writer
+from vdisk.formats._qcow2.at_work import Writing
 from vdisk.formats._qcow2.bitmaps import Bitmaps
 from vdisk.formats._qcow2.compression import CompressedClusters, compress
 from vdisk.formats._qcow2.core import Core
 from vdisk.formats._qcow2.driver import Qcow2Driver
-from vdisk.formats._qcow2.gate import Writing
 from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.opening import read_header
 

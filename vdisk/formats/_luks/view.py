@@ -8,17 +8,16 @@ nobody else may write meanwhile, or the bytes beside the request would be lost.
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from vdisk.block import BlockDevice
 from vdisk.errors import AuthenticationError
+from vdisk.formats._gate import Gate
 from vdisk.formats._luks.header import SECTOR
 from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 CHUNK = 1 << 20
 """Bytes encrypted before they are written: bounds the memory that a large write takes."""
@@ -55,45 +54,11 @@ class LockedSectors:
         )
 
 
-class WriterLock:
-    """Shared by writes of whole sectors; held alone by a write of a part of one."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._sharing = 0
-        self._alone = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: not self._alone)
-            self._sharing += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._sharing -= 1
-                self._condition.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: not self._alone)
-            self._alone = True  # from here on nobody starts to share
-            self._condition.wait_for(lambda: not self._sharing)
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._alone = False
-                self._condition.notify_all()
-
-
 class EncryptedView(BlockDevice):
     """The plain bytes of ``file`` from ``base`` on, which is sector 0 of ``cipher``.
 
     Grows as ``file`` does.  What was never written reads as noise.  Closing it closes ``file``.
-    ``lock``: shared by views of the same sectors, if there are several.
+    ``gate``: shared by views of the same sectors, if there are several; a fair one.
     """
 
     verbatim = False
@@ -104,7 +69,7 @@ class EncryptedView(BlockDevice):
         cipher: Sectors,
         *,
         base: int = 0,
-        lock: WriterLock | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.file = file
         self.name = file.name
@@ -112,7 +77,7 @@ class EncryptedView(BlockDevice):
         self.growable = file.growable
         self._cipher = cipher
         self._base = base
-        self._writers = lock or WriterLock()
+        self._writers = gate or Gate(fair=True)
 
     @property
     def size(self) -> int:
@@ -138,10 +103,10 @@ class EncryptedView(BlockDevice):
 
     def _write(self, offset: int, view: memoryview) -> None:
         if _is_whole(offset, len(view)):
-            with self._writers.shared():
+            with self._writers.shared:
                 self._write_whole(offset, view)
         else:
-            with self._writers.alone():
+            with self._writers.alone:
                 first, plain = self._read_around(offset, len(view))
                 plain[first : first + len(view)] = view
                 self._write_whole(offset - first, plain)

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vdisk.errors import CorruptImageError, DeviceError, VdiskError
+from vdisk.formats._gate import Gate
 from vdisk.formats._qcow2 import layout
-from vdisk.formats._qcow2.gate import AtWork, Gate, Work
+from vdisk.formats._qcow2.at_work import AtWork, Work
 from vdisk.formats._qcow2.header_file import HeaderFile
 from vdisk.formats._qcow2.refcounts import Refcounts, write_structures
 from vdisk.formats._qcow2.saving import Saving
@@ -291,7 +292,7 @@ class Core:
         )
         start = offset & -size
         for cluster in range(start, min(end, start + 64 * size), size):
-            hit = hit or cluster in counts.blocks or cluster in self.l2
+            hit = hit or cluster in counts.blocks.tables or cluster in self.l2.tables
         if hit:
             raise self.corrupt("a cluster to be written overlaps the image's own metadata", offset)
 

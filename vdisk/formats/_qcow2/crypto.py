@@ -38,11 +38,12 @@ from vdisk.errors import (
     InvalidRequestError,
     UnsupportedFeatureError,
 )
+from vdisk.formats._gate import Gate
 from vdisk.formats._luks import requests
 from vdisk.formats._luks.header import default_payload_offset
 from vdisk.formats._luks.keyslots import KeySlots
 from vdisk.formats._luks.specification import CipherSpec
-from vdisk.formats._luks.view import EncryptedView, LockedSectors, WriterLock
+from vdisk.formats._luks.view import EncryptedView, LockedSectors
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.core import Core
 from vdisk.formats._qcow2.create import write_empty_image
@@ -111,13 +112,13 @@ class LuksEncryption(Encryption):
             if self._master_key is None
             else self.slots.spec.cipher(self._master_key)
         )
-        self._writers = WriterLock()
+        self._writers = Gate(fair=True)
         self._view: EncryptedView | None = None
 
     def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
         view = self._view
         if view is None:
-            view = self._view = EncryptedView(data, self._sectors, lock=self._writers)
+            view = self._view = EncryptedView(data, self._sectors, gate=self._writers)
         return view, host
 
     def info(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class AesEncryption(Encryption):
     format = "aes"
 
     def __init__(self, file: BlockDevice, passphrase: bytes | None) -> None:
-        self._writers = WriterLock()
+        self._writers = Gate(fair=True)
         self._sectors: Sectors = (
             LockedSectors(file.name, KEY_SECRET)
             if passphrase is None
@@ -141,7 +142,7 @@ class AesEncryption(Encryption):
         )
 
     def place(self, data: BlockDevice, host: int, guest: int) -> tuple[BlockDevice, int]:
-        return EncryptedView(data, self._sectors, base=host - guest, lock=self._writers), guest
+        return EncryptedView(data, self._sectors, base=host - guest, gate=self._writers), guest
 
     def info(self) -> dict[str, Any]:
         return {"format": self.format}

@@ -74,59 +74,56 @@ class TableCache:
     """
 
     def __init__(self, budget: int, table_bytes: int, make_room: Callable[[], None]) -> None:
-        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self.tables: OrderedDict[int, Table] = OrderedDict()
         self.generation = 0
         """Changes whenever a table leaves, so that whoever kept it outside forgets it."""
         self._table_bytes = table_bytes
         self._capacity = max(budget // table_bytes, 2)
         self._make_room = make_room
 
-    def __contains__(self, offset: int) -> bool:
-        return offset in self._tables
-
     def __iter__(self) -> Iterator[Table]:
-        return iter(self._tables.values())
+        return iter(self.tables.values())
 
     def get(self, offset: int) -> Table | None:
         """The cached table, marked as used just now."""
-        table = self._tables.get(offset)
+        table = self.tables.get(offset)
         if table is not None:
-            self._tables.move_to_end(offset)
+            self.tables.move_to_end(offset)
         return table
 
     def add(self, table: Table) -> Table:
         """Keep a table, dropping the least recently used ones that are not busy."""
-        if len(self._tables) >= self._capacity and not self._evict():
+        if len(self.tables) >= self._capacity and not self._evict():
             self._make_room()
             self._evict()  # where all is still busy the budget stretches, until the next flush
-        self._tables[table.offset] = table
+        self.tables[table.offset] = table
         return table
 
     def _evict(self) -> bool:
-        for offset, table in self._tables.items():
+        for offset, table in self.tables.items():
             if not table.busy:
-                del self._tables[offset]
+                del self.tables[offset]
                 self.generation += 1
                 return True
         return False
 
     def drop(self, start: int, end: int) -> None:
         """Forget tables inside host range [start, end): their clusters hold something else now."""
-        if (end - start) // self._table_bytes < len(self._tables):
-            inside = [o for o in range(start, end, self._table_bytes) if o in self._tables]
+        if (end - start) // self._table_bytes < len(self.tables):
+            inside = [o for o in range(start, end, self._table_bytes) if o in self.tables]
         else:
-            inside = [o for o in self._tables if start <= o < end]
+            inside = [o for o in self.tables if start <= o < end]
         for offset in inside:
-            del self._tables[offset]
+            del self.tables[offset]
             self.generation += 1
 
     def clear(self) -> None:
         """Forget everything, changes included."""
-        self._tables.clear()
+        self.tables.clear()
         self.generation += 1
 
     def dirty(self) -> list[Table]:
         """The tables with unsaved entries, by host offset."""
-        found = [table for table in self._tables.values() if table.dirty_end]
+        found = [table for table in self.tables.values() if table.dirty_end]
         found.sort(key=lambda table: table.offset)
         return found
