@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from vdisk.nbd.client_transmission import Outgoing
+    from vdisk.nbd.client_requests import Outgoing
     from vdisk.nbd.events import ClientEvent
 
 LONGEST = 8192

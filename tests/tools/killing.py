@@ -24,7 +24,7 @@ from vdisk.nbd.events import ReplyDone
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vdisk.nbd.client_transmission import Outgoing
+    from vdisk.nbd.client_requests import Outgoing
 
 SLOT = 32 << 10
 """Bytes of the disk that each request of a batch has for itself, for they happen in any order."""

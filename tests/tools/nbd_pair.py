@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from vdisk.nbd.client_transmission import Outgoing
+    from vdisk.nbd.client_requests import Outgoing
     from vdisk.nbd.replies import Buffer
     from vdisk.nbd.server_negotiation import ServerNegotiation
     from vdisk.nbd.session import Session

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.tools.nbd_server import Running
-    from vdisk.nbd.client_transmission import Outgoing
+    from vdisk.nbd.client_requests import Outgoing
 
 
 def settings_for(style: HeaderStyle, export: str = "") -> ClientSettings:

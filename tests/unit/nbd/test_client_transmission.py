@@ -24,7 +24,7 @@ from vdisk.nbd.wire import ErrorValue, TransmissionFlag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vdisk.nbd.client_transmission import Outgoing
+    from vdisk.nbd.client_requests import Outgoing
 
 SIZE = 1 << 20
 FLAGS = TransmissionFlag(0x1FFF) & ~TransmissionFlag.NBD_FLAG_READ_ONLY

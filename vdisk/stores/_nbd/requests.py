@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vdisk.errors import VdiskError
-    from vdisk.nbd.client_transmission import ClientTransmission, Outgoing
+    from vdisk.nbd.client_requests import Outgoing
+    from vdisk.nbd.client_transmission import ClientTransmission
     from vdisk.nbd.errors import RequestError
     from vdisk.nbd.events import StatusReceived
     from vdisk.stores._nbd.connection import Connection
