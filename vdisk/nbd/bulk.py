@@ -107,6 +107,10 @@ class BulkParser:
             return None
         return cookie, offset, length
 
+    def begins_with_read(self, view: memoryview) -> bool:
+        """Whether a whole plain read stands at the front, valid or not."""
+        return len(view) >= self._layout.size and _HEAD.unpack_from(view)[0] == self._read
+
     def reads(self, view: memoryview, most: int) -> tuple[list[PlainRead], int]:
         """The run of plain reads at the front, at most *most*, and the bytes they take."""
         each = self._layout.size

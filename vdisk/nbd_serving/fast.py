@@ -59,8 +59,9 @@ DISTRUST: Final = 0.01
 """Seconds during which a client is not waited for that let us wait in vain, for some of them."""
 
 OVERLAP_FROM: Final = 16
-"""Requests received at once from which on most are answered, and sent off, before the rest: enough
-of a rest to last until the client, if it slept, has its processor and those replies."""
+"""Reads received at once from which on most are answered, and sent off, before the rest: enough
+of a rest to last until the client, if it slept, has its processor and those replies.  (Writes
+gain nothing: their replies are short, and the client has its data at hand.)"""
 
 READS_AT_ONCE: Final = 256
 WRITES_AT_ONCE: Final = 64
@@ -131,7 +132,7 @@ class FastPath:
         try:
             while True:
                 count = receive(buffer)
-                used = take(buffer[:count]) if count < long else self._take_most(buffer[:count])
+                used = take(buffer[:count]) if count < long else self._take_many(buffer[:count])
                 if used < count or self.handed_over or not count:
                     break
                 if not self.send() or monotonic() - began > TURN:
@@ -156,13 +157,17 @@ class FastPath:
             return False
         return not self._export.jobs and self._alone()
 
-    def _take_most(self, view: memoryview) -> int:
-        """What :meth:`take` does, so that the client can work while the last replies are made."""
-        used = 0
-        if self._pace.processors_are_free() and self._alone():
-            used = self.take(view[: len(view) * 3 // 4])
-            if used and (self.handed_over or not self.send()):
-                return used
+    def _take_many(self, view: memoryview) -> int:
+        """What :meth:`take` does; reads so that the client can work while the last are made."""
+        if (
+            not self._parser.begins_with_read(view)
+            or not self._pace.processors_are_free()
+            or not self._alone()
+        ):
+            return self.take(view)
+        used = self.take(view[: len(view) * 3 // 4])
+        if not used or self.handed_over or not self.send():
+            return used
         return used + self.take(view[used:])
 
     def take(self, view: memoryview) -> int:
@@ -358,7 +363,7 @@ class FastPath:
     def _answer_writes(self, writes: list[PlainWrite], view: memoryview) -> None:
         began = monotonic()
         position = answered = size = 0
-        for run in _runs(writes):
+        for run in _runs(writes) if len(writes) > 1 else [writes]:
             length = sum([len(write[2]) for write in run])
             end = position + len(run) * self.header_size + length
             if self._write(run, length):
@@ -369,6 +374,8 @@ class FastPath:
             position = end
         if answered:
             ended = monotonic()
+            if len(writes) == 1:
+                self.send()  # the client waits for this, and nothing else
             self._export.statistics.writes.add(answered, size, (ended - began) / answered)
             self._export.note_time(began, ended, answered)
 

@@ -38,6 +38,14 @@ def test_a_run_of_reads() -> None:
     assert parser().reads(buffer[:27], 100) == ([], 0)
 
 
+def test_what_begins_with_a_read() -> None:
+    one = read(1, 0, 512)
+    for buffer, begins in ((one, True), (one + b"x", True), (one[:-1], False), (b"", False)):
+        assert parser().begins_with_read(memoryview(buffer)) is begins
+    assert not parser().begins_with_read(memoryview(write(1, 0, bytes(512))))
+    assert not parser(HeaderStyle.EXTENDED).begins_with_read(memoryview(one + bytes(4)))
+
+
 def test_extended_reads() -> None:
     buffer = memoryview(pack(">IHHQQQ", 0x21E41C71, 0, 0, 9, 512, 1024))
     assert parser(HeaderStyle.EXTENDED).reads(buffer, 100) == ([(9, 512, 1024)], 32)
