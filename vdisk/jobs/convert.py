@@ -109,38 +109,49 @@ def convert(
         salvage=tell if salvage else None,
     )
     _check(copying, target_exists)
+    name = os.fspath(target) if isinstance(target, os.PathLike) else target
     place = TargetSettings(
-        os.fspath(target) if isinstance(target, os.PathLike) else target,
-        target_format,
-        made_with,
-        target_exists,
-        target_cache,
-        secrets,
-        tell,
+        name, target_format, made_with, target_exists, target_cache, secrets, tell
     )
-    if place.made_zero:
-        copying = copying._replace(target_is_zero=True)
-    opening: dict[str, Any] = {
-        "format": format,
-        "cache": source_cache,
-        "force_share": force_share,
-        "backing": backing,
-        "secrets": secrets,
-        "warn": tell,
-    }
     with ExitStack() as stack:
-        images = [
-            stack.enter_context(open_image(name, **opening))
-            for name in ([sources] if isinstance(sources, (str, os.PathLike, Mapping)) else sources)
-        ]
+        images = _opened(
+            sources,
+            stack,
+            format=format,
+            cache=source_cache,
+            force_share=force_share,
+            backing=backing,
+            secrets=secrets,
+            warn=tell,
+        )
         disk = _one_disk(images, snapshot)
         chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []
-        image = stack.enter_context(opened_target(place, disk.size, images))
+        return _copy(images, disk, chosen, place, copying, progress)
+
+
+def _opened(sources: Name | Sequence[Name], stack: ExitStack, **how: Any) -> list[BlockDevice]:
+    """The images to be read, which ``stack`` closes."""
+    names = [sources] if isinstance(sources, (str, os.PathLike, Mapping)) else sources
+    return [stack.enter_context(open_image(name, **how)) for name in names]
+
+
+def _copy(
+    images: Sequence[BlockDevice],
+    disk: BlockDevice,
+    bitmaps: list[BitmapInfo],
+    place: TargetSettings,
+    copying: CopyOptions,
+    progress: ProgressCallback | None,
+) -> ConvertResult:
+    """Make or open the target, and copy the disk of the ``images`` into it."""
+    if place.made_zero:
+        copying = copying._replace(target_is_zero=True)
+    with opened_target(place, disk.size, images) as image:
         totals = copy_disk(disk, image, copying, progress)
-        if chosen:
-            copy_bitmaps(images[0], chosen, image)
-    copied = tuple(bitmap.name for bitmap in chosen)
-    return ConvertResult(disk.size, totals.copied, totals.zeroed, copied)
+        if bitmaps:
+            copy_bitmaps(images[0], bitmaps, image)
+    names = tuple(bitmap.name for bitmap in bitmaps)
+    return ConvertResult(disk.size, totals.copied, totals.zeroed, names)
 
 
 def _check(copying: CopyOptions, target_exists: bool) -> None:
