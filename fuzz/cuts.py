@@ -10,7 +10,6 @@ tried; all of them where they are few (:mod:`tests.tools.cutting` says what has 
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fuzz.session import parser_of
 from tests.tools.cutting import OperationStory, Thoroughness, random_fault, try_cuts
 from tests.tools.cutting_jobs import CHANGED, JOBS, MENDABLE, JobStory, RepairStory
 from tests.tools.scenes import CASES, SCENES, scene_called
@@ -85,21 +85,16 @@ class CutRun:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="fuzz.cuts", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--time", type=float, default=60, help="seconds")
-    parser.add_argument("--seed", type=int, default=None, help="of all; the time by default")
+    parser = parser_of("cuts", __doc__, "stories")
     parser.add_argument("--story", type=int, default=None, help="this one only")
     args = parser.parse_args()
-    seed = int(time.time()) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory(prefix="vdisk-cuts-") as folder:
-        run = CutRun(seed, Path(folder))
+        run = CutRun(args.seed, Path(folder))
         try:
             if args.story is not None:
                 run.one(args.story)
             else:
-                print(f"{args.time:g} s of cuts; seed {seed}", flush=True)
+                print(f"{args.time:g} s of cuts; seed {args.seed}", flush=True)
                 run.run(args.time)
         finally:
             print(run.report(), flush=True)

@@ -12,7 +12,6 @@ threads on one image, processes that want the same one, and servers that are kil
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fuzz.life import Life
+from fuzz.session import parser_of
 from fuzz.together import Together
 from tests.tools import peers
 
@@ -118,24 +118,19 @@ def _resident() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="fuzz.soak", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--time", type=float, default=60, help="seconds")
-    parser.add_argument("--seed", type=int, default=None, help="of all lives; the time by default")
+    parser = parser_of("soak", __doc__, "lives")
     parser.add_argument("--lives", type=int, default=None, help="so many, however long they take")
     parser.add_argument("--life", type=int, default=None, help="this one life only")
     args = parser.parse_args()
-    seed = int(time.time()) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory(prefix="vdisk-soak-") as folder:
-        soak = Soak(seed, Path(folder))
+        soak = Soak(args.seed, Path(folder))
         try:
             if args.life is not None:
                 soak.one(args.life)
             elif args.lives is not None:
                 soak.run(lives=args.lives)
             else:
-                print(f"{args.time:g} s of lives; seed {seed}", flush=True)
+                print(f"{args.time:g} s of lives; seed {args.seed}", flush=True)
                 soak.run(args.time)
         finally:
             print(soak.report(), flush=True)
