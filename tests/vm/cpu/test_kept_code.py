@@ -85,7 +85,7 @@ def test_they_change_nothing(name, earlier, tmp_path):
         board.accelerator.hotspots.store = kept
 
     first = trace(SAMPLED, program, tmp_path, prepare=use_kept)
-    assert any(each.address for alike in kept.known.values() for each in alike)
+    assert any(each.addresses for alike in kept.known.values() for each in alike)
     assert trace(SAMPLED, program, tmp_path, prepare=use_kept) == first
     assert trace(THREADED, program, tmp_path) == first
 

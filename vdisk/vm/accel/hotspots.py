@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu.arena import HotRegion
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
 from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder
-from vdisk.vm.cpu.region_store import KeptRegion, RegionStore, key_bytes
+from vdisk.vm.cpu.region_store import KeptRegion, RegionStore
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -167,7 +167,10 @@ class Hotspots:
             return False
         kept = self.store.keep(KeptRegion.of(order, compiled))
         with engine.lock:
-            if page.dropped != dropped or not self._install(page_number, kept):
+            base = kept.base(content)
+            if base is None or page.dropped != dropped:
+                return False
+            if not self._install(page_number, kept, base):
                 return False
             self.compiled += 1
         return True
@@ -181,9 +184,9 @@ class Hotspots:
             result = self._compiler.carry_out(order)
         return result
 
-    def _install(self, page_number: int, kept: KeptRegion) -> bool:
+    def _install(self, page_number: int, kept: KeptRegion, base: int) -> bool:
         """Let a region be the handler of its first record; False if there is no room for it."""
-        arena, address = self.engine.arena, self.store.address(kept)
+        arena, address = self.engine.arena, self.store.address(kept, base)
         page = arena.pages[page_number]
         entry = arena.entry(page.arrays[kept.mode], kept.head)
         if not address or not entry:
@@ -214,24 +217,25 @@ class Hotspots:
         """Use a region that is known; False if none is."""
         offset, start = physical & (PAGE_SIZE - 1), physical & ~(PAGE_SIZE - 1)
         engine = self.engine
-        first = key_bytes(engine.code_bytes(physical, min(8, PAGE_SIZE - offset)), 0)
-        for kept in self.store.candidates(mode, offset, first):
+        for kept in self.store.candidates(mode, offset, engine.code_bytes(physical, 1)[0]):
             page = engine.arena.pages[physical >> PAGE_SHIFT]
-            if page.dropped > MOST_DROPS or not kept.matches(engine.code_bytes(start, PAGE_SIZE)):
+            present = engine.code_bytes(start, PAGE_SIZE)
+            if page.dropped > MOST_DROPS or kept.base(present) is None:
                 continue
             codes = page.arrays[mode]
             for place, _ in kept.spans:
                 if not engine.arena.entry(codes, place):
                     engine.translate(start + place, mode)
             # All of it is watched now, so what it is now counts.
-            if kept.matches(engine.code_bytes(start, PAGE_SIZE)):
-                self._use(physical, kept)
+            base = kept.base(engine.code_bytes(start, PAGE_SIZE))
+            if base is not None:
+                self._use(physical, kept, base)
                 return True
         return False
 
-    def _use(self, physical: int, kept: KeptRegion) -> None:
+    def _use(self, physical: int, kept: KeptRegion, base: int) -> None:
         page_number, key = physical >> PAGE_SHIFT, (physical, kept.mode)
-        if self._install(page_number, kept):
+        if self._install(page_number, kept, base):
             self.recalled += 1
             with self._lock:
                 self._known.add(key)

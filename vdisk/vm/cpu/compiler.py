@@ -19,7 +19,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import IO, Any
 
-from vdisk.vm.cpu.linker import piece
+from vdisk.vm.cpu.linker import LinkError, piece
 
 LENGTH = Struct("<I")
 NICENESS = 5
@@ -140,7 +140,7 @@ def serve() -> None:
     while data := _receive(sys.stdin.buffer):
         try:
             result = pickle.loads(data).carry_out(compiler)
-        except RuntimeError as error:  # LLVM's
+        except (RuntimeError, LinkError) as error:  # LLVM's, or about what it gave
             print(error, file=sys.stderr)
             result = None
         answer = pickle.dumps(result)

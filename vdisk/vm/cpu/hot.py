@@ -9,7 +9,8 @@ A region is entered like a handler: it *is* the handler of its first record.  Ev
 (faults, exits, jumps out of the region) goes on by address, with what the first tier has
 there; so nothing else has to know that the second tier exists.  A region's code depends on the
 bytes it was made from and on their place in the page, and on nothing else: it serves wherever the
-same bytes stand, in other runs too (:mod:`vdisk.vm.cpu.region_store`).
+same bytes stand, in other runs too (:mod:`vdisk.vm.cpu.region_store`); and what looks like an
+address of the kernel is left to be filled in, as Linux loads itself somewhere else each time.
 
 A store that changes translated code drops the records it hits.  Whoever executes them stops at
 once, but a region has no records to stop at: after the slow way of a store it looks whether
@@ -22,6 +23,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
+
+import iced_x86 as iced
 
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.builder import Value
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 REGION_LIMIT = 192
 """Instructions; LLVM needs about half a millisecond for each."""
 ZERO = FIELDS["zero"].offset
+KERNEL = range(-0x7F00_0000, -0x4000_0000)
+"""Where Linux puts its code and data (KASLR: a multiple of 2 MiB further up): numbers of 32 bits
+in there are taken for addresses, which differ from run to run by the same amount."""
 LEAST = 4
 """Instructions; less is not worth being entered and left."""
 NOT_HOT = {"system", "undefined", "crossing", "stale", "hlt"}
@@ -99,6 +105,10 @@ class Region:
         """``translated``: offsets of blocks in the page; ``head``: that of the hot one."""
         self.decoder, self.mode, self.translated, self.head = decoder, mode, translated, head
         self.blocks: dict[int, Plan] = {}
+        self.addresses: dict[tuple[int, str], int] = {}
+        """Parameters that are addresses of the kernel, by the instruction's place and by name."""
+        self.fields: list[int] = []
+        """Where in the page these stand."""
 
     def spans(self) -> tuple[tuple[int, int], ...]:
         """The bytes [start, end) of each block."""
@@ -118,11 +128,26 @@ class Region:
             plan = self._plan(offset, decoded)
             self.blocks[offset] = plan
             waiting += plan.successors
+            self._find_addresses(code, plan)
         head = self.blocks.get(self.head)
         if head is None or head.decoded[0].name in NOT_HOT:
             return False
         loops = any(plan.offset in plan.successors for plan in self.blocks.values())
         return loops or sum(len(plan.decoded) for plan in self.blocks.values()) >= LEAST
+
+    def _find_addresses(self, code: bytes, plan: Plan) -> None:
+        """Note which parameters a kernel has that stands somewhere else each time."""
+        at = plan.offset
+        for decoded in plan.decoded if self.mode.code == 64 else ():
+            for op in decoded.ops:
+                for name in ("disp", "imm"):
+                    number = getattr(op, name)
+                    if number in KERNEL and not (name == "disp" and op.rip_relative):
+                        place = _field(code[at : at + decoded.length], name, number)
+                        if place is not None:
+                            self.addresses[at, name] = number
+                            self.fields.append(at + place)
+            at += decoded.length
 
     def _plan(self, offset: int, decoded: list[Decoded]) -> Plan:
         last = decoded[-1]
@@ -205,6 +230,19 @@ def _known_after(decoded: Decoded, known: int) -> int:
     return 0 if known < 0 and decoded.is_condition else known
 
 
+def _field(code: bytes, name: str, number: int) -> int | None:
+    """Where in an instruction the four bytes of a parameter stand."""
+    decoder = iced.Decoder(64, code)
+    places = decoder.get_constant_offsets(decoder.decode())
+    at, size = (
+        (places.displacement_offset, places.displacement_size)
+        if name == "disp"
+        else (places.immediate_offset, places.immediate_size)
+    )
+    same = int.from_bytes(code[at : at + 4], "little", signed=True) == number
+    return at if size == 4 and same else None
+
+
 class RegionBuilder(LlvmBuilder):
     """Writes a region: parameters are constants, and blocks of the region are labels."""
 
@@ -268,6 +306,8 @@ class RegionBuilder(LlvmBuilder):
 
     def param(self, name: str) -> Value:
         step, op = self.step, self.step.op
+        if (step.offset, name) in self.region.addresses:
+            return self._address(self.region.addresses[step.offset, name])
         if name == "disp":
             number = op.disp + (step.offset if op.rip_relative else 0)
         elif name == "wide":
@@ -277,6 +317,12 @@ class RegionBuilder(LlvmBuilder):
         else:
             number = getattr(op, name) * PARAMS[name].scaled
         return self.const("i64", number)
+
+    def _address(self, number: int) -> Value:
+        """A number that is known when the region is used: relative to the first such one."""
+        first = next(iter(self.region.addresses.values()))
+        text = f"movq $${BASE}{number - first:+d}, $0"  # which LLVM does not look into
+        return self.assign("i64", f'call i64 asm "{text}", "=r"()')
 
     def load_state(self, offset: Value | int, kind: str) -> Value:
         where = offset.const if isinstance(offset, Value) else offset
@@ -387,6 +433,8 @@ STORING = {
 
 
 SYMBOL = "region"
+BASE = "base"
+"""The symbol whose value is the first of the kernel's addresses in a region."""
 
 
 def region_module(region: Region) -> str:

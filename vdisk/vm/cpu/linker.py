@@ -5,11 +5,11 @@ LLVM gives ELF-64 relocatable objects (System V gABI, chapter 4)::
     ELF header | .text | .rodata … | .rela.text … | .symtab | .strtab | section headers
 
 Code is compiled position-independent and for the small code model, so what is left to be filled
-in are 32-bit distances (R_X86_64_PC32 and PLT32: S + A - P, x86-64 psABI 4.4.1).  :func:`piece`
-lays the sections out one behind the other and fills in what is known then: everything but the
-distances to symbols of others, a call of the run-time or a handler's tail.  A :class:`Piece` is
-what the cache keeps; adding it to :class:`CodeMemory` is a copy and a handful of additions, where
-LLVM's own linker takes a millisecond.
+in are 32-bit distances (R_X86_64_PC32 and PLT32: S + A - P, x86-64 psABI 4.4.1), and numbers that
+are not known yet (R_X86_64_32S: S + A).  :func:`piece` lays the sections out one behind the other
+and fills in what is known then: everything but what symbols of others are, a call of the run-time
+or a handler's tail.  A :class:`Piece` is what the cache keeps; adding it to :class:`CodeMemory` is
+a copy and a handful of additions, where LLVM's own linker takes a millisecond.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import mmap
 import os
 import threading
 from struct import Struct
+from struct import error as StructError
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ _RELA = Struct("<QQq")
 _PROGBITS, _SYMTAB, _RELA_TYPE, _NOBITS = 1, 2, 4, 8
 _ALLOC = 2
 _GLOBAL = 1
-_PC32, _PLT32 = 2, 4
-_DISTANCE = Struct("<i")
+_PC32, _PLT32, _32S = 2, 4, 11
+_SIGNED = Struct("<i")
 
 
 class LinkError(Exception):
@@ -45,14 +46,16 @@ class LinkError(Exception):
 
 
 class Relocation(NamedTuple):
-    """The 32 bits at ``offset`` become the distance from there to a symbol, plus ``addend``."""
+    """The 32 bits at ``offset`` become the distance from there to a symbol, plus ``addend``; or,
+    where the ``kind`` is R_X86_64_32S, the symbol's value plus ``addend``."""
 
     offset: int
     addend: int
     symbol: str
+    kind: int
 
 
-_HEAD, _PLACE, _NEED = Struct("<III"), Struct("<I"), Struct("<IiI")
+_HEAD, _PLACE, _NEED = Struct("<III"), Struct("<I"), Struct("<IiIB")
 
 
 class Piece(NamedTuple):
@@ -72,8 +75,8 @@ class Piece(NamedTuple):
                 _HEAD.pack(len(self.symbols), len(self.relocations), len(names)),
                 *(_PLACE.pack(offset) for offset in self.symbols.values()),
                 *(
-                    _NEED.pack(offset, addend, numbers[symbol])
-                    for offset, addend, symbol in self.relocations
+                    _NEED.pack(offset, addend, numbers[symbol], kind)
+                    for offset, addend, symbol, kind in self.relocations
                 ),
                 names,
                 self.code,
@@ -92,8 +95,8 @@ class Piece(NamedTuple):
             data[text + length :],
             {name: offset for name, (offset,) in zip(names, places, strict=False)},
             [
-                Relocation(offset, addend, names[symbols + number])
-                for offset, addend, number in _NEED.iter_unpack(data[needs:text])
+                Relocation(offset, addend, names[symbols + number], kind)
+                for offset, addend, number, kind in _NEED.iter_unpack(data[needs:text])
             ],
         )
 
@@ -182,16 +185,23 @@ def _resolve(
     table = data[section.offset : section.offset + section.size]
     for offset, info, addend in _RELA.iter_unpack(table):
         kind, symbol, place = info & 0xFFFF_FFFF, info >> 32, base + offset
-        if kind not in {_PC32, _PLT32}:
-            raise LinkError(f"relocation of type {kind}")
         target = known[symbol]
+        if kind not in {_PC32, _PLT32} and (kind != _32S or target is not None):
+            raise LinkError(f"relocation of type {kind}")
         if target is None:
             if not names[symbol]:
                 raise LinkError("a relocation to nothing")
-            left.append(Relocation(place, addend, names[symbol]))
+            left.append(Relocation(place, addend, names[symbol], kind))
         else:
-            _DISTANCE.pack_into(code, place, target + addend - place)
+            _SIGNED.pack_into(code, place, target + addend - place)
     return left
+
+
+def _fill(code: bytearray, offset: int, number: int) -> None:
+    try:
+        _SIGNED.pack_into(code, offset, number)
+    except StructError as problem:
+        raise LinkError(f"{number:#x} does not fit: {problem}") from None
 
 
 class CodeFullError(Exception):
@@ -220,20 +230,28 @@ class CodeMemory:
         finally:
             os.close(descriptor)
 
-    def add(self, added: Piece, reserved: int = 0) -> int:
+    def add(self, added: Piece, reserved: int = 0, numbers: dict[str, int] | None = None) -> int:
         """Put code in place; the address of its beginning.
 
-        Raises :class:`CodeFullError` if less than ``reserved`` bytes would be left.
+        ``numbers``: values of symbols that are numbers.  Raises :class:`CodeFullError` if less than
+        ``reserved`` bytes would be left, :class:`LinkError` if a number does not fit.
         """
         with self._lock:
             if self.used + len(added.code) > self.size - reserved:
                 raise CodeFullError
-            needs = [self._address(each.symbol) for each in added.relocations]
-            start = self._append(added.code)
-            base, view = self.address, self._view
-            for (offset, addend, _), target in zip(added.relocations, needs, strict=True):
-                _DISTANCE.pack_into(view, start + offset, target + addend - (base + start + offset))
-            return base + start
+            filled = bytearray(added.code)
+            for offset, addend, symbol, kind in added.relocations:
+                if kind == _32S:
+                    _fill(filled, offset, (numbers or {})[symbol] + addend)
+            needs = [
+                (offset, self._address(symbol) + addend)
+                for offset, addend, symbol, kind in added.relocations
+                if kind != _32S
+            ]
+            start = self.used
+            for offset, target in needs:
+                _SIGNED.pack_into(filled, offset, target - (self.address + start + offset))
+            return self.address + self._append(bytes(filled))
 
     def _append(self, code: bytes) -> int:
         start, end = self.used, self.used + len(code)

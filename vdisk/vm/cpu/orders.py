@@ -39,6 +39,8 @@ class CompiledRegion(NamedTuple):
 
     spans: tuple[tuple[int, int], ...]
     """Bytes [start, end) of each block in the page, the first block's first."""
+    fields: tuple[int, ...]
+    """Where in the page 32 bits stand that may all be larger by some number."""
     code: bytes
     """Packed code."""
 
@@ -59,7 +61,8 @@ class RegionOrder(NamedTuple):
         region = Region(decoder(self.mode), self.mode, self.translated, self.head)
         if not region.gather(self.content):
             return None
-        return CompiledRegion(region.spans(), compiler.compile(region_module(region), Level.BEST))
+        code = compiler.compile(region_module(region), Level.BEST)
+        return CompiledRegion(region.spans(), tuple(region.fields), code)
 
 
 Order = HandlersOrder | RegionOrder

@@ -3,11 +3,15 @@
 A region's code depends on the mode, on the bytes of its blocks and on where in their page those
 stand.  That is its label in the cache::
 
-    code (1) | stack (1) | checked, step, aligned (1) | 0 (1) | head (2) | blocks (2)
-    first bytes (8) | start and end of each block (2 + 2) | the blocks' bytes
+    code (1) | stack (1) | checked, step, aligned (1) | 0 (1) | head (2) | blocks (2) | fields (2)
+    start and end of each block (2 + 2) | place of each field (2) | the blocks' bytes
 
-A block that is translated is looked up by its place in its page and the bytes that stand there; all
-bytes are compared before the region is used.  A kernel may be somewhere else in memory each time.
+*Fields* are 32 bits of an instruction that look like an address of the kernel.  Where all of them
+are larger or smaller by the same number, the region is right as well: they are filled in when its
+code is put in place.
+
+A block that is translated is looked up by its place in its page and its first byte; all bytes are
+compared before the region is used.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.cache import CodeCache
 from vdisk.vm.cpu.decode import Mode
-from vdisk.vm.cpu.hot import SYMBOL
-from vdisk.vm.cpu.linker import CodeFullError, Piece
+from vdisk.vm.cpu.hot import BASE, SYMBOL
+from vdisk.vm.cpu.linker import CodeFullError, LinkError, Piece
+from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,20 +33,18 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.linker import CodeMemory
     from vdisk.vm.cpu.orders import CompiledRegion, RegionOrder
 
-KEY_BYTES = 8
-"""From a region's beginning on; most regions are told apart by them."""
-MOST_ALIKE = 16
-"""Regions that begin with the same bytes at the same place: comparing them all would take long."""
+MOST_ALIKE = 32
+"""Regions that begin with the same byte at the same place: comparing them all would take long."""
+MOST_COPIES = 4
+"""Of one region, with different numbers in its fields."""
 RESERVED = 64 << 20
 """Code memory that regions leave for handlers."""
+FIELD_SIZE = 4
 
-_HEAD = Struct("<BBBBHH")
+_HEAD = Struct("<BBBBHHH")
 _SPAN = Struct("<HH")
-
-
-def key_bytes(content: bytes, offset: int) -> bytes:
-    """What a block at an offset of a page is looked up by."""
-    return content[offset : offset + KEY_BYTES].ljust(KEY_BYTES, b"\0")
+_FIELD = Struct("<H")
+_NUMBER = Struct("<i")
 
 
 @dataclass(slots=True, eq=False)
@@ -51,32 +54,58 @@ class KeptRegion:
     mode: Mode
     head: int
     """Where in the page it is entered."""
-    first: bytes
-    """What it is looked up by."""
     spans: tuple[tuple[int, int], ...]
     """Bytes [start, end) of each block, the first block's first."""
+    fields: tuple[int, ...]
+    """Where in the page numbers stand that may be others."""
     blocks: tuple[bytes, ...]
     """What stands there."""
     code: Callable[[], bytes | None]
     """Its packed code; None if that is damaged."""
-    address: int = field(default=0)
-    """Where it was put in this process."""
+    addresses: dict[int, int] = field(default_factory=dict)
+    """Where it was put in this process, by the number in the first field (0: without fields)."""
+    _differences: tuple[int, ...] = field(init=False)
+    _masked: tuple[bytes, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._differences, self._masked = (), self.blocks
+        if not self.fields:
+            return
+        content = bytearray(PAGE_SIZE)
+        for (start, end), block in zip(self.spans, self.blocks, strict=True):
+            content[start:end] = block
+        numbers = self._numbers(bytes(content))
+        self._differences = tuple(number - numbers[0] for number in numbers)
+        self._masked = self._blocks_of(bytes(content))
+
+    def _numbers(self, content: bytes) -> list[int]:
+        return [_NUMBER.unpack_from(content, place)[0] for place in self.fields]
+
+    def _blocks_of(self, content: bytes) -> tuple[bytes, ...]:
+        """The blocks in a page, without what stands in fields."""
+        if self.fields:
+            masked = bytearray(content)
+            for place in self.fields:
+                masked[place : place + FIELD_SIZE] = bytes(FIELD_SIZE)
+            content = bytes(masked)
+        return tuple(content[start:end] for start, end in self.spans)
 
     @classmethod
     def of(cls, order: RegionOrder, compiled: CompiledRegion) -> KeptRegion:
         """What came of an order."""
-        blocks = tuple(order.content[start:end] for start, end in compiled.spans)
-        first = key_bytes(order.content, order.head)
-        return cls(order.mode, order.head, first, compiled.spans, blocks, lambda: compiled.code)
+        spans, fields, code = compiled
+        blocks = tuple(order.content[start:end] for start, end in spans)
+        return cls(order.mode, order.head, spans, fields, blocks, lambda: code)
 
     @classmethod
     def from_label(cls, label: bytes, code: Callable[[], bytes | None]) -> KeptRegion:
         """The region that a label describes; raises :class:`ValueError`."""
         try:
-            bits, stack, flags, _, head, count = _HEAD.unpack_from(label)
-            first = label[_HEAD.size : _HEAD.size + KEY_BYTES]
-            at = _HEAD.size + KEY_BYTES + count * _SPAN.size
-            spans = tuple(_SPAN.iter_unpack(label[_HEAD.size + KEY_BYTES : at]))
+            bits, stack, flags, _, head, count, more = _HEAD.unpack_from(label)
+            places = _HEAD.size + count * _SPAN.size
+            at = places + more * _FIELD.size
+            spans = tuple(_SPAN.iter_unpack(label[_HEAD.size : places]))
+            fields = tuple(place for (place,) in _FIELD.iter_unpack(label[places:at]))
         except error as problem:
             raise ValueError(str(problem)) from None
         blocks = []
@@ -84,24 +113,39 @@ class KeptRegion:
             blocks.append(label[at : at + end - start])
             at += end - start
         mode = Mode(bits, stack, *(bool(flags >> bit & 1) for bit in range(3)))
-        if at != len(label) or not spans or spans[0][0] != head:
+        inside = all(place <= PAGE_SIZE - FIELD_SIZE for place in fields)
+        right = all(start < end <= PAGE_SIZE for start, end in spans)
+        if at != len(label) or not spans or spans[0][0] != head or not right or not inside:
             raise ValueError("not the label of a region")
-        return cls(mode, head, first, spans, tuple(blocks), code)
+        return cls(mode, head, spans, fields, tuple(blocks), code)
 
     def label(self) -> bytes:
         """What :meth:`from_label` takes."""
         mode = self.mode
         flags = mode.checked | mode.step << 1 | mode.aligned << 2
-        head = _HEAD.pack(mode.code, mode.stack, flags, 0, self.head, len(self.spans))
+        counts = len(self.spans), len(self.fields)
+        head = _HEAD.pack(mode.code, mode.stack, flags, 0, self.head, *counts)
         spans = [_SPAN.pack(*span) for span in self.spans]
-        return b"".join([head, self.first, *spans, *self.blocks])
+        fields = [_FIELD.pack(place) for place in self.fields]
+        return b"".join([head, *spans, *fields, *self.blocks])
 
-    def matches(self, content: bytes) -> bool:
-        """True if it may be used in a page of this content."""
-        return all(
-            content[start:end] == block
-            for (start, end), block in zip(self.spans, self.blocks, strict=True)
-        )
+    def key(self) -> tuple[Mode, int, int]:
+        """What it is looked up by."""
+        return self.mode, self.head, self.blocks[0][0]
+
+    def is_like(self, other: KeptRegion) -> bool:
+        """True if it may be used wherever the other one may."""
+        mine = self.spans, self.fields, self._differences, self._masked
+        return mine == (other.spans, other.fields, other._differences, other._masked)
+
+    def base(self, content: bytes) -> int | None:
+        """What stands in the first field of a page (0: there are none); None if it does not fit."""
+        if self._blocks_of(content) != self._masked:
+            return None
+        numbers = self._numbers(content)
+        first = numbers[0] if numbers else 0
+        same = tuple(number - first for number in numbers) == self._differences
+        return first if same else None
 
 
 class RegionStore:
@@ -110,16 +154,16 @@ class RegionStore:
     def __init__(self, memory: CodeMemory, directory: str | None, digest: str) -> None:
         self._memory = memory
         self._cache = CodeCache(directory, f"regions-{digest}")
-        self.known: dict[tuple[Mode, int, bytes], list[KeptRegion]] = {}
-        """By mode, place of the head, and first bytes."""
+        self.known: dict[tuple[Mode, int, int], list[KeptRegion]] = {}
+        """By mode, place of the head, and first byte."""
         for entry in self._cache.load():
             with suppress(ValueError):
                 self._remember(KeptRegion.from_label(entry.label, entry.code))
 
     def _remember(self, kept: KeptRegion) -> KeptRegion:
         """Let a region be found; of those made from the same bytes the last."""
-        alike = self.known.setdefault((kept.mode, kept.head, kept.first), [])
-        others = [each for each in alike if (each.spans, each.blocks) != (kept.spans, kept.blocks)]
+        alike = self.known.setdefault(kept.key(), [])
+        others = [each for each in alike if not each.is_like(kept)]
         alike[:] = [kept, *others[: MOST_ALIKE - 1]]
         return kept
 
@@ -128,19 +172,25 @@ class RegionStore:
         self._cache.append(kept.label(), kept.code() or b"")
         return self._remember(kept)
 
-    def candidates(self, mode: Mode, offset: int, first: bytes) -> Sequence[KeptRegion]:
-        """What may be known for a block at ``offset`` of its page; see :func:`key_bytes`."""
+    def candidates(self, mode: Mode, offset: int, first: int) -> Sequence[KeptRegion]:
+        """What may be known for a block at ``offset`` of its page that begins with a byte."""
         return self.known.get((mode, offset, first), ())
 
-    def address(self, kept: KeptRegion) -> int:
-        """Where a region's code is, put there now if need be; 0 if that is not possible."""
-        if not kept.address:
-            code = kept.code()
-            if code is None:
-                return 0
-            added = Piece.unpack(code)
-            try:
-                kept.address = self._memory.add(added, RESERVED) + added.symbols[SYMBOL]
-            except CodeFullError:
-                return 0
-        return kept.address
+    def address(self, kept: KeptRegion, base: int) -> int:
+        """Where a region's code is, put there now if need be; 0 if that is not possible.
+
+        ``base``: what :meth:`KeptRegion.base` gave.
+        """
+        found = kept.addresses.get(base)
+        if found is not None:
+            return found
+        code = kept.code()
+        if code is None or len(kept.addresses) >= MOST_COPIES:
+            return 0
+        added = Piece.unpack(code)
+        try:
+            start = self._memory.add(added, RESERVED, {BASE: base})
+        except (CodeFullError, LinkError):
+            return 0
+        kept.addresses[base] = start + added.symbols[SYMBOL]
+        return kept.addresses[base]

@@ -88,6 +88,33 @@ def test_only_global_symbols_are_given(compiler):
     assert set(Piece.unpack(compiler.compile(SQUARES, Level.BEST)).symbols) == {"square", "both"}
 
 
+NUMBER = """
+define i64 @add(i64 %n) {
+  %a = call i64 asm "movq $$number+0, $0", "=r"()
+  %b = call i64 asm "movq $$number+4096, $0", "=r"()
+  %m = add i64 %n, %a
+  %o = xor i64 %m, %b
+  ret i64 %o
+}
+"""
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("number", [0, 77, -(1 << 31), (1 << 31) - 4097])
+def test_numbers_are_filled_in(level, number, compiler, memory):
+    added = Piece.unpack(compiler.compile(NUMBER, level))
+    base = memory.add(added, numbers={"number": number})
+    add = UNARY(base + added.symbols["add"])
+    assert [add(n) for n in (0, 5)] == [(n + number) ^ (number + 4096) for n in (0, 5)]
+
+
+def test_a_number_that_does_not_fit_is_refused(compiler, memory):
+    added = Piece.unpack(compiler.compile(NUMBER, Level.BEST))
+    with pytest.raises(LinkError, match="does not fit"):
+        memory.add(added, numbers={"number": 1 << 64})
+    assert memory.used == 0
+
+
 def test_packing_keeps_everything():
     whole = Piece(b"code", {"a": 1, "b": 2}, [])
     assert Piece.unpack(whole.pack()) == whole

@@ -12,7 +12,7 @@ from vdisk.vm.cpu.codegen import c_function
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.hot import SYMBOL
 from vdisk.vm.cpu.linker import CodeMemory, Piece
-from vdisk.vm.cpu.region_store import MOST_ALIKE, RESERVED, KeptRegion, RegionStore, key_bytes
+from vdisk.vm.cpu.region_store import MOST_ALIKE, MOST_COPIES, RESERVED, KeptRegion, RegionStore
 
 LONG = Mode(64, 64, checked=False)
 CODE = Piece(b"\xc3", {SYMBOL: 0}, []).pack()
@@ -24,15 +24,16 @@ def memory():
     return CodeMemory(c_function, RESERVED + (1 << 20))
 
 
-def region(*spans: tuple[int, int], mode: Mode = LONG, page: bytes = PAGE) -> KeptRegion:
+def region(
+    *spans: tuple[int, int], mode: Mode = LONG, page: bytes = PAGE, fields: tuple[int, ...] = ()
+) -> KeptRegion:
     blocks = tuple(page[start:end] for start, end in spans)
-    head = spans[0][0]
-    return KeptRegion(mode, head, key_bytes(page, head), spans, blocks, lambda: CODE)
+    return KeptRegion(mode, spans[0][0], spans, fields, blocks, lambda: CODE)
 
 
 def find(store: RegionStore, offset: int, page: bytes = PAGE, mode: Mode = LONG):
-    found = store.candidates(mode, offset, key_bytes(page, offset))
-    return [each for each in found if each.matches(page)]
+    found = store.candidates(mode, offset, page[offset])
+    return [each for each in found if each.base(page) is not None]
 
 
 def test_a_later_run_finds_it(memory, tmp_path):
@@ -40,7 +41,7 @@ def test_a_later_run_finds_it(memory, tmp_path):
     store = RegionStore(memory, str(tmp_path), "x")
     (found,) = find(store, 16)
     assert found.spans == ((16, 40), (64, 67))
-    assert store.address(found) == store.address(found) >= memory.address
+    assert store.address(found, 0) == store.address(found, 0) >= memory.address
     assert not find(store, 64)
     assert not find(store, 16, mode=LONG._replace(code=32, stack=32))
     assert not find(RegionStore(memory, str(tmp_path), "another version"), 16)
@@ -69,7 +70,7 @@ def test_those_that_begin_alike_are_told_apart_and_not_too_many(memory):
     pages = [PAGE[:100] + bytes([number]) + PAGE[101:] for number in range(MOST_ALIKE + 5)]
     for page in pages:
         store.keep(region((16, 24), (96, 104), page=page))
-    assert len(store.candidates(LONG, 16, key_bytes(PAGE, 16))) == MOST_ALIKE
+    assert len(store.candidates(LONG, 16, PAGE[16])) == MOST_ALIKE
     assert len(find(store, 16, pages[-1])) == 1
     assert not find(store, 16, pages[0])
 
@@ -89,13 +90,55 @@ def test_damaged_code_is_not_used(memory, tmp_path):
         file.write(b"!")
     store = RegionStore(memory, str(tmp_path), "x")
     (found,) = find(store, 16)
-    assert store.address(found) == 0
+    assert store.address(found, 0) == 0
 
 
 def test_room_is_left_for_handlers(tmp_path):
     memory = CodeMemory(c_function, RESERVED)
     store = RegionStore(memory, None, "x")
-    assert store.address(store.keep(region((16, 40)))) == 0
+    assert store.address(store.keep(region((16, 40))), 0) == 0
+
+
+NUMBERED = b"\x48\x81\xc0\0\0\0\x81\x48\x81\xc1\x34\x12\0\x82"
+"""add rax, 0FFFFFFFF81000000h; add rcx, 0FFFFFFFF82001234h"""
+FIELDS = (3, 10)
+
+
+def moved(by: int, more: int = 0) -> bytes:
+    """The page in which both numbers are larger, the second one by some more."""
+    page = bytearray(NUMBERED.ljust(4096, b"\x90"))
+    for place, extra in zip(FIELDS, (0, more), strict=True):
+        number = int.from_bytes(page[place : place + 4], "little") + by + extra
+        page[place : place + 4] = number.to_bytes(4, "little")
+    return bytes(page)
+
+
+def test_addresses_of_a_kernel_may_all_be_others(memory, tmp_path):
+    RegionStore(memory, str(tmp_path), "x").keep(region((0, 14), page=moved(0), fields=FIELDS))
+    store = RegionStore(memory, str(tmp_path), "x")
+    (found,) = find(store, 0, moved(0x1200_0000))
+    assert found.base(moved(0)) == -0x7F00_0000
+    assert found.base(moved(0x1200_0000)) == -0x6D00_0000
+    assert found.base(moved(0x20_0000, more=1)) is None
+    other = bytearray(moved(0x20_0000))
+    other[7] ^= 1
+    assert found.base(bytes(other)) is None
+
+
+def test_of_two_kernels_the_regions_are_one(memory):
+    store = RegionStore(memory, None, "x")
+    for by in range(0, 0x1000_0000, 0x20_0000):
+        store.keep(region((0, 14), page=moved(by), fields=FIELDS))
+    assert len(store.candidates(LONG, 0, NUMBERED[0])) == 1
+
+
+def test_a_region_is_copied_for_each_kernel_but_not_for_too_many(memory):
+    store = RegionStore(memory, None, "x")
+    kept = store.keep(region((0, 14), page=moved(0), fields=FIELDS))
+    places = [store.address(kept, base) for base in range(MOST_COPIES + 1)]
+    assert len(set(places)) == MOST_COPIES + 1
+    assert places[-1] == 0
+    assert store.address(kept, 1) == places[1]
 
 
 @given(st.binary(max_size=80))
@@ -114,9 +157,7 @@ def test_any_label_is_a_region_or_a_value_error(label):
 )  # fmt: skip
 def test_labels_keep_everything(mode, blocks):
     spans = [(start, min(start + size, 4096)) for start, size in blocks]
-    kept = region(*spans, mode=mode)
+    kept = region(*spans, mode=mode, fields=(8, 4092))
     again = KeptRegion.from_label(kept.label(), lambda: None)
-    assert (again.mode, again.head, again.spans, again.blocks) == (
-        *(kept.mode, kept.head, kept.spans),
-        kept.blocks,
-    )
+    assert again.is_like(kept)
+    assert (again.mode, again.head, again.blocks) == (kept.mode, kept.head, kept.blocks)
