@@ -93,7 +93,9 @@ class Chain:
     def fill(self, memory: GuestMemory, parts: Parts) -> Chain:
         """Look the parts up; raises :class:`BrokenQueueError` for what is not RAM."""
         try:
-            if parts.readable:
+            if len(parts.readable) == 1 and parts.readable[0][1]:  # a header
+                self.readable = [memory.view(*parts.readable[0])]
+            elif parts.readable:
                 self.readable = ScatterList(parts.readable).views(memory)
             if parts.writable:
                 self._written = ScatterList(parts.writable)
@@ -144,7 +146,8 @@ class Parts:
         """One descriptor; raises :class:`BrokenQueueError`."""
         self.count += 1
         self.total += length
-        self._check()
+        if self.count > MAX_CHAIN or self.total > MAX_CHAIN_BYTES:
+            self._check()
         if flags & VIRTQ_DESC_F_WRITE:
             self.writable.append((address, length))
             self.room += length
