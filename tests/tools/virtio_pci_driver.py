@@ -84,6 +84,8 @@ class PciDriver:
     ``longest``: descriptors of an indirect table.
     """
 
+    longest = LONGEST
+
     def __init__(
         self,
         make: Callable[[Board], VirtioDevice],
