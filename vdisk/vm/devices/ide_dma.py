@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from vdisk.errors import OutOfRangeError, VdiskError
 from vdisk.vm.devices.base import Device
+from vdisk.vm.memory import PAGE_SIZE
 from vdisk.vm.scatter import ScatterList
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vdisk.vm.memory import GuestMemory
 
@@ -120,30 +121,34 @@ class BusMaster(Device):
 
         Raises :class:`DmaError`.
         """
-        ranges: list[tuple[int, int]] = []
-        place, left = self.table, length
-        last = 0
-        for _ in range(MAX_ENTRIES):
-            try:
-                base, last = _ENTRY.unpack(self.memory.read(place, 8))
-            except OutOfRangeError as error:
-                raise DmaError(f"a table that is not in memory: {error}") from error
-            base, count = base & ~1, last & 0xFFFE or 0x10000
-            skipped = min(skip, count)
-            skip, base, count = skip - skipped, base + skipped, count - skipped
+        pieces: list[tuple[int, int]] = []
+        left = length
+        for base, last in self._entries():
+            gpa, count = base & ~1, last & 0xFFFE or 0x10000
+            if skip:
+                skipped = min(skip, count)
+                skip, gpa, count = skip - skipped, gpa + skipped, count - skipped
             took = min(count, left)
-            if took:
-                if ranges and sum(ranges[-1]) == base:
-                    ranges[-1] = (ranges[-1][0], ranges[-1][1] + took)
-                else:
-                    ranges.append((base, took))
-                left -= took
+            pieces.append((gpa, took))
+            left -= took
             if not left and not skip:
-                return Gathered(self.memory, ranges, bool(last & END_OF_TABLE) and took == count)
+                return Gathered(self.memory, pieces, bool(last & END_OF_TABLE) and took == count)
             if last & END_OF_TABLE:
                 break
-            place += 8
         raise DmaError("the table ends before the transfer", short=True)
+
+    def _entries(self) -> Iterator[tuple[int, int]]:
+        """Of the table, as far as somebody asks, read page by page; raises :class:`DmaError`."""
+        place, end = self.table, self.table + MAX_ENTRIES * _ENTRY.size
+        while place < end:
+            page = min((PAGE_SIZE - place % PAGE_SIZE) // _ENTRY.size * _ENTRY.size, end - place)
+            part = page or _ENTRY.size  # 4 bytes of an entry may be in the next page
+            try:
+                data = self.memory.read(place, part)
+            except OutOfRangeError as error:
+                raise DmaError(f"a table that is not in memory: {error}") from error
+            yield from _ENTRY.iter_unpack(data)
+            place += part
 
     def finish(self, *, exact: bool) -> None:
         """The transfer is over; ACTIVE stays set where the table has room left."""

@@ -10,12 +10,13 @@ import pytest
 
 import vdisk
 from tests.tools.disks import Gated
-from tests.tools.ide_driver import DATA, MIB, IdeBoard, IdeDriver, IdeError
+from tests.tools.ide_driver import DATA, MIB, TABLE, IdeBoard, IdeDriver, IdeError
 from vdisk.emu_blockdev import EmuBlockDevice, ErrorPolicy, Geometry, OnError
 from vdisk.errors import CorruptImageError, InvalidRequestError
 from vdisk.filters.faults import Faults, InjectError, IoType, Where
 from vdisk.stores.memory import MemoryStore
 from vdisk.vm.devices.ide_registers import ABRT, BSY, DRQ, IDNF, UNC
+from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +86,28 @@ def test_dma_between_the_disk_and_regions_of_memory(threads: int, start_first: b
     driver.table([(DATA, 1536)])
     assert driver.dma_command(0x35, 4000, 3, reading=WRITING, start_first=start_first) == 4
     assert device.read(4000 * 512, 1536) == b"w" * 1536
+
+
+@pytest.mark.parametrize("before", [4, 8, 12, 16, 4096])
+def test_a_table_across_the_end_of_a_page(before: int) -> None:
+    """An entry may lie in two pages, too; and what is behind the last one is nobody's."""
+    driver = driver_of(store())
+    regions = [(DATA + 2048 * number, 512) for number in range(12)]
+    driver.table(regions, at=TABLE + PAGE_SIZE - before)
+    assert driver.dma_command(0xC8, 5, 12, reading=READING) == 4
+    found = b"".join(driver.board.memory.read(gpa, size) for gpa, size in regions)
+    assert found == CONTENT[5 * 512 : 17 * 512]
+
+
+def test_a_table_that_reaches_out_of_memory() -> None:
+    driver = driver_of(store())
+    end = driver.board.memory.size
+    driver.board.memory.write(end - 16, struct.pack("<IIII", DATA, 512, DATA + 4096, 512))
+    driver.ports.write(driver.dma + 4, 4, end - 16)
+    assert driver.dma_command(0xC8, 0, 2, reading=READING) == 5  # no entry is marked as the last
+    driver.ports.write(driver.dma + 4, 4, end - 16)
+    with pytest.raises(IdeError):
+        driver.dma_command(0xC8, 0, 3, reading=READING)
 
 
 def test_dma_says_when_memory_was_written() -> None:
