@@ -53,7 +53,7 @@ def compile_regions(program: Program, directory: Path) -> None:
     """A run that compiles whatever it executes."""
     board = make(EAGER, program, directory)
     try:
-        board.accelerator.hotspots.store = store(directory)
+        board.accelerator.hotspots.use(store(directory))
         board.run()
         assert board.accelerator.hotspots.compiled > 10
     finally:
@@ -70,7 +70,7 @@ def test_regions_of_an_earlier_run_are_used(name, earlier, tmp_path):
     program = PROGRAMS[name]
     board = make(SAMPLED, program, tmp_path)
     try:
-        board.accelerator.hotspots.store = store(earlier(name))
+        board.accelerator.hotspots.use(store(earlier(name)))
         assert board.run().splitlines() == list(program.lines)
         assert board.accelerator.hotspots.recalled > 10
     finally:
@@ -82,7 +82,7 @@ def test_they_change_nothing(name, earlier, tmp_path):
     program, kept = PROGRAMS[name], store(earlier(name))
 
     def use_kept(board: Board) -> None:
-        board.accelerator.hotspots.store = kept
+        board.accelerator.hotspots.use(kept)
 
     first = trace(SAMPLED, program, tmp_path, prepare=use_kept)
     assert any(each.addresses for alike in kept.known.values() for each in alike)
@@ -96,7 +96,7 @@ def test_a_full_arena_takes_them_again_and_again(name, records, earlier, tmp_pat
     monkeypatch.setattr(arena, "ARENA_RECORDS", records)
     board = make(SAMPLED, program, tmp_path)
     try:
-        board.accelerator.hotspots.store = kept
+        board.accelerator.hotspots.use(kept)
         assert board.run().splitlines() == list(program.lines)
         assert board.accelerator.arena.generation > 0
         assert board.accelerator.hotspots.recalled > 10

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu.arena import HotRegion
+from vdisk.vm.cpu.arena import MOST_DROPS, HotRegion
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
 from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder
 from vdisk.vm.cpu.region_store import KeptRegion, RegionStore
@@ -35,8 +35,6 @@ PERIOD = 0.001
 IDLE_PERIOD = 0.01
 CALM = 1.0
 """Seconds without a newly hot block until samples become rare."""
-MOST_DROPS = 32
-"""A page whose code was changed more often stays with the first tier."""
 MOST_REGIONS = 20_000
 """Compiled code is never given back; this many are some hundred megabytes."""
 
@@ -102,12 +100,15 @@ class Hotspots:
         with self._lock:
             if key in self._known or self.compiled >= MOST_REGIONS:
                 return
+            if self.engine.arena.dropped(physical >> PAGE_SHIFT) > MOST_DROPS:
+                return
             if len(self._counts) >= MOST_COUNTED:
                 self._counts.clear()
             self._counts[key] += 1
             if self._counts[key] < THRESHOLD:
                 return
             self._known.add(key)
+            self.engine.arena.watch(physical >> PAGE_SHIFT)
             self._of_page.setdefault(physical >> PAGE_SHIFT, []).append(key)
         self._last_found = time.monotonic()
         self._orders.put(key)
@@ -117,6 +118,8 @@ class Hotspots:
         with self._lock:
             for key in self._of_page.pop(page_number, ()):
                 self._known.discard(key)
+            if page_number not in self.engine.arena.regions:
+                self.engine.arena.watch(page_number, False)
 
     def forget_all(self) -> None:
         """Nothing is left of what was translated."""
@@ -153,24 +156,25 @@ class Hotspots:
         engine, arena = self.engine, self.engine.arena
         page_number, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
         with engine.lock:
-            page = arena.pages.get(page_number)
-            if page is None or mode not in page.arrays or page.dropped > MOST_DROPS or mode.step:
+            codes, dropped = arena.codes(page_number, mode), arena.dropped(page_number)
+            if not codes or dropped > MOST_DROPS or mode.step:
                 return False
-            codes, dropped = page.arrays[mode], page.dropped
+            generation = arena.generation
             if not self.eager and self._recall(physical, mode):
                 return True
             content = engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
-            entries = frozenset(at for at in range(PAGE_SIZE) if arena.entry(codes, at))
+            entries = arena.entries(codes)
         order = RegionOrder(mode, offset, content, entries)
         compiled = self._carry_out(order)
         if compiled is None:
             return False
         kept = self.store.keep(KeptRegion.of(order, compiled))
+        engine.translator.expect(mode, offset, content[offset])
         with engine.lock:
             base = kept.base(content)
-            if base is None or page.dropped != dropped:
+            if base is None or arena.generation != generation:
                 return False
-            if not self._install(page_number, kept, base):
+            if not self._install(page_number, dropped, kept, base):
                 return False
             self.compiled += 1
         return True
@@ -184,18 +188,32 @@ class Hotspots:
             result = self._compiler.carry_out(order)
         return result
 
-    def _install(self, page_number: int, kept: KeptRegion, base: int) -> bool:
-        """Let a region be the handler of its first record; False if there is no room for it."""
+    def _install(self, page_number: int, dropped: int, kept: KeptRegion, base: int) -> bool:
+        """Let a region be the handler of its first record.
+
+        False if there is no room for it, or if more than ``dropped`` times something in its page
+        was dropped.
+        """
         arena, address = self.engine.arena, self.store.address(kept, base)
-        page = arena.pages[page_number]
-        entry = arena.entry(page.arrays[kept.mode], kept.head)
+        codes = arena.codes(page_number, kept.mode)
+        entry = arena.entry(codes, kept.head)
         if not address or not entry:
             return False
-        page.regions.append(HotRegion(entry, arena.handler(entry), kept.spans))
-        arena.set_handler(entry, address)
+        arena.watch(page_number)
+        region = HotRegion(entry, arena.handler(entry), kept.spans)
+        element = codes + kept.head * 4
+        if not self.engine.replace_handler(page_number, dropped, element, entry, address):
+            return False
+        arena.regions.setdefault(page_number, []).append(region)
         return True
 
     # -- what earlier runs compiled ----------------------------------------------------------------
+
+    def use(self, store: RegionStore) -> None:
+        """Have generated code ask for a translation where a region may be known for it."""
+        self.store = store
+        for mode, head, first in store.known:
+            self.engine.translator.expect(mode, head, first)
 
     def recall(self, physical: int, mode: Mode) -> None:
         """There is a new block: use the region that is known for it, if there is one.
@@ -216,26 +234,26 @@ class Hotspots:
     def _recall(self, physical: int, mode: Mode) -> bool:
         """Use a region that is known; False if none is."""
         offset, start = physical & (PAGE_SIZE - 1), physical & ~(PAGE_SIZE - 1)
-        engine = self.engine
+        engine, arena, page_number = self.engine, self.engine.arena, physical >> PAGE_SHIFT
         for kept in self.store.candidates(mode, offset, engine.code_bytes(physical, 1)[0]):
-            page = engine.arena.pages[physical >> PAGE_SHIFT]
+            dropped = arena.dropped(page_number)
             present = engine.code_bytes(start, PAGE_SIZE)
-            if page.dropped > MOST_DROPS or kept.base(present) is None:
+            if dropped > MOST_DROPS or kept.base(present) is None:
                 continue
-            codes = page.arrays[mode]
+            codes = arena.codes(page_number, mode)
             for place, _ in kept.spans:
-                if not engine.arena.entry(codes, place):
-                    engine.translate(start + place, mode)
+                if not arena.entry(codes, place):
+                    engine.translate(engine.vcpus[0], start + place, mode)
             # All of it is watched now, so what it is now counts.
             base = kept.base(engine.code_bytes(start, PAGE_SIZE))
             if base is not None:
-                self._use(physical, kept, base)
+                self._use(physical, dropped, kept, base)
                 return True
         return False
 
-    def _use(self, physical: int, kept: KeptRegion, base: int) -> None:
+    def _use(self, physical: int, dropped: int, kept: KeptRegion, base: int) -> None:
         page_number, key = physical >> PAGE_SHIFT, (physical, kept.mode)
-        if self._install(page_number, kept, base):
+        if self._install(page_number, dropped, kept, base):
             self.recalled += 1
             with self._lock:
                 self._known.add(key)

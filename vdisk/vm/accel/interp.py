@@ -82,7 +82,7 @@ class InterpVcpu(SoftwareVcpu):
         super().__init__(engine, index)
 
     def pointers(self) -> dict[str, int]:
-        return {**super().pointers(), "memory": 0, "arena": 0}
+        return {**super().pointers(), "memory": 0, "arena": self.engine.arena.base}
 
     def routine(self, name: str, *arguments: int) -> int:
         return self.names[name](self.state.view, *arguments) or 0
@@ -97,9 +97,7 @@ class InterpVcpu(SoftwareVcpu):
         view, arena, turn = self.state.view, self.engine.arena, self.engine.turn
         self.state.simd_unmasked = python_sse.unmasked(self.state.mxcsr)
         try:
-            if record:
-                record -= arena.address
-            else:
+            if not record:
                 state = self.state
                 record = self.goto(self.wrap_code(state.rip + state.cs_base), 0)
             while True:
@@ -155,11 +153,14 @@ class InterpVcpu(SoftwareVcpu):
             self.state.budget -= 1
             self._exit(linear, Exit.FAULT)
         arena = self.engine.arena
-        entry = arena.entry(arena.number_of(codes), linear & 0xFFF) if codes else 0
+        entry = arena.entry(codes, linear & 0xFFF) if codes else 0
+        record = arena.record_address(entry)
         if not entry:
+            record = self.routine("translate_here", self.state.tlb_current, linear)
+        if not record:
             self._exit(linear, Exit.TRANSLATE)
         self.state.code_page = linear & ~0xFFF
-        return arena.record_address(entry) - arena.address
+        return record
 
     def _describe(self, fault: GuestFault) -> None:
         state = self.state
@@ -176,17 +177,18 @@ class InterpVcpu(SoftwareVcpu):
             return 0
 
     def find_code_page(self, linear: int) -> int:
-        """The address of the page's code array (0: none), kept in the TLB."""
+        """Where the page's code array is (0: none), kept in the TLB."""
         state, page = self.state, linear & ~0xFFF
         place = state.tlb_current + CODE_TLB + ((linear >> 12) % TLB_ENTRIES) * CODE_ENTRY
         if int.from_bytes(state.view[place : place + 8], "little") == page:
             return int.from_bytes(state.view[place + 8 : place + 16], "little")
         physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
         arena, mode = self.engine.arena, self.mode
-        known = arena.pages.get(physical >> PAGE_SHIFT)
-        if known is None or mode not in known.arrays:
+        assert mode is not None
+        outside = physical >= self.engine.memory.top
+        codes = 0 if outside else arena.codes(physical >> PAGE_SHIFT, mode)
+        if not codes:
             return 0
-        codes = arena.codes_address(known.arrays[mode])
         state.view[place : place + 8] = page.to_bytes(8, "little")
         state.view[place + 8 : place + 16] = codes.to_bytes(8, "little")
         return codes
@@ -200,8 +202,7 @@ class _Engine:
         self.goto = vcpu.goto
         self.timestamp = vcpu.timestamp
 
-    def follow(self, link: int, spent: int) -> int:
-        record = link - self.vcpu.engine.arena.address
+    def follow(self, record: int, spent: int) -> int:
         if self.vcpu.spend(spent):
             self.vcpu._exit(self.vcpu.linear_of(record), Exit.INTERRUPTED)
         return record
@@ -231,6 +232,12 @@ class _Engine:
     def code_masks(self, page: int) -> int:
         return self.vcpu.engine.arena.mask(page)
 
+    def acquire(self) -> None:
+        self.vcpu.engine.arena_lock.acquire()
+
+    def release(self) -> None:
+        self.vcpu.engine.arena_lock.release()
+
     def mmio_read(self, _: int, physical: int, size: int) -> int:
         return self.vcpu.mmio_read(physical, size)
 
@@ -257,7 +264,9 @@ class InterpAccelerator(SoftwareAccelerator):
         self._numbers: dict[Shape, int] = {}
         self.shapes: list[Shape] = [Shape("undefined")]
         self.turn = threading.Lock()
+        self.arena_lock = threading.Lock()
         super().__init__(memory, bus)
+        self.arena.base = 0
 
     def vcpu(self, index: int) -> InterpVcpu:
         vcpu = InterpVcpu(self, index)

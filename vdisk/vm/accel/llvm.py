@@ -40,7 +40,7 @@ class LlvmVcpu(SoftwareVcpu):
             "memory": engine.memory.host_address,
             "kinds": engine.memory.kinds_address,
             "code_masks": engine.arena.masks_address,
-            "arena": engine.arena.address,
+            "arena": engine.arena.base,
             **engine.callbacks,
         }
 
@@ -86,6 +86,8 @@ class LlvmAccelerator(SoftwareAccelerator):
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()
         super().__init__(memory, bus)
+        if self.hotspots is not None:
+            self.hotspots.use(self.hotspots.store)
 
     def vcpu(self, index: int) -> LlvmVcpu:
         vcpu = LlvmVcpu(self, index)
@@ -96,6 +98,10 @@ class LlvmAccelerator(SoftwareAccelerator):
         self.native.prepare(shapes)
         return self.native.handlers
 
+    @property
+    def direct(self) -> bool:
+        return self.hotspots is None or not self.hotspots.eager
+
     def translated(self, physical: int, mode: Mode) -> None:
         if self.hotspots is None:
             return
@@ -103,6 +109,13 @@ class LlvmAccelerator(SoftwareAccelerator):
             self.hotspots.compile(physical, mode)
         else:
             self.hotspots.recall(physical, mode)
+
+    def replace_handler(
+        self, page_number: int, dropped: int, element: int, record: int, handler: int
+    ) -> bool:
+        """Give a block's first record another handler, unless it was dropped meanwhile."""
+        vcpu, given = self.vcpus[0], (page_number, dropped, element, record, handler)
+        return bool(vcpu.routine("replace_handler", *given))
 
     def dropped(self, page_number: int, writer: SoftwareVcpu | None) -> None:
         for vcpu in self.vcpus:

@@ -88,9 +88,8 @@ class SoftwareVcpu(Core):
 
     def pointers(self) -> dict[str, int]:
         engine = self.engine
-        table = {} if self.mode is None else {"code_table": engine.arena.table_address(self.mode)}
         return {
-            **table,
+            **({} if self.mode is None else self._tables(self.mode)),
             "memory_top": engine.memory.top,
             "vcpu": self.index,
             "processors": self.count,
@@ -101,8 +100,16 @@ class SoftwareVcpu(Core):
     def _mode_changed(self, mode: Mode) -> None:
         if mode != self.mode:
             self.mode = mode
-            self.state.code_table = self.engine.arena.table_address(mode)
+            for name, value in self._tables(mode).items():
+                setattr(self.state, name, value)
             self.state.flush_tlb()  # code entries are of a mode
+
+    def _tables(self, mode: Mode) -> dict[str, int]:
+        number = self.engine.translator.mode_number(mode)
+        return {
+            "code_table": self.engine.arena.base + self.engine.arena.table(mode),
+            "mode_number": number,
+        }
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -159,9 +166,10 @@ class SoftwareVcpu(Core):
         linear = self.wrap_linear(state.rip + state.cs_base)
         physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
         assert self.mode is not None
-        if physical >= self.engine.memory.top:
+        engine = self.engine
+        if physical >= engine.memory.top or engine.memory.kind(physical) is PageKind.MMIO:
             self._translate_alone(linear)
-        elif not self.engine.translate(physical, self.mode):
+        elif state.exit_reason == Exit.CROSSING or not engine.translate(self, physical, self.mode):
             self._translate_crossing(linear)
 
     def _translate_crossing(self, linear: int) -> None:
@@ -176,7 +184,7 @@ class SoftwareVcpu(Core):
         first = self.walk(linear, mmu.EXECUTE, user=user)
         second = self.walk(following, mmu.EXECUTE, user=user)
         top = self.engine.memory.top
-        if second < top and self.engine.translate_crossing(first, second, self.mode):
+        if second < top and self.engine.translate_crossing(self, first, second, self.mode):
             self.remember_code_page(following)
             return
         self._translate_alone(linear)
@@ -190,7 +198,8 @@ class SoftwareVcpu(Core):
         key = (code, offset, self.mode)
         record = self._scratch.get(key)
         if record is None:
-            record = self._scratch[key] = self.engine.translate_once(code, offset, self.mode)
+            record = self.engine.translate_once(self, code, offset, self.mode)
+            self._scratch[key] = record
         self.state.code_page = linear & ~IN_PAGE
         self._start_at = self.engine.arena.record_address(record)
         self._start_generation = generation
@@ -340,7 +349,7 @@ class SoftwareAccelerator(Accelerator):
     def __init__(self, memory: GuestMemory, bus: Bus) -> None:
         self.memory, self.bus = memory, bus
         self.arena = Arena(memory)
-        self.translator = Translator(self.arena, self.handlers)
+        self.translator = Translator(self.arena, self.handlers, self.code_bytes, self._protect)
         self.vcpus: list[SoftwareVcpu] = []
         self.lock = threading.RLock()
         self._a20 = True
@@ -361,6 +370,16 @@ class SoftwareAccelerator(Accelerator):
         for each in self.vcpus:
             each.count = each.state.processors = len(self.vcpus)
             each.state.bus_owned = int(each.count == 1)
+        self._configure()
+
+    @property
+    def direct(self) -> bool:
+        """True if generated code may translate by itself."""
+        return True
+
+    def _configure(self) -> None:
+        count = len(self.vcpus)
+        self.arena.configure(stale=self._stale, processors=count, direct=self.direct)
 
     @property
     def a20(self) -> bool:
@@ -440,19 +459,14 @@ class SoftwareAccelerator(Accelerator):
 
     def code_bytes(self, physical: int, length: int) -> bytes:
         """Bytes to decode; where there is neither RAM nor ROM, ones."""
-        if self.memory.kind(physical) is PageKind.MMIO:
+        if physical >= self.memory.top or self.memory.kind(physical) is PageKind.MMIO:
             return b"\xff" * length
         return self.memory.read(physical, length)
 
-    def translate(self, physical: int, mode: Mode) -> bool:
+    def translate(self, vcpu: SoftwareVcpu, physical: int, mode: Mode) -> bool:
         """Translate the block at a physical address; False if it begins with a crossing one."""
-        page_number, offset = physical >> PAGE_SHIFT, physical & IN_PAGE
         with self.lock:
-            mask = self._protect(page_number)
-            code = self.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
-            done = self.translator.translate(code, page_number, offset, mode)
-            end = self.translator.last_end if done else offset
-            self.arena.mark_code(page_number, mask, offset, end)
+            done = self.translator.translate(vcpu, physical, mode) != 0
             if done:
                 self.translated(physical, mode)
             return done
@@ -460,47 +474,54 @@ class SoftwareAccelerator(Accelerator):
     def translated(self, physical: int, mode: Mode) -> None:
         """There is a new block."""
 
-    def translate_crossing(self, first: int, second: int, mode: Mode) -> bool:
+    def translate_crossing(self, vcpu: SoftwareVcpu, first: int, second: int, mode: Mode) -> bool:
         """The block at ``first`` is an instruction that goes on at ``second``; False if the one
         that is there already was made with another second page."""
         with self.lock:
-            page_number, offset = first >> PAGE_SHIFT, first & IN_PAGE
-            codes = self.arena.codes(page_number, mode)
-            guard = self.arena.codes_address(self.arena.codes(second >> PAGE_SHIFT, mode))
-            present = self.arena.entry(codes, offset)
+            number, following = self.translator.mode_number(mode), second >> PAGE_SHIFT
+            pages = [first >> PAGE_SHIFT, following]
+            codes, other = (vcpu.routine("code_array", page, number) for page in pages)
+            if not codes or not other:
+                raise ArenaFullError
+            guard = self.arena.base + other
+            present = self.arena.entry(codes, first & IN_PAGE)
             if present:
                 return self.arena.wide(present) == guard
-            masks = [self._protect(number) for number in (page_number, second >> PAGE_SHIFT)]
-            code = self.code_bytes(first, PAGE_SIZE - offset)
+            for page in pages:
+                self._protect(page)
+            code = self.code_bytes(first, PAGE_SIZE - (first & IN_PAGE))
             code += self.code_bytes(second, LONGEST_INSTRUCTION - len(code))
-            end = self.translator.translate_crossing(
-                code, (page_number, second >> PAGE_SHIFT), offset, mode, guard
-            )
-            self.arena.mark_code(page_number, masks[0], offset, PAGE_SIZE)
-            self.arena.mark_code(second >> PAGE_SHIFT, masks[1], 0, max(end - PAGE_SIZE, 1))
+            self.translator.translate_crossing(vcpu, code, (first, following), mode, guard)
             return True
 
-    def translate_once(self, code: bytes, offset: int, mode: Mode) -> int:
+    def translate_once(self, vcpu: SoftwareVcpu, code: bytes, offset: int, mode: Mode) -> int:
         """A block of one instruction that is not entered in any code array."""
         with self.lock:
-            return self.translator.translate_once(code, offset, mode)
+            return self.translator.translate_once(vcpu, code, offset, mode)
 
-    def _protect(self, page_number: int) -> int:
-        """Have writes to a page noticed from now on; gives the mask of what is translated of it."""
-        before = self.arena.mark_page(page_number)
+    def _protect(self, page_number: int) -> None:
+        """Have writes to a page noticed from now on."""
+        before = self.arena.mask(page_number)
+        self.arena.mark_page(page_number)
         with self._fence:  # the mark is seen before the code is read: a lock is a fence
             pass
         if not before:
             for vcpu in self.vcpus:
                 vcpu.drop_write_entries(page_number)
-        return before
 
     def dirtied(self, gpa: int, length: int, writer: SoftwareVcpu | None = None) -> None:
         """Memory was written, by a vCPU or by a device: drop what was translated from it."""
-        with self.lock:
-            for page, start, end in self.arena.touches_code(gpa, length):
-                if self.arena.drop(page, self._stale, start, end):
-                    self.dropped(page, writer)
+        touched = self.arena.touches_code(gpa, length)
+        if touched:
+            with self.lock:
+                for page, start, end in touched:
+                    self._drop(page, start, end, writer)
+
+    def _drop(self, page: int, start: int, end: int, writer: SoftwareVcpu | None) -> None:
+        self.arena.give_back(page, start, end)
+        vcpu = writer or self.vcpus[0]
+        if vcpu.routine("drop_code", page, start, end):
+            self.dropped(page, writer)
 
     def dropped(self, page_number: int, writer: SoftwareVcpu | None) -> None:
         """Something that was translated from a page is gone."""

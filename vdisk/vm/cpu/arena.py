@@ -1,24 +1,35 @@
-"""Where translations live: the arena of records, and for each page of code what is in it.
+"""Where translations live: one mapping that native code and Python share.
 
-For each physical page and :class:`~vdisk.vm.cpu.decode.Mode` there is a *code array* with an
-element for each byte of the page: the number of the record where a translation of that address
-begins, or 0.  The TLB's code entries point to code arrays, so native code finds the target of any
-jump by itself.
+::
 
-A store into bytes that were translated (``code_masks`` has a bit for each 64 bytes of a page)
-drops the blocks that were made from them: their entries are emptied and all their records become
-``stale``, which looks its address up again; so whoever is executing them stops at an instruction.
-A region of the second tier that such a block is part of gives way to the first tier again.
+    RECORDS   blocks of records, one after another (:mod:`vdisk.vm.cpu.records`); 0 is never used
+    ARRAYS    code arrays: for a page and a mode, what is translated at each of its bytes
+    SPANS     which bytes of a page each block was made from, chained by page
+    ...       what is known of instructions (:mod:`vdisk.vm.cpu.known`)
+    HEADER    counters and limits, and the lock
+    WINDOW    the guest bytes that are being translated, and notes about them
+    MODES     what is fixed for a mode
+    EXPECTED  a bit for each mode, place in a page and first byte of blocks that Python asked for
+    (pages)   for each physical page: its mask, its PAGE entry, and a table for each mode
+
+An element of a *code array* (32 bits) is the number of the record where the translation of that
+address begins, or 0; or, with the highest bit set, the number of a stub: jumps wait for a
+translation there (:mod:`vdisk.vm.cpu.translation`).  The TLB's code entries point to code arrays,
+so native code finds the target of any jump by itself.
+
+A store into bytes that were translated (a mask has a bit for each 64 bytes of a page) drops the
+blocks that were made from them: their entries are emptied and all their records become ``stale``,
+which looks its address up again; so whoever is executing them stops at an instruction.  A region
+of the second tier that such a block is part of gives way to the first tier again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from array import array
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from vdisk.vm.cpu import known
 from vdisk.vm.cpu.records import RECORD_SIZE
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
@@ -26,46 +37,49 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
 
+# -- layout ------------------------------------------------------------------------------------
+
 ARENA_RECORDS = 8 << 20
 """256 MiB of address space: more than ten times what booting a distribution translates."""
 CODE_ARRAYS = 16384
-"""Pages times modes; each array is 16 KiB of address space."""
-WHOLE_PAGE = (1 << 64) - 1
+"""Pages times modes."""
 ARRAY_SIZE = PAGE_SIZE * 4
+MOST_SPANS = 4 << 20
+SPAN_SIZE = 32
+SPAN_NEXT, SPAN_FIRST, SPAN_COUNT, SPAN_ENTRY, SPAN_START, SPAN_END = 0, 4, 8, 12, 16, 18
+"""Number of the page's next span, first record, how many, the place of the block's entry in the
+mapping divided by 4, and the bytes [start, end) of the page."""
+MOST_MODES = 64
+MODE_SIZE = 128
+MODE_END, MODE_CROSSING, MODE_TABLE, MODE_LIMIT = 0, 32, 64, 72
+"""Two templates of records, where the mode's table is, how many instructions a block may have."""
+PAGE_ENTRY = 16
+PAGE_SPANS, PAGE_DROPPED, PAGE_WATCHED = 0, 4, 8
+"""Number of the first span, how often something was dropped, and whether Python wants to be told
+of drops."""
 
+RECORDS = 0
+ARRAYS = RECORDS + (ARENA_RECORDS * RECORD_SIZE)
+SPANS = ARRAYS + CODE_ARRAYS * ARRAY_SIZE
+KNOWN = SPANS + MOST_SPANS * SPAN_SIZE
+HEADER = KNOWN + known.SIZE
+WINDOW = HEADER + PAGE_SIZE
+WINDOW_SIZE = 2 * PAGE_SIZE
+MODES = WINDOW + WINDOW_SIZE
+EXPECTED = MODES + MOST_MODES * MODE_SIZE
+PAGES = EXPECTED + (MOST_MODES << 20 >> 3)
+MOST_DROPS = 32
+"""A page whose code was changed more often stays with the first tier."""
+
+COUNTERS = (
+    *("lock", "stale", "direct", "processors", "generation", "translated"),
+    *("next_record", "record_limit", "next_array", "array_limit", "next_span", "masks", "pages"),
+    *("block_limit", "block_records", "block_bytes"),
+)
+HEADER_FIELDS = {name: HEADER + 8 * number for number, name in enumerate(COUNTERS)}
+
+WHOLE_PAGE = (1 << 64) - 1
 _RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-
-
-class Mapping:
-    """Zeroed memory that costs nothing until it is touched."""
-
-    def __init__(self, size: int) -> None:
-        self.mapping = mmap.mmap(-1, size, flags=_RESERVE)
-        self.view = memoryview(self.mapping)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
-
-    def clear(self) -> None:
-        """All zeroes again; the host has its memory back."""
-        self.mapping.madvise(mmap.MADV_DONTNEED)
-
-
-@dataclass(slots=True)
-class Block:
-    """One translation: its records, and the entry that leads to it."""
-
-    first: int
-    count: int
-    codes: int
-    """Number of the code array that has its entry."""
-    offset: int
-
-
-class Span(NamedTuple):
-    """The bytes [start, end) of a page that a block was made from."""
-
-    start: int
-    end: int
-    block: Block
 
 
 class HotRegion(NamedTuple):
@@ -80,109 +94,128 @@ class HotRegion(NamedTuple):
         return any(first < end and start < last for first, last in self.spans)
 
 
-@dataclass(slots=True)
-class CodePage:
-    """What was made from one physical page."""
-
-    arrays: dict[Mode, int] = field(default_factory=dict)
-    spans: list[Span] = field(default_factory=list)
-    regions: list[HotRegion] = field(default_factory=list)
-    dropped: int = 0
-    """How often something in it was dropped."""
-    waiting: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    """By (code array, offset): records whose link awaits a translation there."""
-
-
 class ArenaFullError(Exception):
     """No room: everything has to be dropped (by whoever knows that nobody is executing it)."""
 
 
 class Arena:
-    """Records, code arrays and the tables that native code reads."""
+    """The mapping, as Python sees it.  What changes it is mostly native.
+
+    ``pages``: how many pages of guest memory there are.
+    """
 
     def __init__(self, memory: GuestMemory) -> None:
-        pages = memory.top >> PAGE_SHIFT
-        self._records = Mapping(ARENA_RECORDS * RECORD_SIZE)
-        self._arrays = Mapping(CODE_ARRAYS * ARRAY_SIZE)
-        self._masks = Mapping(pages * 8)
-        self.address, self.masks_address = self._records.address, self._masks.address
-        self.bytes = self._records.view
-        self._words = self._records.view.cast("Q")
-        self._codes = self._arrays.view.cast("I")
-        self._mask_words = self._masks.view.cast("Q")
-        self._pages_size = pages * 8
-        self._tables: dict[Mode, Mapping] = {}
-        self.pages: dict[int, CodePage] = {}
-        self.next_record = 1  # 0 means "none" in a code array
-        self._next_array = 0
-        self.generation = 0
-        """How often everything was dropped."""
+        self.pages = memory.top >> PAGE_SHIFT
+        masks = PAGES
+        entries = masks + self.pages * 8
+        self._tables = entries + self.pages * PAGE_ENTRY
+        size = self._tables + MOST_MODES * self.pages * 8
+        # Zeroed memory that costs nothing until it is touched.
+        self._mapping = mmap.mmap(-1, size, flags=_RESERVE)
+        self.bytes = memoryview(self._mapping)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self.masks_address = self.address + masks
+        self.base = self.address
+        """What generated code adds to a place in the mapping."""
+        whole = self.bytes[: size & ~7]
+        self._words, self._halves = whole.cast("Q"), whole.cast("I")
+        self._modes: dict[Mode, int] = {}
+        self.regions: dict[int, list[HotRegion]] = {}
+        """By page."""
+        self.known = known.Instructions(self.bytes[KNOWN : KNOWN + known.SIZE])
+        self._set("record_limit", ARENA_RECORDS)
+        self._set("array_limit", CODE_ARRAYS)
+        self._set("masks", masks)
+        self._set("pages", entries)
+        self._set("direct", 1)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._set("next_record", 1)  # 0 means "none" in a code array
+        self._set("next_array", 0)
+        self._set("next_span", 1)
+
+    def _get(self, name: str) -> int:
+        return self._words[HEADER_FIELDS[name] // 8]
+
+    def _set(self, name: str, value: int) -> None:
+        self._words[HEADER_FIELDS[name] // 8] = value
 
     def clear(self) -> None:
         """Drop everything.  Nobody executes records, or knows the number of one, any more."""
-        for page in self.pages.values():
-            page.dropped += 1  # for whoever compiles a region of it now
-        self.pages.clear()
-        for mapping in (self._records, self._arrays, self._masks, *self._tables.values()):
-            mapping.clear()
-        self.next_record, self._next_array = 1, 0
-        self.generation += 1
+        for start, end in ((RECORDS, KNOWN), (PAGES, len(self.bytes))):
+            start, end = start & -mmap.PAGESIZE, end & -mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+        self.regions.clear()
+        self._begin()
+        self._set("generation", self.generation + 1)
 
-    def table_address(self, mode: Mode) -> int:
-        """The table of code arrays for a mode: an address for each physical page, or 0."""
-        table = self._tables.get(mode)
-        if table is None:
-            table = self._tables[mode] = Mapping(self._pages_size)
-        return table.address
+    @property
+    def generation(self) -> int:
+        """How often everything was dropped."""
+        return self._get("generation")
 
-    def codes(self, page_number: int, mode: Mode) -> int:
-        """The number of the page's code array for ``mode``; made if there is none."""
-        page = self.pages.setdefault(page_number, CodePage())
-        number = page.arrays.get(mode)
+    @property
+    def translated(self) -> int:
+        """Instructions that were translated so far."""
+        return self._get("translated")
+
+    def configure(self, *, stale: int, processors: int, direct: bool) -> None:
+        """``stale``: the handler of dead records; ``direct``: native code may translate."""
+        self._set("stale", stale)
+        self._set("processors", processors)
+        self._set("direct", int(direct))
+
+    # -- modes -----------------------------------------------------------------------------------
+
+    def mode_number(self, mode: Mode) -> int:
+        """A small number for a mode."""
+        number = self._modes.get(mode)
         if number is None:
-            if self._next_array >= CODE_ARRAYS:
-                raise ArenaFullError
-            number = page.arrays[mode] = self._next_array
-            self._next_array += 1
-            self.table_address(mode)
-            where = self._arrays.address + number * ARRAY_SIZE
-            self._tables[mode].view[page_number * 8 : page_number * 8 + 8] = where.to_bytes(
-                8, "little"
-            )
+            number = len(self._modes)
+            assert number < MOST_MODES
+            self._modes[mode] = number
+            at = MODES + number * MODE_SIZE
+            self._words[(at + MODE_TABLE) // 8] = self._tables + number * self.pages * 8
         return number
 
-    def codes_address(self, number: int) -> int:
-        """Where native code finds a code array."""
-        return self._arrays.address + number * ARRAY_SIZE
+    def set_mode(self, mode: Mode, end: bytes, crossing: bytes, limit: int) -> None:
+        """Say what is fixed for a mode (see ``MODE_END`` and what follows it)."""
+        at = MODES + self.mode_number(mode) * MODE_SIZE
+        self.bytes[at + MODE_END : at + MODE_END + RECORD_SIZE] = end
+        self.bytes[at + MODE_CROSSING : at + MODE_CROSSING + RECORD_SIZE] = crossing
+        self._words[(at + MODE_LIMIT) // 8] = limit
 
-    def number_of(self, address: int) -> int:
-        """The code array that begins at an address."""
-        return (address - self._arrays.address) // ARRAY_SIZE
+    def table(self, mode: Mode) -> int:
+        """Where the mode's table is in the mapping: a code array's address for each page, or 0."""
+        return self._tables + self.mode_number(mode) * self.pages * 8
 
-    def mask(self, page_number: int) -> int:
-        """Which 64-byte pieces of a page are translated."""
-        return self._mask_words[page_number]
+    def expect(self, mode_number: int, offset: int, first: int) -> None:
+        """Have a vCPU leave before it translates a block at this place of a page that begins
+        with this byte: something more than records may be known for it."""
+        bit = mode_number << 20 | offset << 8 | first
+        self.bytes[EXPECTED + (bit >> 3)] |= 1 << (bit & 7)
+
+    # -- code arrays and records -------------------------------------------------------------------
+
+    def codes(self, page_number: int, mode: Mode) -> int:
+        """Where the page's code array for ``mode`` is in the mapping, or 0."""
+        found = self._words[self.table(mode) // 8 + page_number]
+        return found - self.base if found else 0
 
     def entry(self, codes: int, offset: int) -> int:
         """The record that a code array names for an offset, or 0."""
-        return self._codes[codes * PAGE_SIZE + offset]
+        number = self._halves[codes // 4 + offset]
+        return 0 if number >> 31 else number
 
-    def enter(self, block: Block) -> None:
-        """Let a block be found."""
-        self._codes[block.codes * PAGE_SIZE + block.offset] = block.first
-
-    def append(self, records: bytes) -> int:
-        """Put records at the end; the number of the first."""
-        first, count = self.next_record, len(records) // RECORD_SIZE
-        if first + count > ARENA_RECORDS:
-            raise ArenaFullError
-        self.bytes[first * RECORD_SIZE : (first + count) * RECORD_SIZE] = records
-        self.next_record = first + count
-        return first
+    def entries(self, codes: int) -> frozenset[int]:
+        """The offsets for which a code array names a record."""
+        numbers = self._halves[codes // 4 : codes // 4 + PAGE_SIZE].tolist()
+        return frozenset(at for at, number in enumerate(numbers) if number and not number >> 31)
 
     def record_address(self, number: int) -> int:
-        """Where a record is."""
-        return self.address + number * RECORD_SIZE
+        """What generated code calls a record."""
+        return self.base + number * RECORD_SIZE
 
     def wide(self, record: int) -> int:
         """The 64-bit parameter of a record."""
@@ -196,73 +229,57 @@ class Arena:
         """Give a record another handler, at once for everybody."""
         self._words[record * 4] = handler
 
-    def set_link(self, record: int, target: int) -> None:
-        """Let a jump's record lead to another record."""
-        self._words[record * 4 + 2] = self.record_address(target)
+    # -- pages -------------------------------------------------------------------------------------
 
-    def mark_page(self, page_number: int) -> int:
-        """Take all of a page for translated, until :meth:`mark_code` says what is; gives its mask.
+    def mask(self, page_number: int) -> int:
+        """Which 64-byte pieces of a page are translated."""
+        return self._words[PAGES // 8 + page_number]
+
+    def mark_page(self, page_number: int) -> None:
+        """Take all of a page for translated.
 
         So a store that happens while the code is read is noticed in any case.
         """
-        before = self._mask_words[page_number]
-        self._mask_words[page_number] = WHOLE_PAGE
-        return before
+        self._words[PAGES // 8 + page_number] = WHOLE_PAGE
 
-    def mark_code(self, page_number: int, before: int, start: int, end: int) -> None:
-        """Note that bytes [start, end) of a page are translated, beside what its mask was."""
-        self._mask_words[page_number] = before | _pieces(start, end)
+    def _page_field(self, page_number: int, field: int) -> int:
+        return (PAGES + self.pages * 8 + page_number * PAGE_ENTRY + field) // 4
+
+    def dropped(self, page_number: int) -> int:
+        """How often something in a page was dropped."""
+        return self._halves[self._page_field(page_number, PAGE_DROPPED)]
+
+    def watch(self, page_number: int, wanted: bool = True) -> None:
+        """Have Python told when something in a page is dropped, or no longer."""
+        self._halves[self._page_field(page_number, PAGE_WATCHED)] = int(wanted)
 
     def touches_code(self, gpa: int, length: int) -> list[tuple[int, int, int]]:
         """Where a write may have changed translated code: (page, start, end) in each page."""
-        first, last = gpa >> PAGE_SHIFT, (gpa + length - 1) >> PAGE_SHIFT
-        if last - first > len(self.pages):
-            pages = [page for page in self.pages if first <= page <= last]
-        else:
-            pages = [page for page in range(first, last + 1) if page in self.pages]
+        first = gpa >> PAGE_SHIFT
+        end = min((gpa + length - 1 >> PAGE_SHIFT) + 1, self.pages)
+        masks = self.bytes[PAGES + first * 8 : PAGES + max(end, first) * 8]
+        if not masks.tobytes().strip(b"\0"):
+            return []
         return [
             (
                 page,
                 max(gpa - (page << PAGE_SHIFT), 0),
                 min(gpa + length - (page << PAGE_SHIFT), PAGE_SIZE),
             )
-            for page in pages
+            for page in range(first, end)
+            if self.mask(page)
         ]
 
-    def drop(self, page_number: int, stale: int, start: int = 0, end: int = PAGE_SIZE) -> bool:
-        """Forget what was made from bytes [start, end) of a page; True if there was anything.
-
-        ``stale`` is the handler of dead records.
-        """
-        page = self.pages[page_number]
-        dead = [span for span in page.spans if span.start < end and start < span.end]
-        if not dead:
-            return False
-        for region in page.regions:
+    def give_back(self, page_number: int, start: int, end: int) -> None:
+        """Take the regions that were made from bytes [start, end) of a page out of use."""
+        regions = self.regions.get(page_number)
+        if regions is None:
+            return
+        for region in regions:
             if region.touches(start, end):
                 self.set_handler(region.record, region.handler)
-        page.regions = [each for each in page.regions if not each.touches(start, end)]
-        for span in dead:
-            self._kill(span.block, stale)
-        page.spans = [span for span in page.spans if span.end <= start or end <= span.start]
-        page.dropped += 1
-        mask = 0
-        for span in page.spans:
-            mask |= _pieces(span.start, span.end)
-        self._mask_words[page_number] = mask
-        return True
-
-    def _kill(self, block: Block, stale: int) -> None:
-        """Make a block's records stale, and let it not be found any more."""
-        start = block.first * 4
-        self._words[start : start + block.count * 4 : 4] = memoryview(
-            array("Q", [stale]) * block.count
-        )
-        entry = block.codes * PAGE_SIZE + block.offset
-        if self._codes[entry] == block.first:  # a crossing one may have been made anew
-            self._codes[entry] = 0
-
-
-def _pieces(start: int, end: int) -> int:
-    """The bits of a mask for bytes [start, end)."""
-    return (2 << (min(end - 1, PAGE_SIZE - 1) >> 6)) - (1 << (start >> 6)) if end > start else 0
+        left = [each for each in regions if not each.touches(start, end)]
+        if left:
+            self.regions[page_number] = left
+        else:
+            del self.regions[page_number]

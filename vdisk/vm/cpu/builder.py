@@ -409,6 +409,25 @@ class Builder(ABC):
     def load_table(self, table: str, index: Value, kind: str) -> Value:
         """An element of a table that the state points to (``kinds``, ``code_masks``…)."""
 
+    @abstractmethod
+    def arena_load(self, where: Value | int, kind: str) -> Value:
+        """A field of the arena's mapping (:mod:`vdisk.vm.cpu.arena`)."""
+
+    @abstractmethod
+    def arena_store(self, where: Value | int, value: Value) -> None: ...
+
+    @abstractmethod
+    def copy_code(self, where: int, physical: Value, length: Value) -> None:
+        """Copy guest memory into the arena's mapping."""
+
+    @abstractmethod
+    def acquire(self) -> None:
+        """Take the arena's lock.  Whoever has it waits for nothing."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the arena's lock back."""
+
     # -- ends of a record ---------------------------------------------------------------------
 
     @abstractmethod

@@ -9,7 +9,7 @@ be used wherever the same bytes stand (:class:`Decoder` keeps them by their byte
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import iced_x86 as iced
@@ -96,8 +96,6 @@ class Decoded:
     """A direct jump: its target relative to the next instruction."""
     placed: bool = False
     """Its records depend on its place in the page (rip-relative addresses)."""
-    records: dict[tuple[bool, int], bytes] = field(default_factory=dict)
-    """What it was translated to, by whether its flags are wanted, and the known ``cc_op``."""
 
 
 # -- registers ---------------------------------------------------------------------------------

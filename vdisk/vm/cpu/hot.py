@@ -35,7 +35,9 @@ from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder,
 from vdisk.vm.cpu.native import KNOWN
 from vdisk.vm.cpu.records import PARAMS
 from vdisk.vm.cpu.state import FIELDS
-from vdisk.vm.cpu.translate import BLOCK_LIMIT, KEEPS, LINKED, block_end_shape, may_link
+from vdisk.vm.cpu.translate import block_end_shape, may_link
+from vdisk.vm.cpu.translation import BLOCK_LIMIT, KEEPS, LINKED
+from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,9 +156,9 @@ class Region:
         end = offset + sum(each.length for each in decoded)
         successors = []
         goes_on = last.jump is not None and last.name != "call"
-        if goes_on and may_link(last, end + (last.jump or 0), self.mode):
+        if goes_on and links_to(last, end + (last.jump or 0), self.mode):
             successors.append(end + (last.jump or 0))
-        if (not last.ends or last.falls_through) and end < 0x1000:
+        if (not last.ends or last.falls_through) and end < PAGE_SIZE:
             successors.append(end)
         return Plan(offset, decoded, tuple(successors), end)
 
@@ -203,7 +205,7 @@ class Region:
                 )
                 if op.jump is not None:
                     target = offset + decoded.length + op.jump
-                    if may_link(decoded, target, self.mode):
+                    if links_to(decoded, target, self.mode):
                         shape = shape._replace(variant=shape.variant | LINKED)
                 if decoded.name in {"inc", "dec"} and not live_after & flags.CF:
                     shape = shape._replace(variant=CARRY_DEAD)
@@ -216,6 +218,11 @@ class Region:
             known = _known_after(decoded, known)
             offset += decoded.length
         return steps
+
+
+def links_to(decoded: Decoded, target: int, mode: Mode) -> bool:
+    """True if a jump to an offset of its page follows a link."""
+    return 0 <= target < PAGE_SIZE and may_link(decoded, mode)
 
 
 CARRY_DEAD = 1

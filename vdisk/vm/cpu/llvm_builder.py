@@ -13,6 +13,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vdisk.vm.cpu.arena import HEADER_FIELDS
 from vdisk.vm.cpu.builder import Value, Variable, bits, mask
 from vdisk.vm.cpu.llvm_coprocessor import LlvmCoprocessor
 from vdisk.vm.cpu.records import HANDLER_OFFSET, LINK_OFFSET, PARAMS, RECORD_SIZE
@@ -42,6 +43,7 @@ OUTSIDE = {
     f"declare {PRESERVE} void @inside(ptr, i1)",
 }
 HANDLER_PARAMETERS = "ptr noalias %st, ptr %ins, i64 %bud, i64 %tlb"
+ARENA_LOCK = HEADER_FIELDS["lock"]
 
 
 class LlvmVariable(Variable):
@@ -332,6 +334,31 @@ class LlvmBuilder(LlvmCoprocessor):
         start = self.get(table)
         where = start + index * (bits(kind) // 8)
         return self.assign(kind, f"load volatile {kind}, ptr {self._pointer(where)}, align 1")
+
+    def _arena_pointer(self, where: Value | int) -> str:
+        return self._pointer(self.get("arena") + where)
+
+    def arena_load(self, where: Value | int, kind: str) -> Value:
+        pointer = self._arena_pointer(where)
+        return self.assign(kind, f"load {kind}, ptr {pointer}, align 1, {GUEST}")
+
+    def arena_store(self, where: Value | int, value: Value) -> None:
+        pointer = self._arena_pointer(where)
+        self.emit(f"store {value.type} {value.text}, ptr {pointer}, align 1, {GUEST}")
+
+    def copy_code(self, where: int, physical: Value, length: Value) -> None:
+        self.copy_host(self.get("arena") + where, physical + self.get("memory"), length)
+
+    def acquire(self) -> None:
+        lock = self.get("arena") + ARENA_LOCK
+        with self.loop():
+            free = self.exchange_host(lock, self.const("i64", 0), self.const("i64", 1))[1]
+            self.break_if(free)
+            self.emit('call void asm sideeffect "pause", ""()')
+
+    def release(self) -> None:
+        pointer = self._arena_pointer(ARENA_LOCK)
+        self.emit(f"store atomic i64 0, ptr {pointer} release, align 8")
 
     def callback(self, field: str, kind: str, *arguments: Value) -> Value:
         """Call a C function whose address the state holds, with the host's floating point."""

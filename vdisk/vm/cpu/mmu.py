@@ -375,7 +375,7 @@ def stored(b: Builder, physical: Value, size: Value) -> None:
     last = b.const("i64", 1) << (((physical + size - 1) & 0xFFF) >> 6)
     masks = b.load_table("code_masks", physical >> 12, "i64")
     with b.if_((masks & (touched | last)).ne(0)):
-        b.callback("code_written", "void", b.get("vcpu"), physical, size)
+        b.call("change_code", physical, size)
     b.return_()
 
 

@@ -13,7 +13,17 @@ These few functions are tail-called like handlers but belong to no instruction:
 
 from __future__ import annotations
 
-from vdisk.vm.cpu import debug, delivery, delivery_flat, faults, flags, mmu, segments, tlb
+from vdisk.vm.cpu import (
+    debug,
+    delivery,
+    delivery_flat,
+    faults,
+    flags,
+    mmu,
+    segments,
+    tlb,
+    translation,
+)
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
@@ -36,7 +46,7 @@ KNOWN = {
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
-_REGISTER_ROUTINES = (debug, delivery, delivery_flat, segments, tlb)
+_REGISTER_ROUTINES = (debug, delivery, delivery_flat, segments, tlb, translation)
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
 
@@ -66,22 +76,24 @@ def _goto(b: LlvmBuilder) -> None:
     with b.if_((budget | b.poll("kick")).slt(0), unlikely=True):
         _exit(b, linear, budget, Exit.INTERRUPTED)
     place = tlb + mmu.code_entry_offset(linear)
-    codes = b.variable("i64")
+    number, record = b.variable("i32"), b.variable("i64")
     with b.if_(b.load_state(place, "i64").eq(page_of(linear))):
-        codes.set(b.load_state(place + 8, "i64"))
+        number.set(b.load_host(b.load_state(place + 8, "i64") + (linear & 0xFFF) * 4, "i32"))
     with b.else_():
         found = b.call("find_code_page", tlb, linear)
         with b.if_(b.get("pending").ne(0), unlikely=True):
             _raise(b, linear, budget - 1)
-        with b.if_(found.eq(0), unlikely=True):
+        with b.if_(found.ne(0)):
+            number.set(b.load_host(found + (linear & 0xFFF) * 4, "i32"))
+    with b.if_(number.get().sgt(0)):
+        record.set(b.get("arena") + number.get().zext("i64") * RECORD_SIZE)
+    with b.else_():
+        made = b.call("translate_here", tlb, linear)
+        with b.if_(made.eq(0), unlikely=True):
             _exit(b, linear, budget, Exit.TRANSLATE)
-        codes.set(found)
-    index = b.load_host(codes.get() + (linear & 0xFFF) * 4, "i32").zext("i64")
-    with b.if_(index.eq(0), unlikely=True):
-        _exit(b, linear, budget, Exit.TRANSLATE)
+        record.set(made)
     b.set("code_page", page_of(linear))
-    record = b.get("arena") + index * RECORD_SIZE
-    pointer = b.assign("ptr", f"inttoptr i64 {record.text} to ptr").text
+    pointer = b.assign("ptr", f"inttoptr i64 {record.get().text} to ptr").text
     handler = b.assign("ptr", f"load volatile ptr, ptr {pointer}").text
     b.end(
         f"musttail call tailcc void {handler}(ptr %st, ptr {pointer}, i64 %bud, i64 %tlb)",
@@ -250,6 +262,8 @@ C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
     "load_pdptes",
     *("drop_write_entries", "find_code_page", "deliver_long", "deliver_flat"),
+    *("translate_page", "translate_bytes", "code_array", "drop_code", "replace_handler"),
+    *("lock_arena", "unlock_arena"),
 )
 
 

@@ -258,6 +258,25 @@ class PythonBuilder(Builder):
     def load_table(self, table: str, index: Value, kind: str) -> Value:
         return self.assign(kind, f"E.{table}({index.text})")
 
+    def arena_load(self, where: Value | int, kind: str) -> Value:
+        place = self.value("i64", where).text
+        return self.assign(kind, f"load(A, {place}, {bits(kind) // 8})")
+
+    def arena_store(self, where: Value | int, value: Value) -> None:
+        place = self.value("i64", where).text
+        self.emit(f"store(A, {place}, {bits(value.type) // 8}, {value.text})")
+
+    def copy_code(self, where: int, physical: Value, length: Value) -> None:
+        n = length.text
+        source = f"M[{physical.text}:{physical.text} + {n}]"
+        self.emit(f"A[{where}:{where} + {n}] = {source}")
+
+    def acquire(self) -> None:
+        self.emit("E.acquire()")
+
+    def release(self) -> None:
+        self.emit("E.release()")
+
     def callback(self, field: str, kind: str, *arguments: Value) -> Value:
         """Call a function of the engine."""
         text = f"E.{field}({', '.join(item.text for item in arguments)})"

@@ -1,41 +1,33 @@
-"""From guest code to blocks of records.
+"""The Python side of translation: what native code does not know yet, it asks here.
 
-A block is straight-line code of one page: it ends with a jump, an instruction that may change
-what follows, the end of the page, or after :data:`BLOCK_LIMIT` instructions.  Two passes over it
-decide what its handlers are: backwards, which results of arithmetic flags anybody can see (a
-fault shows them all); forwards, which operation the flags of each reader come from.
-
-An instruction's records depend on those two, on its bytes and on nothing else but its place, so
-they are kept with the decoded instruction as bytes (:attr:`Decoded.records`); translating known
-code is copying them and filling in offsets and counts.
+Blocks are written by :mod:`vdisk.vm.cpu.translation` from tables; this fills the tables in
+(:mod:`vdisk.vm.cpu.known`), for each instruction once: it is decoded and lowered, and for every
+variant of it (are its flags wanted, where do those come from that it reads) its records are made,
+with handlers compiled for them.
 """
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.arena import Arena, Block, Span
+from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
-from vdisk.vm.cpu.records import PARAMS, RECORD, RECORD_SIZE, WIDE_RECORD
-from vdisk.vm.memory import PAGE_SIZE
+from vdisk.vm.cpu.known import LONGEST
+from vdisk.vm.cpu.records import RECORD, WIDE_RECORD
+from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, LINKED, Question
+from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Protocol
 
     Handlers = Callable[[Iterable[Shape]], dict[Shape, int]]
-    Variant = tuple[bool, int]
 
-BLOCK_LIMIT = 64
-"""Instructions; a record counts them in one byte, and an interrupt waits for the end of a block."""
+    class Asker(Protocol):
+        """A vCPU, or whatever else can call routines."""
 
-LINKED = 0x100
-"""Added to the variant of a jump that follows its record's link."""
-
-_OFF, _COUNT, _DISP = PARAMS["off"].offset, PARAMS["count"].offset, PARAMS["disp"].offset
-_DISPLACEMENT = Struct("<i")
+        def routine(self, name: str, *arguments: int) -> int: ...
 
 
 def block_end_shape(mode: Mode) -> Shape:
@@ -44,15 +36,23 @@ def block_end_shape(mode: Mode) -> Shape:
 
 
 class Translator:
-    """Makes blocks for one machine."""
+    """Makes blocks for one machine.
 
-    def __init__(self, arena: Arena, handlers: Handlers) -> None:
+    ``handlers`` makes sure that handlers exist, and says what a record holds for each shape;
+    ``code_bytes`` reads guest memory; ``protect`` has writes to a page noticed from now on.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        handlers: Handlers,
+        code_bytes: Callable[[int, int], bytes],
+        protect: Callable[[int], None],
+    ) -> None:
         self.arena = arena
-        self._handlers = handlers
+        self._handlers, self._code_bytes, self._protect = handlers, code_bytes, protect
         self._decoders: dict[Mode, Decoder] = {}
-        self._ends: dict[Mode, bytes] = {}
-        self.translated = 0
-        self.last_end = 0
+        self._modes: list[Mode] = []
 
     def decoder(self, mode: Mode) -> Decoder:
         """The decoder for a mode."""
@@ -61,189 +61,130 @@ class Translator:
             found = self._decoders[mode] = Decoder(mode)
         return found
 
+    def mode_number(self, mode: Mode) -> int:
+        """The arena's number for a mode, which is ready to be translated for then."""
+        number = self.arena.mode_number(mode)
+        if number == len(self._modes):
+            self._modes.append(mode)
+            end, crossing = block_end_shape(mode), Shape("crossing", flags=False)
+            self.arena.set_mode(
+                mode,
+                self._template(Op(end), end, 0),
+                self._template(Op(crossing, wide=0), crossing, 0),
+                1 if mode.step else BLOCK_LIMIT,
+            )
+        return number
+
+    def expect(self, mode: Mode, offset: int, first: int) -> None:
+        """Be asked for blocks at this place of a page that begin with this byte."""
+        self.arena.expect(self.mode_number(mode), offset, first)
+
     # -- blocks --------------------------------------------------------------------------------
 
-    def translate(self, code: bytes, page_number: int, offset: int, mode: Mode) -> bool:
-        """Translate the block at ``offset`` of a page; False if it begins with half a one."""
-        block = self.decoder(mode).decode_block(code, offset, 1 if mode.step else BLOCK_LIMIT)
-        if not block:
-            return False
-        codes = self.arena.codes(page_number, mode)
-        first, count = self._emit(block, offset, mode, codes, page_number)
-        self._install(Block(first, count, codes, offset), page_number)
-        self.translated += len(block)
-        return True
+    def translate(self, asker: Asker, physical: int, mode: Mode) -> int:
+        """The record of the block at a physical address; 0 if it begins with half an instruction.
 
-    def translate_once(self, code: bytes, offset: int, mode: Mode) -> int:
-        """One instruction at ``offset`` of a page, from its bytes; the number of its first record.
-
-        Nothing leads to it, and nothing drops it.
+        Raises :class:`ArenaFullError`.
         """
-        decoded = self._whole(code, mode)
-        buffer = bytearray()
-        self._write(buffer, [decoded], offset, mode, link=False)
-        return self.arena.append(bytes(buffer))
+        number = self.mode_number(mode)
+        start = physical & -PAGE_SIZE
+        while True:
+            answer = asker.routine("translate_page", physical, number)
+            if not answer & ASKING:
+                return answer
+            kind = answer & 0xFF
+            if kind == Question.HALF:
+                return 0
+            if kind == Question.PROTECTION:
+                self._protect(physical >> PAGE_SHIFT)
+            elif kind == Question.INSTRUCTION:
+                offset = answer >> 8 & 0xFFFF
+                length = min(PAGE_SIZE - offset, LONGEST)
+                code = self._code_bytes(start + offset, length)
+                self._answer(asker, answer, code, mode)
+            else:
+                self._answer(asker, answer, b"", mode)
+
+    def translate_once(self, asker: Asker, code: bytes, physical: int, mode: Mode) -> int:
+        """One instruction from its bytes; nothing leads to it, and nothing drops it."""
+        return self._from_bytes(asker, code, physical, mode, 0, 0)
 
     def translate_crossing(
-        self, code: bytes, pages: tuple[int, int], offset: int, mode: Mode, guard: int
+        self, asker: Asker, code: bytes, pages: tuple[int, int], mode: Mode, guard: int
     ) -> int:
         """One instruction at the end of a page, whose last bytes are the second page's.
 
-        ``guard``: address of the second page's code array.  Gives the offset of its end.
+        ``pages``: its physical address, and the number of the second page; ``guard``: address of
+        the second page's code array.
         """
-        decoded = self._whole(code, mode)
-        codes = self.arena.codes(pages[0], mode)
-        shape = Shape("crossing", flags=False)
-        check = self._template(Op(shape, wide=guard), shape, decoded.length)
-        first, count = self._emit([decoded], offset, mode, codes, pages[0], check)
-        block = Block(first, count, codes, offset)
-        self._install(block, pages[0])
-        end = offset + decoded.length
-        self.arena.pages[pages[1]].spans.append(Span(0, end - PAGE_SIZE, block))
-        return end
+        return self._from_bytes(asker, code, pages[0], mode, pages[1] + 1, guard)
 
-    def _whole(self, code: bytes, mode: Mode) -> Decoded:
+    def _from_bytes(
+        self, asker: Asker, code: bytes, physical: int, mode: Mode, second: int, guard: int
+    ) -> int:
+        low, high = (int.from_bytes(part, "little") for part in (code[:8], code[8:]))
+        how = self.mode_number(mode) | len(code) << 8
+        while True:
+            answer = asker.routine("translate_bytes", low, high, physical, how, second, guard)
+            if not answer & ASKING:
+                return answer
+            self._answer(asker, answer, code, mode)
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def _answer(self, asker: Asker, answer: int, code: bytes, mode: Mode) -> None:
+        kind = answer & 0xFF
+        if kind == Question.ROOM:
+            raise ArenaFullError
+        if self.arena.known.full:
+            asker.routine("lock_arena")
+            self.arena.known.clear()
+            asker.routine("unlock_arena")
+        elif kind == Question.INSTRUCTION:
+            self._learn(code, mode)
+        else:
+            assert kind == Question.VARIANT
+            self._learn_variant(answer >> 8 & 0xFF_FFFF, answer >> 32 & 0xFFFF)
+
+    def _learn(self, code: bytes, mode: Mode) -> None:
+        """Put the instruction that these bytes begin with into the tables."""
+        known, number = self.arena.known, self.mode_number(mode)
+        found = self.decoder(mode).decode_block(code, 0, 1)
+        if found:
+            (decoded,) = found
+            linkable = decoded.jump is not None and may_link(decoded, mode)
+            known.add(code[: decoded.length], number, decoded, linkable=linkable)
+        else:
+            known.add_incomplete(code, number)
+
+    def _learn_variant(self, entry: int, key: int) -> None:
+        known = self.arena.known
+        code, number = known.instruction(entry)
+        mode = self._modes[number]
         (decoded,) = self.decoder(mode).decode_block(code, 0, 1)
-        return decoded
-
-    # -- records -------------------------------------------------------------------------------
-
-    def _emit(
-        self,
-        block: list[Decoded],
-        offset: int,
-        mode: Mode,
-        codes: int,
-        page_number: int,
-        check: bytes = b"",
-    ) -> tuple[int, int]:
-        """Put a block's records into the arena; links that cannot be made yet lead to stubs."""
-        buffer = bytearray(check)
-        if check:
-            buffer[_OFF : _OFF + 2] = offset.to_bytes(2, "little")
-            buffer[_COUNT] = 1
-        linked = self._write(buffer, block, offset, mode, link=True)
-        self.last_end = offset + sum(decoded.length for decoded in block)
-        stubs = []
-        for _, target in linked:
-            if not self.arena.entry(codes, target):
-                stubs.append(len(buffer) // RECORD_SIZE)
-                self._write_end(buffer, mode, target, 0)
-        first = self.arena.append(bytes(buffer))
-        waiting = self.arena.pages[page_number].waiting
-        for place, target in linked:
-            known = self.arena.entry(codes, target)
-            if not known:
-                known = first + stubs.pop(0)
-                waiting.setdefault((codes, target), []).append(first + place)
-            self.arena.set_link(first + place, known)
-        return first, len(buffer) // RECORD_SIZE
-
-    def _write(
-        self, buffer: bytearray, block: list[Decoded], offset: int, mode: Mode, *, link: bool
-    ) -> list[tuple[int, int]]:
-        """Append a block's records; gives the places of linked jumps with their targets."""
-        linked: list[tuple[int, int]] = []
-        known = -1
-        for number, (decoded, live) in enumerate(zip(block, _live_flags(block), strict=True), 1):
-            variant = (live & decoded.writes != 0, known if decoded.needs_known else -1)
-            records = decoded.records.get(variant)
-            if records is None:
-                records = decoded.records[variant] = self._records(decoded, variant)
-            at = len(buffer)
-            buffer += records
-            for place in range(at, len(buffer), RECORD_SIZE):
-                buffer[place + _OFF] = offset & 0xFF
-                buffer[place + _OFF + 1] = offset >> 8
-                buffer[place + _COUNT] = number
-            if decoded.placed:
-                self._place(buffer, at, decoded, variant, offset)
-            if decoded.jump is not None and link:
-                target = offset + decoded.length + decoded.jump
-                if may_link(decoded, target, mode):
-                    linked.append((len(buffer) // RECORD_SIZE - 1, target))
-                    buffer[-RECORD_SIZE:-24] = self._linked_handler(decoded, variant)
-            if decoded.leaves >= 0:
-                known = decoded.leaves
-            elif decoded.leaves != KEEPS:
-                known = -1
-            elif known < 0 and decoded.is_condition:  # it leaves what it worked out
-                known = 0
-            offset += decoded.length
-        if not decoded.ends or decoded.falls_through:
-            self._write_end(buffer, mode, offset, len(block))
-        return linked
-
-    def _write_end(self, buffer: bytearray, mode: Mode, offset: int, count: int) -> None:
-        """Append a record that goes on at an offset of the page."""
-        record = self._ends.get(mode)
-        if record is None:
-            shape = block_end_shape(mode)
-            record = self._ends[mode] = self._template(Op(shape), shape, 0)
-        at = len(buffer)
-        buffer += record
-        buffer[at + _OFF : at + _OFF + 2] = offset.to_bytes(2, "little")
-        buffer[at + _COUNT] = count
-
-    def _place(
-        self, buffer: bytearray, at: int, decoded: Decoded, variant: Variant, offset: int
-    ) -> None:
-        """Make displacements from the instruction ones from its page."""
-        for op in decoded.ops:
-            if op.rip_relative:
-                _DISPLACEMENT.pack_into(buffer, at + _DISP, op.disp + offset)
-            at += RECORD_SIZE
-
-    def _records(self, decoded: Decoded, variant: Variant) -> bytes:
-        """The records of an instruction, without what depends on its place."""
-        wanted, known = variant
-        shapes = [op.shape._replace(flags=wanted, known=known) for op in decoded.ops]
-        self._handlers(shapes)
-        return b"".join(
+        wanted, before = bool(key & 1), (key >> 1) - 1
+        shapes = [op.shape._replace(flags=wanted, known=before) for op in decoded.ops]
+        linked = None
+        if decoded.jump is not None and may_link(decoded, mode):
+            linked = shapes[-1]._replace(variant=shapes[-1].variant | LINKED)
+        self._handlers([*shapes, linked] if linked else shapes)
+        records = [
             self._template(op, shape, decoded.length)
             for op, shape in zip(decoded.ops, shapes, strict=True)
-        )
-
-    def _linked_handler(self, decoded: Decoded, variant: Variant) -> bytes:
-        """The handler of a jump that follows its link."""
-        shape = decoded.ops[-1].shape
-        linked = shape._replace(flags=variant[0], known=variant[1], variant=shape.variant | LINKED)
-        return self._handlers([linked])[linked].to_bytes(8, "little")
+        ]
+        number = known.handler_number(self._handlers([linked])[linked]) if linked else 0
+        known.add_variant(entry, key, records, number)
 
     def _template(self, op: Op, shape: Shape, length: int) -> bytes:
         """The bytes of one record at offset 0, count 0."""
-        handler = self._handlers([shape])[shape]
+        handler = self.arena.known.handler_number(self._handlers([shape])[shape])
         tail = (0, length, op.scale, op.segment, 0, op.r2)
         if op.wide is not None:
             return WIDE_RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.wide, *tail)
         return RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.disp, op.imm, *tail)
 
-    def _install(self, block: Block, page_number: int) -> None:
-        """Let a block be found, by those too who wait for it."""
-        page = self.arena.pages[page_number]
-        page.spans.append(Span(block.offset, min(self.last_end, PAGE_SIZE), block))
-        self.arena.enter(block)
-        for record in page.waiting.pop((block.codes, block.offset), ()):
-            self.arena.set_link(record, block.first)
 
-
-KEEPS = -2
-"""``Decoded.leaves`` of what leaves the flags as they were."""
-
-
-def may_link(decoded: Decoded, target: int, mode: Mode) -> bool:
-    """In the page, and where neither limits nor a narrower instruction pointer need a look."""
-    if mode.checked or mode.step:
-        return False
-    return 0 <= target < PAGE_SIZE and decoded.ops[-1].shape.size == mode.code
-
-
-def _live_flags(block: list[Decoded]) -> list[int]:
-    """For each instruction, which flags that it leaves may be looked at later."""
-    live = flags.ARITHMETIC
-    result = []
-    for decoded in reversed(block):
-        result.append(live)
-        live = decoded.reads | (live & ~decoded.kills)
-    result.reverse()
-    return result
+def may_link(decoded: Decoded, mode: Mode) -> bool:
+    """True for a jump that may follow a link within its page: where neither limits nor a narrower
+    instruction pointer need a look."""
+    return not mode.checked and not mode.step and decoded.ops[-1].shape.size == mode.code

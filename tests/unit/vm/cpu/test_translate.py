@@ -2,143 +2,275 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import contextmanager
 
-from vdisk.vm.cpu.arena import Arena, HotRegion
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vdisk.vm.accel.interp import InterpAccelerator
+from vdisk.vm.accel.llvm import LlvmAccelerator
+from vdisk.vm.bus import Bus
+from vdisk.vm.cpu import known
+from vdisk.vm.cpu.arena import HotRegion
 from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.flags import Family, cc_op
-from vdisk.vm.cpu.semantics import load_all
-from vdisk.vm.cpu.translate import BLOCK_LIMIT, Translator
-from vdisk.vm.memory import GuestMemory
+from vdisk.vm.cpu.records import PARAMS, RECORD_SIZE
+from vdisk.vm.cpu.translation import BLOCK_LIMIT
+from vdisk.vm.memory import PAGE_SIZE, GuestMemory
 
 LONG = Mode(64, 64, checked=False)
 PAGE = 5
-STALE = 0x5741
+START = PAGE * PAGE_SIZE
 
 
-class Handlers(dict):
-    """A number for each shape, as an engine gives addresses."""
+class Bench:
+    """An engine with one processor, whose translations are looked at."""
 
-    def __missing__(self, shape):
-        self[shape] = 1000 + len(self)
-        return self[shape]
+    def __init__(self, make):
+        self.memory = GuestMemory(1 << 20)
+        self.engine = make(self.memory, Bus())
+        self.vcpu = self.engine.vcpu(0)
+        self.arena = self.engine.arena
+
+    def close(self):
+        self.engine.close()
+
+    def translate(self, code, offset=0, mode=LONG):
+        """Translate a block of the page that begins with ``code``; its first record, or 0."""
+        code = bytes.fromhex(code) if isinstance(code, str) else code
+        if self.memory.read(START, len(code)) != code:
+            self.memory.write(START, code)
+        self.engine.translate(self.vcpu, START + offset, mode)
+        return self.entry(offset, mode)
+
+    def entry(self, offset=0, mode=LONG):
+        codes = self.arena.codes(PAGE, mode)
+        return self.arena.entry(codes, offset) if codes else 0
+
+    def shapes(self, first, count):
+        """The shapes of a block's first records."""
+        return [self.engine.shapes[self.arena.handler(first + place)] for place in range(count)]
+
+    def drop(self, start=0, end=PAGE_SIZE):
+        self.arena.give_back(PAGE, start, end)
+        return bool(self.vcpu.routine("drop_code", PAGE, start, end))
+
+    def is_stale(self, record):
+        return self.engine.shapes[self.arena.handler(record)].operation == "stale"
+
+    def fields(self, record):
+        """(offset in the page, length, count) of a record."""
+        at = record * RECORD_SIZE
+        data = self.arena.bytes[at : at + RECORD_SIZE].tobytes()
+        offset = int.from_bytes(data[PARAMS["off"].offset :][:2], "little")
+        return offset, data[PARAMS["len"].offset], data[PARAMS["count"].offset]
+
+    def parameters(self, first, count):
+        """What records hold, but for their handlers."""
+        places = range(first * RECORD_SIZE, (first + count) * RECORD_SIZE, RECORD_SIZE)
+        return [self.arena.bytes[place + 8 : place + RECORD_SIZE].tobytes() for place in places]
+
+
+@contextmanager
+def bench(make):
+    made = Bench(make)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
-def handlers():
-    load_all()
-    return Handlers()
+def it():
+    with bench(InterpAccelerator) as made:
+        yield made
 
 
-@pytest.fixture
-def arena():
-    return Arena(GuestMemory(1 << 20))
-
-
-@pytest.fixture
-def translator(arena, handlers):
-    return Translator(arena, lambda shapes: [handlers[shape] for shape in shapes] and handlers)
-
-
-def shapes(arena, handlers, codes, offset, count):
-    """The shapes of a block's first records."""
-    by_number = {number: shape for shape, number in handlers.items()}
-    entry = arena.entry(codes, offset)
-    return [by_number[arena.handler(entry + place)] for place in range(count)]
-
-
-def translate(translator, code, offset=0, mode=LONG):
-    assert translator.translate(bytes.fromhex(code), PAGE, offset, mode)
-    return translator.arena.codes(PAGE, mode)
-
-
-def test_flags_that_the_next_instruction_overwrites_are_not_left(translator, arena, handlers):
-    codes = translate(translator, "01c8 29d8 c3")  # add; sub; ret
-    add, sub, ret = shapes(arena, handlers, codes, 0, 3)
+def test_flags_that_the_next_instruction_overwrites_are_not_left(it):
+    first = it.translate("01c8 29d8 c3")  # add; sub; ret
+    add, sub, ret = it.shapes(first, 3)
     assert (add.operation, add.flags) == ("add", False)
     assert (sub.operation, sub.flags) == ("sub", True)
     assert ret.operation == "ret"
 
 
-def test_a_fault_shows_flags_so_they_are_left_before_it(translator, arena, handlers):
-    codes = translate(translator, "01c8 8903 29d8 c3")  # add; mov [rbx], eax; sub; ret
-    assert shapes(arena, handlers, codes, 0, 1)[0].flags
+def test_a_fault_shows_flags_so_they_are_left_before_it(it):
+    first = it.translate("01c8 8903 29d8 c3")  # add; mov [rbx], eax; sub; ret
+    assert it.shapes(first, 1)[0].flags
 
 
-def test_a_reader_is_told_where_its_flags_come_from(translator, arena, handlers):
-    codes = translate(translator, "39d8 7402 c3 90 90 c3")  # cmp; je; ret
-    _, jump = shapes(arena, handlers, codes, 0, 2)
+def test_a_reader_is_told_where_its_flags_come_from(it):
+    first = it.translate("39d8 7402 c3 90 90 c3")  # cmp; je; ret
+    _, jump = it.shapes(first, 2)
     assert jump.operation == "jcc"
     assert jump.known == cc_op(Family.SUB, 32)
 
 
-def test_a_carry_that_inc_keeps_is_known_to_nobody(translator, arena, handlers):
-    codes = translate(translator, "0fa3c8 7201 c3")  # bt; jc
-    assert shapes(arena, handlers, codes, 0, 2)[1].known == -1
+def test_a_carry_that_inc_keeps_is_known_to_nobody(it):
+    first = it.translate("0fa3c8 7201 c3")  # bt; jc
+    assert it.shapes(first, 2)[1].known == -1
 
 
-def test_a_block_ends_at_its_limit(translator, arena):
-    translate(translator, "90" * (BLOCK_LIMIT + 10))
-    assert translator.last_end == BLOCK_LIMIT
+def test_encodings_that_only_zeroes_tell_apart(it):
+    """mov rax, [rbp]; mov rax, [rbp+8]: the bytes of the first are those of neither's prefix."""
+    code = "488b4500 488b4508 488b4500 c3"
+    first = it.translate(code)
+    places = [first * RECORD_SIZE + number * RECORD_SIZE for number in range(3)]
+    displacements = [it.arena.bytes[place + PARAMS["disp"].offset] for place in places]
+    assert displacements == [0, 8, 0]
 
 
-def test_half_an_instruction_is_no_block(translator):
-    assert not translator.translate(b"\xe8\x00", PAGE, 0, LONG)
+def test_a_block_ends_at_its_limit(it):
+    first = it.translate("90" * (BLOCK_LIMIT + 10))
+    assert it.fields(first + BLOCK_LIMIT - 1) == (BLOCK_LIMIT - 1, 1, BLOCK_LIMIT)
+    assert it.shapes(first + BLOCK_LIMIT, 1)[0].operation == "block_end"
+    assert it.fields(first + BLOCK_LIMIT)[0] == BLOCK_LIMIT
 
 
-def test_a_jump_waits_for_its_target_and_then_follows_it(translator, arena):
-    codes = translate(translator, "eb04" + "90" * 4 + "c3")  # jmp +4
-    jump = arena.entry(codes, 0)
-    stub = arena.wide(jump)
-    translate(translator, "eb04" + "90" * 4 + "c3", offset=6)
-    assert arena.wide(jump) == arena.record_address(arena.entry(codes, 6)) != stub
+def test_half_an_instruction_is_no_block(it):
+    it.memory.write(START + PAGE_SIZE - 2, b"\xe8\x00")
+    assert not it.engine.translate(it.vcpu, START + PAGE_SIZE - 2, LONG)
 
 
-def test_a_narrow_jump_is_not_linked(translator, arena, handlers):
-    translator.translate(bytes.fromhex("66eb02909090c3"), PAGE, 0, FLAT_MODE)
-    codes = arena.codes(PAGE, FLAT_MODE)
-    assert not shapes(arena, handlers, codes, 0, 1)[0].variant >> 8
+def test_a_block_stops_before_half_an_instruction(it):
+    it.memory.write(START + PAGE_SIZE - 3, b"\x90\xe8\x00")
+    first = it.translate(b"", offset=PAGE_SIZE - 3)
+    assert it.shapes(first, 2)[1].operation == "block_end"
+    assert it.fields(first + 1)[0] == PAGE_SIZE - 2
 
 
-def test_the_instruction_after_sti_ends_the_block(translator):
-    translate(translator, "fb 90 90 90")
-    assert translator.last_end == 2
+def test_a_jump_waits_for_its_target_and_then_follows_it(it):
+    code = "eb04" + "90" * 4 + "c3"  # jmp +4
+    jump = it.translate(code)
+    stub = it.arena.wide(jump)
+    assert it.entry(6) == 0
+    target = it.translate(code, offset=6)
+    assert it.arena.wide(jump) == it.arena.record_address(target) != stub
 
 
-def test_dropping_a_page_makes_all_its_records_stale(translator, arena):
-    codes = translate(translator, "01c8 29d8 c3")
-    first = arena.entry(codes, 0)
-    arena.drop(PAGE, STALE)
-    assert arena.entry(codes, 0) == 0
-    assert [arena.handler(first + place) for place in range(3)] == [STALE] * 3
+def test_several_jumps_wait_for_one_target(it):
+    code = "eb04 eb02 eb00 c3"
+    jumps = [it.translate(code, offset=offset) for offset in (0, 2, 4)]
+    target = it.translate(code, offset=6)
+    assert {it.arena.wide(jump) for jump in jumps} == {it.arena.record_address(target)}
 
 
-def test_a_write_drops_the_blocks_that_it_touches_and_no_others(translator, arena):
+def test_a_jump_to_its_own_block_is_linked_at_once(it):
+    jump = it.translate("ebfe")
+    assert it.arena.wide(jump) == it.arena.record_address(jump)
+
+
+def test_a_narrow_jump_is_not_linked(it):
+    first = it.translate("66eb02909090c3", mode=FLAT_MODE)
+    assert not it.shapes(first, 1)[0].variant >> 8
+
+
+def test_the_instruction_after_sti_ends_the_block(it):
+    first = it.translate("fb 90 90 90")
+    assert it.shapes(first, 3)[2].operation == "block_end"
+    assert it.fields(first + 2)[0] == 2
+
+
+def test_dropping_a_page_makes_all_its_records_stale(it):
+    first = it.translate("01c8 29d8 c3")
+    assert it.drop()
+    assert it.entry() == 0
+    assert all(it.is_stale(first + place) for place in range(3))
+    assert it.arena.dropped(PAGE) == 1
+
+
+def test_a_write_drops_the_blocks_that_it_touches_and_no_others(it):
     code = "01c8 c3 29d8 c3"
-    codes = translate(translator, code)
-    translate(translator, code, offset=3)
-    second = arena.entry(codes, 3)
-    assert not arena.drop(PAGE, STALE, 6, 7)
-    assert arena.drop(PAGE, STALE, 2, 3)
-    assert (arena.entry(codes, 0), arena.entry(codes, 3)) == (0, second)
-    assert arena.handler(second) != STALE
-    assert arena.mask(PAGE) == 1
+    it.translate(code)
+    second = it.translate(code, offset=3)
+    assert not it.drop(6, 7)
+    assert it.drop(2, 3)
+    assert (it.entry(0), it.entry(3)) == (0, second)
+    assert not it.is_stale(second)
+    assert it.arena.mask(PAGE) == 1
 
 
-def test_a_region_gives_way_when_any_of_its_blocks_is_written_to(translator, arena):
-    codes = translate(translator, "01c8 c3 29d8 c3")
-    translate(translator, "01c8 c3 29d8 c3", offset=3)
-    head = arena.entry(codes, 0)
-    before = arena.handler(head)
-    arena.pages[PAGE].regions.append(HotRegion(head, before, ((0, 3), (3, 6))))
-    arena.set_handler(head, 0x4077)
-    arena.drop(PAGE, STALE, 4, 5)
-    assert arena.handler(head) == before
-    assert not arena.pages[PAGE].regions
+def test_a_target_that_was_dropped_is_looked_up_by_who_waits_for_it(it):
+    code = "eb04" + "90" * 4 + "c3"
+    jump = it.translate(code)
+    it.drop(0, 1)
+    again = it.translate(code)
+    target = it.translate(code, offset=6)
+    assert it.is_stale(jump)
+    assert it.arena.wide(again) == it.arena.record_address(target)
 
 
-def test_only_pages_with_code_are_told_of_writes(translator, arena):
-    translate(translator, "c3")
-    assert arena.touches_code(PAGE << 12, 1) == [(PAGE, 0, 1)]
-    assert arena.touches_code((PAGE + 1) << 12, 1) == []
-    assert arena.touches_code(0, 1 << 20) == [(PAGE, 0, 0x1000)]
+def test_a_region_gives_way_when_any_of_its_blocks_is_written_to(it):
+    head = it.translate("01c8 c3 29d8 c3")
+    it.translate("01c8 c3 29d8 c3", offset=3)
+    before = it.arena.handler(head)
+    it.arena.regions[PAGE] = [HotRegion(head, before, ((0, 3), (3, 6)))]
+    it.arena.set_handler(head, 0x4077)
+    it.drop(4, 5)
+    assert it.arena.handler(head) == before
+    assert not it.arena.regions
+
+
+def test_a_handler_is_not_replaced_in_a_block_that_was_dropped(it):
+    head = it.translate("01c8 c3")
+    element, times = it.arena.codes(PAGE, LONG), it.arena.dropped(PAGE)
+    it.drop()
+    given_up = it.vcpu.routine("replace_handler", PAGE, times, element, head, 0x4077)
+    assert (given_up, it.is_stale(head)) == (0, True)
+    head = it.translate("01c8 c3")
+    assert it.vcpu.routine("replace_handler", PAGE, times + 1, element, head, 0x4077)
+    assert it.arena.handler(head) == 0x4077
+
+
+def test_only_pages_with_code_are_told_of_writes(it):
+    it.translate("c3")
+    assert it.arena.touches_code(START, 1) == [(PAGE, 0, 1)]
+    assert it.arena.touches_code(START + PAGE_SIZE, 1) == []
+    assert it.arena.touches_code(0, 1 << 20) == [(PAGE, 0, PAGE_SIZE)]
+    assert it.arena.touches_code(1 << 30, 1) == []
+
+
+def test_instructions_are_forgotten_when_there_are_too_many(it, monkeypatch):
+    monkeypatch.setattr(known, "MOST_ENTRIES", 50)
+    code = b"".join(b"\xb8" + number.to_bytes(4, "little") + b"\xc3" for number in range(100))
+    firsts = {it.translate(code, offset=offset) for offset in range(0, len(code), 6)}
+    assert len(firsts - {0}) == 100
+    it.drop()
+    assert it.translate(code) not in firsts | {0}
+
+
+def test_everything_goes_when_the_arena_is_cleared(it):
+    it.translate("c3")
+    it.arena.clear()
+    assert (it.entry(), it.arena.generation) == (0, 1)
+    assert it.translate("c3") == 1
+
+
+MODES = st.sampled_from([LONG, FLAT_MODE, Mode(16, 16, checked=True)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(code=st.binary(min_size=16, max_size=200), mode=MODES, start=st.integers(0, 15))
+def test_blocks_are_what_the_decoder_finds_on_either_engine(code, mode, start):
+    """The same bytes through Python and native code; instructions are those of iced-x86."""
+    found = []
+    for make in (InterpAccelerator, LlvmAccelerator):
+        with bench(make) as one:
+            one.memory.write(START, code)
+            block = one.engine.translator.decoder(mode).decode_block(
+                one.memory.read(START, PAGE_SIZE), start, BLOCK_LIMIT
+            )
+            first = one.translate(code, offset=start, mode=mode)
+            count = sum(len(decoded.ops) for decoded in block)
+            parameters = one.parameters(first, count)
+            place, at = first, start
+            for number, decoded in enumerate(block, 1):
+                for _ in decoded.ops:
+                    assert one.fields(place) == (at, decoded.length, number)
+                    place += 1
+                at += decoded.length
+            links = {PARAMS["wide"].offset - 8 + byte for byte in range(8)}
+            last = bytes(b for n, b in enumerate(parameters[-1]) if n not in links)
+            found.append((parameters[:-1], last))
+    assert found[0] == found[1]

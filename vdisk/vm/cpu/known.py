@@ -1,0 +1,193 @@
+"""What is known of instructions, by their bytes: enough to translate them by copying.
+
+::
+
+    HASH        numbers of entries, by the hash of their bytes and mode (open addressing)
+    ENTRIES     one for each instruction: its bytes, flags that it reads and changes, its variants
+    VARIANTS    by (flags wanted, known ``cc_op``): its records, chained by entry
+    TEMPLATES   records at offset 0, count 0, with the number of a handler in place of its address
+    LENGTHS     by mode and the first two bytes: lengths (bits) of instructions that begin so
+    HANDLERS    addresses of handlers by their numbers
+
+Native code reads all this (:mod:`vdisk.vm.cpu.translation`); Python fills it in, once for every
+instruction that a guest has.  No encoding is the beginning of another one, so an entry with the
+bytes that are there *is* the instruction, however its length was guessed.
+
+An entry may also say that the last bytes of a page are only the beginning of an instruction.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from vdisk.vm.cpu.records import RECORD_SIZE
+
+if TYPE_CHECKING:
+    from vdisk.vm.cpu.decode import Decoded
+
+LONGEST = 15
+"""Bytes of an instruction."""
+MOST_ENTRIES = 1 << 18
+"""Instructions that are remembered: guests may make up any number of them."""
+MOST_VARIANTS = MOST_TEMPLATES = 1 << 19
+MOST_HANDLERS = 1 << 17
+HASH_BITS = 19
+MODES = 64
+INCOMPLETE_TAG = 0x80
+"""Added to the mode's number where an entry is of the last bytes of a page."""
+
+ENTRY = Struct("<QQBBHHHHhiHHI")
+ENTRY_SIZE = 64
+LOW, HIGH, LENGTH, OPS, BITS, READS, WRITES, KILLS, LEAVES, JUMP, PLACED, VARIANT_HEAD = (
+    *(0, 8, 16, 17, 18, 20, 22, 24, 26, 28, 32),
+    36,
+)
+VARIANT = Struct("<IIII")
+VARIANT_SIZE = VARIANT.size
+VARIANT_KEY, VARIANT_NEXT, VARIANT_TEMPLATE, VARIANT_LINKED = 0, 4, 8, 12
+
+_LENGTHS_SIZE = 1 << 17
+
+
+class Bit(enum.IntFlag):
+    """What ``BITS`` of an entry says."""
+
+    ENDS = 1
+    FALLS_THROUGH = 2
+    SHADOW = 4
+    LINKABLE = 8
+    NEEDS_KNOWN = 16
+    IS_CONDITION = 32
+    INCOMPLETE = 64
+
+
+HASH = 0
+ENTRIES = HASH + (4 << HASH_BITS)
+VARIANTS = ENTRIES + MOST_ENTRIES * ENTRY_SIZE
+TEMPLATES = VARIANTS + MOST_VARIANTS * VARIANT_SIZE
+LENGTHS = TEMPLATES + MOST_TEMPLATES * RECORD_SIZE
+HANDLERS = LENGTHS + MODES * _LENGTHS_SIZE
+MULTIPLIER = HANDLERS + MOST_HANDLERS * 8
+SIZE = MULTIPLIER + 4096
+
+HIGH_FACTOR = 0x9E37_79B9_7F4A_7C15
+_MASK_64 = (1 << 64) - 1
+
+
+def variant_key(wanted: bool, known: int) -> int:
+    """One number for (flags wanted, known ``cc_op`` or -1)."""
+    return (known + 1) << 1 | int(wanted)
+
+
+class Instructions:
+    """The tables, as Python fills them in."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._bytes = view
+        self._halves, self._words = view.cast("I"), view.cast("Q")
+        self._lengths = view[LENGTHS:HANDLERS].cast("H")
+        # Nobody can make up instructions that all have one hash.
+        self._words[MULTIPLIER // 8] = self._multiplier = secrets.randbits(64) | 1
+        self._handlers: dict[int, int] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._next_entry = self._next_variant = self._next_template = 1
+
+    def clear(self) -> None:
+        """Forget all instructions (native code must not be looking)."""
+        self._bytes[HASH:ENTRIES] = bytes(ENTRIES - HASH)
+        self._bytes[LENGTHS:HANDLERS] = bytes(HANDLERS - LENGTHS)
+        self._begin()
+
+    @property
+    def full(self) -> bool:
+        """True if there may be no room for one more instruction."""
+        return (
+            self._next_entry >= MOST_ENTRIES
+            or self._next_variant >= MOST_VARIANTS
+            or self._next_template >= MOST_TEMPLATES - 64
+            or len(self._handlers) >= MOST_HANDLERS - 64
+        )
+
+    def handler_number(self, address: int) -> int:
+        """The number that templates have for a handler."""
+        number = self._handlers.get(address)
+        if number is None:
+            number = self._handlers[address] = len(self._handlers)
+            self._words[HANDLERS // 8 + number] = address
+        return number
+
+    def add(self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool) -> None:
+        """One more instruction; its variants follow when they are asked for."""
+        bits = (
+            (decoded.ends and Bit.ENDS)
+            | (decoded.falls_through and Bit.FALLS_THROUGH)
+            | (decoded.shadow and Bit.SHADOW)
+            | (linkable and Bit.LINKABLE)
+            | (decoded.needs_known and Bit.NEEDS_KNOWN)
+            | (decoded.is_condition and Bit.IS_CONDITION)
+        )
+        placed = sum(1 << number for number, op in enumerate(decoded.ops) if op.rip_relative)
+        rest = (
+            *(decoded.length, len(decoded.ops), bits, decoded.reads, decoded.writes),
+            *(decoded.kills, decoded.leaves, decoded.jump or 0, placed, 0, 0),
+        )
+        self._add(code, mode, rest)
+        self._add_length(code, mode)
+
+    def add_incomplete(self, code: bytes, mode: int) -> None:
+        """The last bytes of a page, which are no whole instruction."""
+        rest = (len(code), 0, Bit.INCOMPLETE, 0, 0, 0, 0, 0, 0, 0, 0)
+        self._add(code, mode | INCOMPLETE_TAG, rest)
+
+    def _add(self, code: bytes, tag: int, rest: tuple[int, ...]) -> None:
+        low = int.from_bytes(code[:8], "little")
+        high = int.from_bytes(code[8:], "little") | tag << 56
+        number = self._next_entry
+        self._next_entry += 1
+        ENTRY.pack_into(self._bytes, ENTRIES + number * ENTRY_SIZE, low, high, *rest)
+        place = self._hash(low, high)
+        while self._halves[HASH // 4 + place]:
+            place = (place + 1) & ((1 << HASH_BITS) - 1)
+        self._halves[HASH // 4 + place] = number  # from now on it is found
+
+    def _hash(self, low: int, high: int) -> int:
+        mixed = low ^ (high * HIGH_FACTOR & _MASK_64)
+        mixed ^= mixed >> 32
+        return (mixed * self._multiplier & _MASK_64) >> (64 - HASH_BITS)
+
+    def _add_length(self, code: bytes, mode: int) -> None:
+        lengths, bit = self._lengths, 1 << len(code)
+        start = mode * (_LENGTHS_SIZE // 2)
+        if len(code) > 1:
+            lengths[start + int.from_bytes(code[:2], "little")] |= bit
+        else:  # whatever follows it
+            for place in range(start + code[0], start + 0x10000, 0x100):
+                lengths[place] |= bit
+
+    def instruction(self, entry: int) -> tuple[bytes, int]:
+        """(bytes, number of the mode) of an entry."""
+        low, high, length, *_ = ENTRY.unpack_from(self._bytes, ENTRIES + entry * ENTRY_SIZE)
+        code = (low | high << 64).to_bytes(16, "little")
+        return code[:length], code[15]
+
+    def add_variant(self, entry: int, key: int, records: list[bytes], linked: int) -> None:
+        """One more variant of an entry.
+
+        ``records``: templates; ``linked``: number of the handler for a jump that follows its
+        link, where it is one.
+        """
+        first = self._next_template
+        self._next_template += len(records)
+        at = TEMPLATES + first * RECORD_SIZE
+        self._bytes[at : at + len(records) * RECORD_SIZE] = b"".join(records)
+        number = self._next_variant
+        self._next_variant += 1
+        head = (ENTRIES + entry * ENTRY_SIZE + VARIANT_HEAD) // 4
+        at = VARIANTS + number * VARIANT_SIZE
+        VARIANT.pack_into(self._bytes, at, key, self._halves[head], first, linked)
+        self._halves[head] = number
