@@ -1,4 +1,4 @@
-"""Translation: from guest bytes to a block of records, by copying what is known of each instruction.
+"""Translation: from guest bytes to a block of records, copied from what is known.
 
 A block is straight-line code of one page: it ends with a jump, an instruction that may change
 what follows, the end of the page, or after the mode's limit of instructions.  Three passes:
@@ -7,8 +7,8 @@ what follows, the end of the page, or after the mode's limit of instructions.  T
 2. backwards: which results of arithmetic flags anybody can see (a fault shows them all);
 3. forwards: records are copied, each reader of flags told which operation they come from.
 
-What is not known is a *question* (:class:`Question`): the routine gives it instead of a record, Python
-answers by filling in the tables, and the block is begun anew.
+What is not known is a *question* (:class:`Question`): the routine gives it instead of a record,
+Python answers by filling in the tables, and the block is begun anew.
 
 A direct jump within the page follows a link.  Where its target is not translated yet, it is linked
 to a *stub*, a record that goes on at the target's address; the target's element of the code array
@@ -330,7 +330,8 @@ def write_block(
 
     ``offset``: of its first byte in its page; ``codes``: the page's code array, or 0 if nothing
     may lead to the block; ``guard``: the code array of the page that the instruction goes on in,
-    or 0.  It has at most ``block_limit`` instructions.  What the block is like stands in ``block_records`` and ``block_bytes`` then.
+    or 0.  It has at most ``block_limit`` instructions.  What the block is like stands in
+    ``block_records`` and ``block_bytes`` then.
     """
     count, size = _find_all(b, offset, left, mode)
     _note_live_flags(b, count.get())
