@@ -143,8 +143,7 @@ class Arena:
 
     def clear(self) -> None:
         """Drop everything.  Nobody executes records, or knows the number of one, any more."""
-        for start, end in ((RECORDS, KNOWN), (PAGES, len(self.bytes))):
-            start, end = start & -mmap.PAGESIZE, end & -mmap.PAGESIZE
+        for start, end in ((RECORDS, KNOWN), (PAGES, len(self.bytes))):  # whole pages
             self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
         self.regions.clear()
         self._begin()
