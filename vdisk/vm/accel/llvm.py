@@ -11,6 +11,7 @@ from vdisk.vm.accel.hotspots import Hotspots
 from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.codegen import native_code
+from vdisk.vm.cpu.known_store import InstructionStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -86,6 +87,8 @@ class LlvmAccelerator(SoftwareAccelerator):
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()
         super().__init__(memory, bus)
+        self._instructions = InstructionStore(self.native.directory, self.native.digest)
+        self._instructions.load(self.translator)
         if self.hotspots is not None:
             self.hotspots.use(self.hotspots.store)
 
@@ -132,6 +135,7 @@ class LlvmAccelerator(SoftwareAccelerator):
     def close(self) -> None:
         if self.hotspots is not None:
             self.hotspots.close()
+        self._instructions.save(self.translator)
 
     def _make_callbacks(self) -> dict[str, int]:
         made = {

@@ -87,7 +87,7 @@ class CodeCache:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if not _is_own(descriptor):
+                if not is_own(descriptor):
                     return []
                 os.utime(descriptor)  # it is in use
                 data = file.read()
@@ -131,7 +131,8 @@ class CodeCache:
         os.write(descriptor, data[start:end])
 
 
-def _is_own(descriptor: int) -> bool:
+def is_own(descriptor: int) -> bool:
+    """True for a file of this user that nobody else can write."""
     status = os.fstat(descriptor)
     others = stat.S_IWGRP | stat.S_IWOTH
     return status.st_uid == os.geteuid() and not status.st_mode & others

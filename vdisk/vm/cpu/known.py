@@ -40,7 +40,7 @@ INCOMPLETE_TAG = 0x80
 """Added to the mode's number where an entry is of the last bytes of a page."""
 
 ENTRY = Struct("<QQBBHHHHhiHHI")
-ENTRY_SIZE = 64
+ENTRY_SIZE = ENTRY.size
 LOW, HIGH, LENGTH, OPS, BITS, READS, WRITES, KILLS, LEAVES, JUMP, PLACED, VARIANT_HEAD = (
     *(0, 8, 16, 17, 18, 20, 22, 24, 26, 28, 32),
     36,
@@ -90,12 +90,45 @@ class Instructions:
         self._halves, self._words = view.cast("I"), view.cast("Q")
         self._lengths = view[LENGTHS:HANDLERS].cast("H")
         # Nobody can make up instructions that all have one hash.
-        self._words[MULTIPLIER // 8] = self._multiplier = secrets.randbits(64) | 1
-        self._handlers: dict[int, int] = {}
+        self._words[MULTIPLIER // 8] = self.multiplier = secrets.randbits(64) | 1
+        self._handlers = 0
         self._begin()
 
     def _begin(self) -> None:
         self._next_entry = self._next_variant = self._next_template = 1
+
+    @property
+    def count(self) -> int:
+        """Instructions that are known."""
+        return self._next_entry - 1
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many entries, variants and templates there are, with the unused first ones."""
+        return self._next_entry, self._next_variant, self._next_template
+
+    def tables(self, counts: tuple[int, int, int], modes: int) -> list[memoryview]:
+        """What is used of the hash, of entries, variants, templates and lengths."""
+        entries, variants, templates = counts
+        used = (
+            (HASH, ENTRIES - HASH),
+            (ENTRIES, entries * ENTRY_SIZE),
+            (VARIANTS, variants * VARIANT_SIZE),
+            (TEMPLATES, templates * RECORD_SIZE),
+            (LENGTHS, modes * _LENGTHS_SIZE),
+        )
+        return [self._bytes[start : start + size] for start, size in used]
+
+    def restore(
+        self, counts: tuple[int, int, int], multiplier: int, modes: int, data: memoryview
+    ) -> None:
+        """Know what :meth:`tables` has given before, and nothing else."""
+        at = 0
+        for part in self.tables(counts, modes):
+            part[:] = data[at : at + len(part)]
+            at += len(part)
+        self._words[MULTIPLIER // 8] = self.multiplier = multiplier
+        self._next_entry, self._next_variant, self._next_template = counts
 
     def clear(self) -> None:
         """Forget all instructions (native code must not be looking)."""
@@ -110,15 +143,14 @@ class Instructions:
             self._next_entry >= MOST_ENTRIES
             or self._next_variant >= MOST_VARIANTS
             or self._next_template >= MOST_TEMPLATES - 64
-            or len(self._handlers) >= MOST_HANDLERS - 64
+            or self._handlers >= MOST_HANDLERS - 64
         )
 
-    def handler_number(self, address: int) -> int:
-        """The number that templates have for a handler."""
-        number = self._handlers.get(address)
-        if number is None:
-            number = self._handlers[address] = len(self._handlers)
-            self._words[HANDLERS // 8 + number] = address
+    def add_handler(self, address: int) -> int:
+        """The number that templates have for a handler from now on."""
+        number = self._handlers
+        self._words[HANDLERS // 8 + number] = address
+        self._handlers += 1
         return number
 
     def add(self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool) -> None:
@@ -158,7 +190,7 @@ class Instructions:
     def _hash(self, low: int, high: int) -> int:
         mixed = low ^ (high * HIGH_FACTOR & _MASK_64)
         mixed ^= mixed >> 32
-        return (mixed * self._multiplier & _MASK_64) >> (64 - HASH_BITS)
+        return (mixed * self.multiplier & _MASK_64) >> (64 - HASH_BITS)
 
     def _add_length(self, code: bytes, mode: int) -> None:
         lengths, bit = self._lengths, 1 << len(code)

@@ -52,7 +52,11 @@ class Translator:
         self.arena = arena
         self._handlers, self._code_bytes, self._protect = handlers, code_bytes, protect
         self._decoders: dict[Mode, Decoder] = {}
-        self._modes: list[Mode] = []
+        self._numbers: dict[Shape, int] = {}
+        self.shapes: list[Shape] = []
+        """By the numbers that templates have for their handlers."""
+        self.modes: list[Mode] = []
+        """By their numbers."""
 
     def decoder(self, mode: Mode) -> Decoder:
         """The decoder for a mode."""
@@ -64,8 +68,8 @@ class Translator:
     def mode_number(self, mode: Mode) -> int:
         """The arena's number for a mode, which is ready to be translated for then."""
         number = self.arena.mode_number(mode)
-        if number == len(self._modes):
-            self._modes.append(mode)
+        if number == len(self.modes):
+            self.modes.append(mode)
             end, crossing = block_end_shape(mode), Shape("crossing", flags=False)
             self.arena.set_mode(
                 mode,
@@ -78,6 +82,20 @@ class Translator:
     def expect(self, mode: Mode, offset: int, first: int) -> None:
         """Be asked for blocks at this place of a page that begin with this byte."""
         self.arena.expect(self.mode_number(mode), offset, first)
+
+    def know_shapes(self, shapes: list[Shape]) -> None:
+        """Give shapes their numbers, in order."""
+        self._handlers(shapes)
+        for shape in shapes:
+            self._number(shape)
+
+    def _number(self, shape: Shape) -> int:
+        number = self._numbers.get(shape)
+        if number is None:
+            address = self._handlers([shape])[shape]
+            number = self._numbers[shape] = self.arena.known.add_handler(address)
+            self.shapes.append(shape)
+        return number
 
     # -- blocks --------------------------------------------------------------------------------
 
@@ -160,7 +178,7 @@ class Translator:
     def _learn_variant(self, entry: int, key: int) -> None:
         known = self.arena.known
         code, number = known.instruction(entry)
-        mode = self._modes[number]
+        mode = self.modes[number]
         (decoded,) = self.decoder(mode).decode_block(code, 0, 1)
         wanted, before = bool(key & 1), (key >> 1) - 1
         shapes = [op.shape._replace(flags=wanted, known=before) for op in decoded.ops]
@@ -172,12 +190,11 @@ class Translator:
             self._template(op, shape, decoded.length)
             for op, shape in zip(decoded.ops, shapes, strict=True)
         ]
-        number = known.handler_number(self._handlers([linked])[linked]) if linked else 0
-        known.add_variant(entry, key, records, number)
+        known.add_variant(entry, key, records, self._number(linked) if linked else 0)
 
     def _template(self, op: Op, shape: Shape, length: int) -> bytes:
         """The bytes of one record at offset 0, count 0."""
-        handler = self.arena.known.handler_number(self._handlers([shape])[shape])
+        handler = self._number(shape)
         tail = (0, length, op.scale, op.segment, 0, op.r2)
         if op.wide is not None:
             return WIDE_RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.wide, *tail)
