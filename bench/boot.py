@@ -9,7 +9,9 @@ our first run with an empty cache of compiled code.  The 32-bit kernel is also b
 Node, where ``bench/install-v86.sh`` has put it; v86 offers its guest neither ACPI nor an APIC,
 which spares that kernel some work.  Then ``dd``, in the guest, reads and writes a raw and a qcow2
 disk of QEMU's and ours through virtio-blk and IDE, past the guest's own cache (O_DIRECT) but not
-past the host's; MB/s as the guest measures, medians.  Ratios above 1: ours is faster.
+past the host's; MB/s as the guest measures, and MB for each second of processor time of the
+process, which shows what a request costs however busy the machine is; medians.  Ratios above 1:
+ours is faster.
 """
 
 from __future__ import annotations
@@ -74,6 +76,17 @@ class Boot(NamedTuple):
     cpu: float
 
 
+class Speed(NamedTuple):
+    """MB for each second: by the guest's clock, and of processor time."""
+
+    wall: float
+    cpu: float
+
+
+Speeds = dict[tuple[str, str, str], Speed]
+"""By bus, format and load."""
+
+
 class Talk:
     """A machine's process, whose serial line is its standard input and output."""
 
@@ -111,6 +124,11 @@ class Talk:
             self._said += part
         found, self._said = self._said[: match.end()], self._said[match.end() :]
         return found
+
+    def task_seconds(self) -> float:
+        """Processor time of the threads that there are, finer than :meth:`_cpu_seconds`."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def _cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -159,24 +177,28 @@ class Machines:
         return [word for name, value in options.items() for word in (dash + name, value)]
 
 
-def measure_disks(talk: Talk, scale: int) -> dict[tuple[str, str, str], float]:
-    """MB/s of each load on each disk."""
+def measure_disks(talk: Talk, scale: int) -> Speeds:
     found = {}
     for bus, form in DISKS:
         device = f"/dev/{DEVICES[bus, form]}"
         talk.run(f"dd if=/dev/zero of={device} bs=1M oflag=direct")  # nothing is a hole
         for load in LOADS:
             talk.run("echo 3 > /proc/sys/vm/drop_caches")
-            words = load.words.format(device=device)
-            count = max(load.count // scale, 1)
-            said = talk.run(f"read a z </proc/uptime; dd {words} count={count}; "
-                            "read b z </proc/uptime; echo took $a $b")  # fmt: skip
-            match = re.search(r"took ([\d.]+) ([\d.]+)", said)
-            if match is None or f"{count}+0 records out" not in said:
-                raise SystemExit(f"dd {words}: {said}")
-            seconds = max(float(match[2]) - float(match[1]), UPTIME_STEP)
-            found[bus, form, load.name] = count * load.length / 1e6 / seconds
+            found[bus, form, load.name] = measure(talk, load, device, max(load.count // scale, 1))
     return found
+
+
+def measure(talk: Talk, load: Load, device: str, count: int) -> Speed:
+    words, began = load.words.format(device=device), talk.task_seconds()
+    said = talk.run(f"read a z </proc/uptime; dd {words} count={count}; "
+                    "read b z </proc/uptime; echo took $a $b")  # fmt: skip
+    cpu = talk.task_seconds() - began
+    match = re.search(r"took ([\d.]+) ([\d.]+)", said)
+    if match is None or f"{count}+0 records out" not in said:
+        raise SystemExit(f"dd {words}: {said}")
+    seconds = max(float(match[2]) - float(match[1]), UPTIME_STEP)
+    megabytes = count * load.length / 1e6
+    return Speed(megabytes / seconds, megabytes / cpu)
 
 
 def main() -> None:
@@ -191,7 +213,7 @@ def main() -> None:
     if arguments.kernel == "686" and is_v86_there():
         contenders.insert(1, "v86")
     boots: dict[str, list[Boot]] = {name: [] for name in (*contenders, "cold")}
-    speeds: dict[str, list[dict[tuple[str, str, str], float]]] = {"qemu": [], "ours": []}
+    speeds: dict[str, list[Speeds]] = {"qemu": [], "ours": []}
     with tempfile.TemporaryDirectory(prefix="vdisk-boot-") as folder:
         machines = Machines(guest, Path(folder), disks=arguments.disks)
         talk = machines.ours(cache=f"{folder}/cache")
@@ -234,16 +256,19 @@ def print_boots(boots: dict[str, list[Boot]]) -> None:
               f"{boot.cpu:>9.2f}{qemu.cpu / boot.cpu:>11.2f}")  # fmt: skip
 
 
-def print_speeds(speeds: dict[str, list[dict[tuple[str, str, str], float]]]) -> None:
-    print(f"\n{'dd in the guest, MB/s':<44}{'QEMU':>9}{'ours':>9}{'ours/QEMU':>11}")
+def print_speeds(speeds: dict[str, list[Speeds]]) -> None:
+    columns = f"{'QEMU':>9}{'ours':>9}{'ours/QEMU':>11}"
+    print(f"\n{'dd in the guest':<44}{'MB/s':^29}{'MB/CPU s':^29}\n{'':<44}{columns}{columns}")
     for bus, form in DISKS:
         for load in LOADS:
-            key = bus, form, load.name
-            qemu, ours = (
-                statistics.median(found[key] for found in speeds[name]) for name in ("qemu", "ours")
-            )
-            label = f"{bus}, {form}: {load.name}"
-            print(f"{label:<44}{qemu:>9.1f}{ours:>9.1f}{ours / qemu:>11.2f}")
+            shown = f"{f'{bus}, {form}: {load.name}':<44}"
+            for which in (0, 1):
+                qemu, ours = (
+                    statistics.median(found[bus, form, load.name][which] for found in speeds[name])
+                    for name in ("qemu", "ours")
+                )
+                shown += f"{qemu:>9.1f}{ours:>9.1f}{ours / qemu:>11.2f}"
+            print(shown)
 
 
 if __name__ == "__main__":
