@@ -14,6 +14,9 @@ from tests.tools.peers import requires_peer
 from vdisk.vm.accel import kvm_probe
 
 PROGRAMS = programs()
+EMULATED = {"rep", "smc", "straight", "triple"}
+"""What even a KVM gets right that emulates: others lack exceptions by instructions (INT3, UD2),
+far transfers, x87, limits of segments, or another processor's APIC."""
 
 
 @requires_peer("nasm")
@@ -23,8 +26,8 @@ def test_on_an_engine(engine, program, tmp_path):
     engine.require()
     if engine.name == "kvm":
         reason = kvm_probe.problem()
-        if reason:
-            pytest.skip(reason)
+        if reason and program.name not in EMULATED:
+            pytest.skip(f"{program.name}: {reason}")
     image = program.assemble(tmp_path)
     several = program.processors > 1
     board = SmpBoard(engine, image, program.processors) if several else Board(engine, image)
