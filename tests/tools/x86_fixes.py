@@ -78,7 +78,11 @@ def _fix_leave(attempt: Attempt) -> None:
 
 
 def _fix_compare_exchange(attempt: Attempt) -> None:
-    """Half of the comparisons succeed."""
+    """Half of the comparisons succeed; a few are of the accumulator with itself."""
+    accumulator = {8: Register.AL, 16: Register.AX, 32: Register.EAX, 64: Register.RAX}
+    if attempt.instruction.op0_kind == OpKind.REGISTER and attempt.random.random() < 0.15:
+        attempt.instruction.op0_register = accumulator[attempt.operand_bits()]
+        return
     if attempt.random.random() < 0.5:
         return
     bits = attempt.operand_bits()

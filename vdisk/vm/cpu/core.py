@@ -11,6 +11,8 @@ import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from iced_x86 import OpKind
+
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.cpu import (
     debug,
@@ -352,14 +354,25 @@ class Core(Events):
             if vector == faults.NON_CANONICAL:
                 vector = instruction.not_canonical(self)
             elif vector == faults.SIMD_RANGE:
-                name, immediate = sse.name_of(state.exit_argument)
-                vector = python_sse.out_of_range(state.view, name, immediate)
+                vector = self._simd_out_of_range()
             self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
             if not state.irq_pending:
                 self._interrupted()
         return False
+
+    def _simd_out_of_range(self) -> int:
+        """The exception of the SSE instruction at ``rip``, whose operands are as they were."""
+        name, immediate = sse.name_of(self.state.exit_argument)
+        n = instruction.fetch(self)
+        size, right = n.size(1), 0
+        if n.i.op_kind(1) == OpKind.MEMORY:
+            for at in range(0, size, 8):
+                right |= self.load(n.linear(size) + at, min(size, 8), alignment=1) << 8 * at
+        else:
+            right = n.read(1)
+        return python_sse.out_of_range(self.state.view, name, (n.read(0, 16), right), immediate)
 
     def _interrupted(self) -> None:
         """Generated code has left because of a kick that was not for an interrupt."""

@@ -129,11 +129,13 @@ def simd_end(state: memoryview) -> None:
         _set(state, "pending", 1)
 
 
-def out_of_range(state: memoryview, name: str, immediate: int | None) -> int:
-    """An operation on the scratch registers whose result native code found too large or too small:
-    the exception, with its flags in MXCSR."""
+def out_of_range(
+    state: memoryview, name: str, operands: tuple[int, int], immediate: int | None
+) -> int:
+    """An operation whose result native code found too large or too small: the exception, with its
+    flags in MXCSR."""
     simd_begin(state)
-    sse(name, state, _get(state, "scratch0"), _get(state, "scratch1"), immediate)
+    sse(name, state, *operands, immediate)
     simd_end(state)
     _set(state, "pending", 0)
     return _get(state, "fault_vector")

@@ -162,10 +162,7 @@ def xadd(c: Context) -> None:
 def cmpxchg(c: Context) -> None:
     new, expected = c.read(1), c.gpr(RAX)
     old, _ = c.modify(0, lambda old: c.b.select(old.eq(expected), new, old))
-    if c.size == 32:  # the accumulator is written only if they differ: its upper half stays
-        with c.b.if_(old.ne(expected)):
-            c.set_gpr(RAX, old)
-    else:
+    with c.b.if_(old.ne(expected)):  # only then: it may be the destination, and EAX's upper half
         c.set_gpr(RAX, old)
     c.flags(Family.SUB, expected, old)
 

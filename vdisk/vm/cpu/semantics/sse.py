@@ -109,14 +109,12 @@ def end_exceptions(c: Context) -> None:
         c.check()
 
 
-def end_arithmetic(c: Context, left: Value, right: Value) -> None:
+def end_arithmetic(c: Context) -> None:
     """The same for results that may be out of range: Python is told what was to be computed."""
     b = c.b
     with b.if_(b.get("simd_unmasked").ne(0), unlikely=True):
         b.call("simd_end")
         with b.if_(b.get("pending").ne(0)):
-            b.set("scratch0", left)
-            b.set("scratch1", right)
             b.set("exit_argument", c.shape.variant)
             b.fault()
 
@@ -143,7 +141,7 @@ def sse_float(c: Context) -> None:
     left = c.b.load_state(c.register(0), "i128")
     begin_exceptions(c)
     result = c.b.sse(name, immediate, left, right)
-    end_arithmetic(c, left, right)
+    end_arithmetic(c)
     set_xmm(c, 0, result)
 
 
