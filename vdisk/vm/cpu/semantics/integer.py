@@ -160,9 +160,15 @@ def xadd(c: Context) -> None:
 
 @semantic("cmpxchg")
 def cmpxchg(c: Context) -> None:
-    new, expected = c.read(1), c.gpr(RAX)
-    old, _ = c.modify(0, lambda old: c.b.select(old.eq(expected), new, old))
-    with c.b.if_(old.ne(expected)):  # only then: it may be the destination, and EAX's upper half
+    """What is not exchanged is not written, not even a register's upper half."""
+    b, new, expected = c.b, c.read(1), c.gpr(RAX)
+    if c.kind(0) == "m":
+        old, _ = c.modify(0, lambda old: b.select(old.eq(expected), new, old))
+    else:
+        old = c.read(0)
+        with b.if_(old.eq(expected)):
+            c.write(0, new)
+    with b.if_(old.ne(expected)):
         c.set_gpr(RAX, old)
     c.flags(Family.SUB, expected, old)
 
