@@ -18,7 +18,6 @@ An entry may also say that the last bytes of a page are only the beginning of an
 
 from __future__ import annotations
 
-import enum
 import secrets
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -34,6 +33,8 @@ MOST_ENTRIES = 1 << 18
 """Instructions that are remembered: guests may make up any number of them."""
 MOST_VARIANTS = MOST_TEMPLATES = 1 << 19
 MOST_HANDLERS = 1 << 17
+AT_ONCE = 32
+"""Instructions that are learned by one answer, at most."""
 HASH_BITS = 19
 MODES = 64
 INCOMPLETE_TAG = 0x80
@@ -52,7 +53,7 @@ VARIANT_KEY, VARIANT_NEXT, VARIANT_TEMPLATE, VARIANT_LINKED = 0, 4, 8, 12
 _LENGTHS_SIZE = 1 << 17
 
 
-class Bit(enum.IntFlag):
+class Bit:
     """What ``BITS`` of an entry says."""
 
     ENDS = 1
@@ -138,12 +139,12 @@ class Instructions:
 
     @property
     def full(self) -> bool:
-        """True if there may be no room for one more instruction."""
+        """True if there may be no room for :data:`AT_ONCE` instructions more."""
         return (
-            self._next_entry >= MOST_ENTRIES
-            or self._next_variant >= MOST_VARIANTS
-            or self._next_template >= MOST_TEMPLATES - 64
-            or self._handlers >= MOST_HANDLERS - 64
+            self._next_entry >= MOST_ENTRIES - AT_ONCE
+            or self._next_variant >= MOST_VARIANTS - AT_ONCE
+            or self._next_template >= MOST_TEMPLATES - 8 * AT_ONCE
+            or self._handlers >= MOST_HANDLERS - 8 * AT_ONCE
         )
 
     def add_handler(self, address: int) -> int:
@@ -153,30 +154,44 @@ class Instructions:
         self._handlers += 1
         return number
 
-    def add(self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool) -> None:
-        """One more instruction; its variants follow when they are asked for."""
+    def add(self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool) -> int:
+        """One more instruction; its variants follow when they are asked for.  Gives its entry."""
         bits = (
-            (decoded.ends and Bit.ENDS)
-            | (decoded.falls_through and Bit.FALLS_THROUGH)
-            | (decoded.shadow and Bit.SHADOW)
-            | (linkable and Bit.LINKABLE)
-            | (decoded.needs_known and Bit.NEEDS_KNOWN)
-            | (decoded.is_condition and Bit.IS_CONDITION)
+            decoded.ends * Bit.ENDS
+            | decoded.falls_through * Bit.FALLS_THROUGH
+            | decoded.shadow * Bit.SHADOW
+            | linkable * Bit.LINKABLE
+            | decoded.needs_known * Bit.NEEDS_KNOWN
+            | decoded.is_condition * Bit.IS_CONDITION
         )
-        placed = sum(1 << number for number, op in enumerate(decoded.ops) if op.rip_relative)
+        placed = 0
+        if decoded.placed:
+            placed = sum(1 << number for number, op in enumerate(decoded.ops) if op.rip_relative)
         rest = (
             *(decoded.length, len(decoded.ops), bits, decoded.reads, decoded.writes),
             *(decoded.kills, decoded.leaves, decoded.jump or 0, placed, 0, 0),
         )
-        self._add(code, mode, rest)
         self._add_length(code, mode)
+        return self._add(code, mode, rest)
+
+    def has(self, code: bytes, mode: int) -> bool:
+        """True if there is an entry for a whole instruction."""
+        low = int.from_bytes(code[:8], "little")
+        high = int.from_bytes(code[8:], "little") | mode << 56
+        place = self._hash(low, high)
+        while number := self._halves[HASH // 4 + place]:
+            at = ENTRIES + number * ENTRY_SIZE
+            if ENTRY.unpack_from(self._bytes, at)[:3] == (low, high, len(code)):
+                return True
+            place = (place + 1) & ((1 << HASH_BITS) - 1)
+        return False
 
     def add_incomplete(self, code: bytes, mode: int) -> None:
         """The last bytes of a page, which are no whole instruction."""
         rest = (len(code), 0, Bit.INCOMPLETE, 0, 0, 0, 0, 0, 0, 0, 0)
         self._add(code, mode | INCOMPLETE_TAG, rest)
 
-    def _add(self, code: bytes, tag: int, rest: tuple[int, ...]) -> None:
+    def _add(self, code: bytes, tag: int, rest: tuple[int, ...]) -> int:
         low = int.from_bytes(code[:8], "little")
         high = int.from_bytes(code[8:], "little") | tag << 56
         number = self._next_entry
@@ -186,6 +201,7 @@ class Instructions:
         while self._halves[HASH // 4 + place]:
             place = (place + 1) & ((1 << HASH_BITS) - 1)
         self._halves[HASH // 4 + place] = number  # from now on it is found
+        return number
 
     def _hash(self, low: int, high: int) -> int:
         mixed = low ^ (high * HIGH_FACTOR & _MASK_64)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
-from vdisk.vm.cpu.known import LONGEST
+from vdisk.vm.cpu.known import AT_ONCE
 from vdisk.vm.cpu.records import RECORD, WIDE_RECORD
 from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, LINKED, Question
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
         """A vCPU, or whatever else can call routines."""
 
         def routine(self, name: str, *arguments: int) -> int: ...
+
+
+AHEAD = 96
+"""Bytes that are decoded for an answer."""
 
 
 def block_end_shape(mode: Mode) -> Shape:
@@ -53,6 +57,9 @@ class Translator:
         self._handlers, self._code_bytes, self._protect = handlers, code_bytes, protect
         self._decoders: dict[Mode, Decoder] = {}
         self._numbers: dict[Shape, int] = {}
+        self._variants: dict[tuple[tuple[Shape, ...], int, bool], list[int]] = {}
+        """Numbers of handlers by lowered shapes, the variant's key, and whether there is one more
+        for a jump that follows its link."""
         self.shapes: list[Shape] = []
         """By the numbers that templates have for their handlers."""
         self.modes: list[Mode] = []
@@ -73,8 +80,8 @@ class Translator:
             end, crossing = block_end_shape(mode), Shape("crossing", flags=False)
             self.arena.set_mode(
                 mode,
-                self._template(Op(end), end, 0),
-                self._template(Op(crossing, wide=0), crossing, 0),
+                self._template(Op(end), self._number(end), 0),
+                self._template(Op(crossing, wide=0), self._number(crossing), 0),
                 1 if mode.step else BLOCK_LIMIT,
             )
         return number
@@ -117,7 +124,7 @@ class Translator:
                 self._protect(physical >> PAGE_SHIFT)
             elif kind == Question.INSTRUCTION:
                 offset = answer >> 8 & 0xFFFF
-                length = min(PAGE_SIZE - offset, LONGEST)
+                length = min(PAGE_SIZE - offset, AHEAD)
                 code = self._code_bytes(start + offset, length)
                 self._answer(asker, answer, code, mode)
             else:
@@ -165,36 +172,51 @@ class Translator:
             self._learn_variant(answer >> 8 & 0xFF_FFFF, answer >> 32 & 0xFFFF)
 
     def _learn(self, code: bytes, mode: Mode) -> None:
-        """Put the instruction that these bytes begin with into the tables."""
+        """Put the instruction that these bytes begin with into the tables, and those behind it:
+        where one is new, the next ones mostly are."""
         known, number = self.arena.known, self.mode_number(mode)
-        found = self.decoder(mode).decode_block(code, 0, 1)
-        if found:
-            (decoded,) = found
-            linkable = decoded.jump is not None and may_link(decoded, mode)
-            known.add(code[: decoded.length], number, decoded, linkable=linkable)
-        else:
+        block = self.decoder(mode).decode_block(code, 0, AT_ONCE)
+        at = 0
+        for decoded in block:
+            end = at + decoded.length
+            if not at or not known.has(code[at:end], number):
+                self._learn_instruction(code[at:end], number, decoded, mode)
+            at = end
+        if not block:
             known.add_incomplete(code, number)
+
+    def _learn_instruction(self, code: bytes, number: int, decoded: Decoded, mode: Mode) -> None:
+        linkable = decoded.jump is not None and may_link(decoded, mode)
+        entry = self.arena.known.add(code, number, decoded, linkable=linkable)
+        if not decoded.writes and not decoded.needs_known:  # there is but one way to execute it
+            self._add_variant(entry, 0, decoded, mode)
 
     def _learn_variant(self, entry: int, key: int) -> None:
         known = self.arena.known
         code, number = known.instruction(entry)
         mode = self.modes[number]
         (decoded,) = self.decoder(mode).decode_block(code, 0, 1)
-        wanted, before = bool(key & 1), (key >> 1) - 1
-        shapes = [op.shape._replace(flags=wanted, known=before) for op in decoded.ops]
-        linked = None
-        if decoded.jump is not None and may_link(decoded, mode):
-            linked = shapes[-1]._replace(variant=shapes[-1].variant | LINKED)
-        self._handlers([*shapes, linked] if linked else shapes)
-        records = [
-            self._template(op, shape, decoded.length)
-            for op, shape in zip(decoded.ops, shapes, strict=True)
-        ]
-        known.add_variant(entry, key, records, self._number(linked) if linked else 0)
+        self._add_variant(entry, key, decoded, mode)
 
-    def _template(self, op: Op, shape: Shape, length: int) -> bytes:
-        """The bytes of one record at offset 0, count 0."""
-        handler = self._number(shape)
+    def _add_variant(self, entry: int, key: int, decoded: Decoded, mode: Mode) -> None:
+        linkable = decoded.jump is not None and may_link(decoded, mode)
+        wanted, before = bool(key & 1), (key >> 1) - 1
+        shapes = tuple(op.shape for op in decoded.ops)
+        numbers = self._variants.get((shapes, key, linkable))
+        if numbers is None:
+            made = [shape._replace(flags=wanted, known=before) for shape in shapes]
+            if linkable:
+                made.append(made[-1]._replace(variant=made[-1].variant | LINKED))
+            self._handlers(made)
+            numbers = self._variants[shapes, key, linkable] = [self._number(each) for each in made]
+        records = [
+            self._template(op, number, decoded.length)
+            for op, number in zip(decoded.ops, numbers, strict=False)
+        ]
+        self.arena.known.add_variant(entry, key, records, numbers[-1] if linkable else 0)
+
+    def _template(self, op: Op, handler: int, length: int) -> bytes:
+        """The bytes of one record at offset 0, count 0, with the number of a handler."""
         tail = (0, length, op.scale, op.segment, 0, op.r2)
         if op.wide is not None:
             return WIDE_RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.wide, *tail)

@@ -92,8 +92,8 @@ def _entry(number: Value) -> Value:
     return number * known.ENTRY_SIZE + (arena.KNOWN + known.ENTRIES)
 
 
-def _has(bits: Value, bit: Bit) -> Value:
-    return (bits & int(bit)).ne(0)
+def _has(bits: Value, bit: int) -> Value:
+    return (bits & bit).ne(0)
 
 
 # -- pass 1: which instructions -----------------------------------------------------------------
@@ -165,8 +165,8 @@ def _find_all(b: Builder, offset: Value, left: Value, mode: Value) -> tuple[Vari
         b.arena_store(count.get() * NOTE_SIZE + NOTES, number.trunc("i32"))
         at.set(at.get() + _wide(b, entry + known.LENGTH, "i8"))
         count.set(count.get() + 1)
-        ends.set((bits & int(Bit.ENDS)) | shadow.get())
-        shadow.set(bits & int(Bit.SHADOW))
+        ends.set((bits & Bit.ENDS) | shadow.get())
+        shadow.set(bits & Bit.SHADOW)
     with b.if_(count.get().eq(0)):
         b.return_(_question(b, Question.HALF))
     return count, at
@@ -344,7 +344,7 @@ def write_block(
     jump = writer.place.get() - RECORD_SIZE
     bits = _wide(b, entry.get() + known.BITS, "i16")
     end, template = offset + size.get(), _mode(mode) + arena.MODE_END
-    goes_on = (bits & int(Bit.ENDS)).eq(0) | _has(bits, Bit.FALLS_THROUGH)
+    goes_on = (bits & Bit.ENDS).eq(0) | _has(bits, Bit.FALLS_THROUGH)
     with b.if_(goes_on):
         writer.copy(template, end, count.get())
     target = end + b.arena_load(entry.get() + known.JUMP, "i32").sext("i64")
