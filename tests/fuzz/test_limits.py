@@ -56,7 +56,9 @@ def _run(data: bytes) -> None:
 def test_defects_are_kept_once_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = targets.Target("broken", "Any bytes.", _seeds, _mutate, _run, 4, True)
+    broken = targets.Target(
+        "broken", "Any bytes.", _seeds, _mutate, _run, 4, True, slowness=1.0, prepare=lambda: None
+    )
     monkeypatch.setattr(targets, "load", lambda _name: broken)
     assert engine.run_plain("broken", 0.2, tmp_path, seed=1) == 1
     (kept,) = tmp_path.iterdir()
