@@ -76,7 +76,7 @@ def _disturb(vcpu, over: threading.Event) -> None:
         vcpu.sample()
 
 
-@pytest.mark.parametrize("name", ["rep", "smc", "long", "debug", "straight"])
+@pytest.mark.parametrize("name", ["rep", "smc", "long", "debug", "straight", "real_interrupts"])
 @pytest.mark.parametrize("engine", [THREADED, SAMPLED], ids=str)
 def test_twice_the_same_run(engine, name, tmp_path):
     program = PROGRAMS[name]

@@ -414,13 +414,14 @@ CONDITIONAL_FLAGS = {"shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "s
 ENDS = {
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "call", "call_indirect"),
     *("ret", "in", "out", "popf", "system", "undefined", "hlt", "iretq", "syscall", "sysretq"),
-    *("write_cr3", "iretd", "sysenter", "sysexit"),
+    *("write_cr3", "iretd", "sysenter", "sysexit", "int_real", "iret_real"),
 }
 FALL_THROUGH = {"jcc", "loop", "loope", "loopne", "jcxz"}
 READS_ALL = {
     *("load_selector", "pop_selector"),
     *("pushf", "system", "in", "out", "undefined", "hlt", "iretq", "syscall", "sysretq"),
     *("write_cr3", "invlpg", "rdtsc", "wrmsr", "read_control", "iretd", "sysenter", "sysexit"),
+    *("int_real", "iret_real"),
 }
 
 
@@ -477,6 +478,7 @@ CODE_OPERATIONS = STACK_OPERATIONS | {
     *("fxsave", "fxrstor"),
     *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "in", "out", "popf"),
     *("iretq", "syscall", "sysretq", "write_cr3", "invlpg", "iretd", "sysenter", "sysexit"),
+    *("int_real", "iret_real"),
     *("movs", "stos", "lods", "scas", "cmps", "xlat", "sse_masked_store"),
 }
 

@@ -485,7 +485,7 @@ def _aam(d: Lowering) -> list[Op]:
 
 
 SYSTEM = (
-    *("INT", "INT3", "INTO", "INT1", "IRET", "RETF", "SYSRET"),
+    *("INT3", "INTO", "INT1", "RETF", "SYSRET"),
     *("SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
     *("SLDT", "LTR", "STR", "LMSW", "SMSW", "CLTS", "INVD", "WBINVD", "RDMSR"),
     *("CPUID", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
@@ -527,6 +527,16 @@ def _flat_transfer(d: Lowering) -> list[Op]:
         return _system(d)
     names = {Mnemonic.IRETD: "iretd", Mnemonic.SYSENTER: "sysenter"}
     return [d.op(names.get(d.i.mnemonic, "sysexit"), 32)]
+
+
+@lower("INT", "IRET")
+def _real_transfer(d: Lowering) -> list[Op]:
+    """Protected and virtual-8086 mode, in which code may have 16 bits too, are found out later."""
+    if d.mode.code != 16 or d.mode.careful:
+        return _system(d)
+    if d.i.mnemonic == Mnemonic.INT:
+        return [d.op("int_real", 16, imm=d.i.immediate(0))]
+    return [d.op("iret_real", 16)]
 
 
 for _name in SYSTEM:

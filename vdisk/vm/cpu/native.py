@@ -17,6 +17,7 @@ from vdisk.vm.cpu import (
     debug,
     delivery,
     delivery_flat,
+    delivery_real,
     faults,
     flags,
     mmu,
@@ -46,7 +47,7 @@ KNOWN = {
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
-_REGISTER_ROUTINES = (debug, delivery, delivery_flat, segments, tlb, translation)
+_REGISTER_ROUTINES = (debug, delivery, delivery_flat, delivery_real, segments, tlb, translation)
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
 

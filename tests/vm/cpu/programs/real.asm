@@ -1,14 +1,6 @@
 ; Real mode: segments, the interrupt table, wrapping addresses, flags, 32-bit operands, unreal mode.
 %include "common.inc"
 
-%macro VECTOR 2                         ; number, handler
-        push ds
-        push word 0
-        pop ds
-        mov word [(%1) * 4], O(%2)
-        mov word [(%1) * 4 + 2], BASE >> 4
-        pop ds
-%endmacro
 %macro TRY 1+
         mov word [O(resume)], O(%%after)
         mov word [O(origin)], O(%%at)

@@ -84,6 +84,23 @@ def iretd(c: Context) -> None:
     _go(c, b.get("rip"))
 
 
+@semantic("int_real", ends=True)
+def int_real(c: Context) -> None:
+    """INT n in real mode; the operand is the vector."""
+    b = c.b
+    _leave_unless(c, b.call("interrupt_real", b.param("imm"), next_rip(c)).ne(0))
+    _go(c, (b.get("cs_base") + b.get("rip")) & FLAT_LIMIT)
+
+
+@semantic("iret_real", ends=True)
+def iret_real(c: Context) -> None:
+    """IRET of 16 bits in real mode."""
+    b = c.b
+    _leave_unless(c, b.get("nmi_blocked").eq(0))
+    _leave_unless(c, b.call("return_real").ne(0))
+    _go(c, (b.get("cs_base") + b.get("rip")) & FLAT_LIMIT)
+
+
 @semantic("sysenter", ends=True)
 def sysenter(c: Context) -> None:
     """In 32-bit code with flat segments."""
