@@ -26,7 +26,7 @@ MIB = 1 << 20
 PATIENCE = 100
 FLOATING_POINT = "9b"  # FWAIT
 RETURN = "cf"  # IRET, in protected mode
-LINUX_ENDS = "(f0 )?48 0f (c7|ae)"  # CMPXCHG16B, XRSTOR64
+LINUX_ENDS = "((f0 )?48 0f (c7|ae)|cc)"  # CMPXCHG16B, XRSTOR64, INT3
 
 
 def ends_at(machine: Machine, instruction: str, *, serial: str | None = None,
