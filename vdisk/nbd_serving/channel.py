@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class Channel:
     """
 
     sends_files = hasattr(os, "sendfile") and hasattr(os, "preadv")
-    can_wait = bool(MSG_DONTWAIT) and hasattr(socket, "SO_RCVTIMEO")
+    can_wait = bool(MSG_DONTWAIT) and hasattr(socket, "SO_RCVTIMEO") and hasattr(select, "poll")
     waits = False
     """Whether it was asked to."""
 
@@ -53,6 +54,7 @@ class Channel:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.socket = connection
         self.recv_into: Callable[[memoryview], int] = connection.recv_into
+        self._poller: select.poll | None = None
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -63,6 +65,13 @@ class Channel:
             self.waits = True
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
             self.socket.setblocking(True)
+
+    def readable(self) -> bool:
+        """Whether there is something to receive, or the connection has ended."""
+        if self._poller is None:
+            self._poller = select.poll()
+            self._poller.register(self.socket.fileno(), select.POLLIN)
+        return bool(self._poller.poll(0))
 
     def stop_waiting(self) -> None:
         """Not any longer."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 from vdisk.errors import VdiskError
 from vdisk.nbd.bulk import BulkParser, BulkReplies, PlainRead, PlainWrite
 from vdisk.nbd_serving.outbox import DeviceRange, cached, file_pieces
+from vdisk.nbd_serving.pace import Lookout, Pace
 from vdisk.stores.file import FileStore
 from vdisk.stores.places import FILE_MASK, PAGE_BITS, PAGE_MASK
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from vdisk.nbd.session import Session
     from vdisk.nbd_serving.export import Export
     from vdisk.nbd_serving.outbox import Outbox
-    from vdisk.nbd_serving.pace import Pace
 
 SEND_BUFFER: Final = 4 << 20
 """Bytes of replies collected before they are sent, shared by all clients of a server."""
@@ -109,6 +109,7 @@ class FastPath:
         self._longest_copy = SENDFILE_FROM - 1 if self._sends_files else INLINE_READ
         self._buffer = buffer.view
         self._pace = pace
+        self._lookout = Lookout()
         self._filled = 0
         self._hand_over = hand_over
         self._alone = alone
@@ -139,6 +140,8 @@ class FastPath:
                     break
                 if not channel.waits and self._may_wait(began):
                     channel.start_waiting()
+                if channel.waits and self._pace.processors_are_free():
+                    self._lookout.look(channel.readable)
         except BlockingIOError:
             if channel.waits:
                 self._no_waiting_until = monotonic() + DISTRUST

@@ -1,7 +1,8 @@
-"""When replies are sent in two parts: where client and server can work at the same time."""
+"""When replies are sent in two parts, and requests looked for: where both sides have processors."""
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,10 +13,11 @@ from vdisk.nbd.session import HeaderStyle
 from vdisk.nbd_server import Export, Server
 from vdisk.nbd_serving import pace
 from vdisk.nbd_serving.channel import Channel
-from vdisk.nbd_serving.pace import Pace
+from vdisk.nbd_serving.pace import Lookout, Pace
 from vdisk.stores.file import FileStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -44,6 +46,98 @@ def test_a_preemption_is_counted() -> None:
     before = pace._preemptions()
     after = pace._preemptions()
     assert before is None or (after is not None and after >= before >= 0)
+
+
+class Clock:
+    """Each look takes a microsecond."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(pace, "monotonic", found)
+    return found
+
+
+def looks(lookout: Lookout, *, comes_after: int) -> int:
+    """Times it looked for a request that comes after so many looks."""
+    seen = 0
+
+    def readable() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen > comes_after
+
+    lookout.look(readable)
+    return seen
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_request_is_looked_for_until_it_comes_but_not_for_long() -> None:
+    lookout = Lookout()
+    assert looks(lookout, comes_after=0) == 1
+    assert looks(lookout, comes_after=5) == 6
+    assert looks(lookout, comes_after=1000) == pytest.approx(pace.LOOK_SECONDS / 1e-6, abs=2)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_slow_client_is_slept_for_and_tried_again_later() -> None:
+    lookout = Lookout()
+    for _ in range(pace.LOOKS_JUDGED):
+        assert looks(lookout, comes_after=1000) > 1
+    for _ in range(pace.LOOKS_PAUSED):
+        assert looks(lookout, comes_after=1000) == 0
+    assert looks(lookout, comes_after=1000) > 1
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_client_that_is_slow_now_and_then_is_still_looked_for() -> None:
+    lookout = Lookout()
+    for number in range(5 * pace.LOOKS_JUDGED):
+        assert looks(lookout, comes_after=1000 if number % 2 else 3) > 1
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_nobody_looks_where_processors_are_scarce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    looked = 0
+
+    def look(_lookout: Lookout, readable: Callable[[], bool]) -> None:
+        nonlocal looked
+        assert readable() in (True, False)
+        looked += 1
+
+    monkeypatch.setattr(Lookout, "look", look)
+    monkeypatch.setattr(Pace, "processors_are_free", lambda _: free)
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    with (
+        FileStore(tmp_path / "disk") as disk,
+        running(lambda: Server([Export("", disk)])) as server,
+        client(server, HeaderStyle.SIMPLE) as talk,
+    ):
+        for _ in range(20):
+            assert talk.one(talk.machine.read(0, 512)).data == bytes(512)
+    assert (looked > 0) is free
+
+
+def test_a_channel_tells_when_something_can_be_received() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    assert not channel.readable()
+    theirs.send(b"x")
+    assert channel.readable()
+    channel.recv_into(memoryview(bytearray(1)))
+    assert not channel.readable()
+    theirs.close()
+    assert channel.readable()
+    channel.close()
 
 
 def sent_at_once(
