@@ -5,13 +5,13 @@
 All boot the same Debian kernel with the same initramfs (tests/tools/guests.py), each in a process
 of its own, in turns.  Counted is from the start of the process until the shell has spoken: seconds
 by the clock, and processor seconds of the process, which a busy machine upsets less.  ``cold``:
-our first run with an empty cache of compiled code.  The 32-bit kernel is also booted by v86 under
-Node, where ``bench/install-v86.sh`` has put it; v86 offers its guest neither ACPI nor an APIC,
-which spares that kernel some work.  Then ``dd``, in the guest, reads and writes a raw and a qcow2
-disk of QEMU's and ours through virtio-blk and IDE, past the guest's own cache (O_DIRECT) but not
-past the host's; MB/s as the guest measures, and MB for each second of processor time of the
-process, which shows what a request costs however busy the machine is; medians.  Ratios above 1:
-ours is faster.
+our first run with an empty cache of compiled code; ``warm``: the runs after it.  The 32-bit kernel
+is also booted by v86 under Node, where ``bench/install-v86.sh`` has put it; v86 offers its guest
+neither ACPI nor an APIC, which spares that kernel some work.  Then ``dd``, in the guest, reads and
+writes a raw and a qcow2 disk of QEMU's and ours through virtio-blk and IDE, past the guest's own
+cache (O_DIRECT) but not past the host's; MB/s as the guest measures, and MB for each second of
+processor time of the process, which shows what a request costs however busy the machine is;
+medians.  Ratios above 1: ours is faster.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ DISKS = [(bus, form) for bus in ("virtio", "ide") for form in ("raw", "qcow2")]
 DEVICES = {("virtio", "raw"): "vda", ("virtio", "qcow2"): "vdb",
            ("ide", "raw"): "sda", ("ide", "qcow2"): "sdb"}  # fmt: skip
 PATIENCE = 600
+LAST_WORDS = 30
 UPTIME_STEP = 0.01
 """Seconds: as fine as /proc/uptime is."""
 V86 = Path(__file__).resolve().parent.parent / ".peers" / "v86"
@@ -92,6 +93,7 @@ class Talk:
 
     def __init__(self, words: list[str], environment: dict[str, str]) -> None:
         self._said = b""
+        self._learns = "XDG_CACHE_HOME" in environment
         self._began = time.monotonic()
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
@@ -110,8 +112,16 @@ class Talk:
         return self._until(rb"<end>").decode(errors="replace")
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """Ours keeps what it has learned for its next run."""
+        if self._learns:
+            self.process.terminate()
+        else:
+            self.process.kill()
+        try:
+            self.process.wait(LAST_WORDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _until(self, pattern: bytes) -> bytes:
         assert self.process.stdout is not None
@@ -151,13 +161,13 @@ class Machines:
         for bus, form in DISKS if self._disks else ():
             yield self._image(name, bus, form), bus, form
 
-    def ours(self, cache: str | None = None) -> Talk:
+    def ours(self) -> Talk:
         words = [sys.executable, "-m", "vdisk.cli.vm", "run", "--accel", "llvm"]
         words += ["--memory", f"{MEMORY_MIB}M", "--display", "none", "--serial", "stdio"]
         words += self._linux("--")
         for image, bus, form in self._images("ours"):
             words += ["--disk", f"{image},if={bus},format={form}"]
-        return Talk(words, {} if cache is None else {"XDG_CACHE_HOME": cache})
+        return Talk(words, {"XDG_CACHE_HOME": str(self._folder / "cache")})
 
     def qemu(self) -> Talk:
         words = ["qemu-system-x86_64", "-accel", "tcg", "-m", str(MEMORY_MIB), "-nodefaults"]
@@ -216,7 +226,7 @@ def main() -> None:
     speeds: dict[str, list[Speeds]] = {"qemu": [], "ours": []}
     with tempfile.TemporaryDirectory(prefix="vdisk-boot-") as folder:
         machines = Machines(guest, Path(folder), disks=arguments.disks)
-        talk = machines.ours(cache=f"{folder}/cache")
+        talk = machines.ours()
         boots["cold"].append(talk.until_ready())
         talk.end()
         for _ in range(arguments.rounds):
