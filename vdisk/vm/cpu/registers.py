@@ -123,7 +123,7 @@ def set_fpu(core: Core, fpu: FpuState) -> None:
     for number, value in enumerate(fpu.st):
         setattr(state, f"st{(top + number) & 7}", value)
     pending = fpu.status & ~fpu.control & 0x3F
-    state.fpu_status = fpu.status & ~0x8080 | (0x8080 if pending else 0)
+    state.fpu_status = fpu.status & ~0xB880 | (0x8080 if pending else 0)  # TOP is kept apart
     state.fpu_control, state.fpu_tag = fpu.control, fpu.tag
     state.fpu_opcode, state.fpu_ip = fpu.opcode, fpu.instruction_pointer
     state.fpu_dp, state.mxcsr = fpu.data_pointer, fpu.mxcsr
