@@ -9,7 +9,7 @@ be used wherever the same bytes stand (:class:`Decoder` keeps them by their byte
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import iced_x86 as iced
@@ -17,6 +17,7 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import faults, flags
 from vdisk.vm.cpu.context import Shape
+from vdisk.vm.cpu.known import Field, Parameter
 from vdisk.vm.cpu.state import FIELDS
 
 if TYPE_CHECKING:
@@ -357,6 +358,21 @@ class Decoder:
             shadow = found.shadow
         return block
 
+    def field(self, code: bytes) -> Field | None:
+        """Which parameter an instruction's last four bytes are, if they are nothing else."""
+        decoder = iced.Decoder(self.mode.code, code)
+        offsets = decoder.get_constant_offsets(decoder.decode())
+        last = len(code) - 4
+        places = (
+            (offsets.displacement_offset, offsets.displacement_size),
+            (offsets.immediate_offset, offsets.immediate_size),
+        )
+        if (last, 4) not in places:
+            return None
+        # One of them is what ``known`` makes the templates from: zero.
+        tried = [self._lower(code[:-4] + number.to_bytes(4, "little")) for number in FIELD_TRIALS]
+        return _only_difference(tried)
+
     def _lower(self, code: bytes) -> Decoded:
         """Instructions are lowered as if they stood at address 0."""
         instruction = iced.Decoder(self.mode.code, code).decode()
@@ -365,6 +381,35 @@ class Decoder:
             (op,) = decoded.ops
             op.shape = op.shape._replace(variant=faults.GP)
         return decoded
+
+
+FIELD_TRIALS = (0, 0x1234_5678, 0x7654_3210)
+
+
+def _only_difference(tried: list[Decoded]) -> Field | None:
+    """The parameter in which instructions differ that were lowered from ``FIELD_TRIALS``."""
+    first = tried[0]
+    for place, op in enumerate(first.ops):
+        for parameter in Parameter:
+            name = parameter.name.lower()
+            addend = getattr(op, name)
+            if addend is None or addend == getattr(tried[1].ops[place], name):
+                continue
+            expected = [_with_field(first, place, parameter, number) for number in FIELD_TRIALS]
+            return Field(parameter, place, addend) if expected == tried else None
+    return None
+
+
+def _with_field(decoded: Decoded, place: int, parameter: Parameter, number: int) -> Decoded:
+    """The same instruction with a number added to one parameter of one micro-op."""
+    name = parameter.name.lower()
+    op = decoded.ops[place]
+    changed = replace(op, **{name: getattr(op, name) + number})
+    jump = decoded.jump
+    if parameter is Parameter.WIDE and op.jump is not None and jump is not None:
+        changed, jump = replace(changed, jump=op.jump + number), jump + number
+    ops = [*decoded.ops[:place], changed, *decoded.ops[place + 1 :]]
+    return replace(decoded, ops=ops, jump=jump)
 
 
 MOST_KNOWN = 200_000

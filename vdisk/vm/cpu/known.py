@@ -13,14 +13,20 @@ Native code reads all this (:mod:`vdisk.vm.cpu.translation`); Python fills it in
 instruction that a guest has.  No encoding is the beginning of another one, so an entry with the
 bytes that are there *is* the instruction, however its length was guessed.
 
+What most instructions differ in is a displacement, an immediate or a branch's offset of 32 bits at
+their end.  Where only one parameter of one record depends on it, one entry serves for all of
+them: its last four bytes are zeroes, its tag has ``FIELD_TAG``, and ``FIELD`` says which parameter
+is the number that stands there plus ``JUMP``.
+
 An entry may also say that the last bytes of a page are only the beginning of an instruction.
 """
 
 from __future__ import annotations
 
+import enum
 import secrets
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu.records import RECORD_SIZE
 
@@ -40,12 +46,17 @@ MODES = 64
 INCOMPLETE_TAG = 0x80
 """Added to the mode's number where an entry is of the last bytes of a page."""
 
+FIELD_TAG = 0x40
+FIELD_LIMIT = (1 << 31) - (1 << 16)
+"""Larger numbers (either way) have entries of their own: addresses are added to them."""
+
 ENTRY = Struct("<QQBBHHHHhiHHI")
 ENTRY_SIZE = ENTRY.size
-LOW, HIGH, LENGTH, OPS, BITS, READS, WRITES, KILLS, LEAVES, JUMP, PLACED, VARIANT_HEAD = (
+LOW, HIGH, LENGTH, OPS, BITS, READS, WRITES, KILLS, LEAVES, JUMP, PLACED, FIELD = (
     *(0, 8, 16, 17, 18, 20, 22, 24, 26, 28, 32),
-    36,
+    34,
 )
+VARIANT_HEAD = 36
 VARIANT = Struct("<IIII")
 VARIANT_SIZE = VARIANT.size
 VARIANT_KEY, VARIANT_NEXT, VARIANT_TEMPLATE, VARIANT_LINKED = 0, 4, 8, 12
@@ -65,6 +76,27 @@ class Bit:
     INCOMPLETE = 64
 
 
+class Field(NamedTuple):
+    """The parameter that an entry's last four bytes are."""
+
+    parameter: Parameter
+    op: int
+    """Of which record."""
+    addend: int
+
+    def packed(self) -> int:
+        """What ``FIELD`` of an entry holds."""
+        return self.parameter | self.op << 8
+
+
+class Parameter(enum.IntEnum):
+    """Which parameter of a record it is; ``WIDE`` is where a jump leads to."""
+
+    IMM = 1
+    DISP = 2
+    WIDE = 3
+
+
 HASH = 0
 ENTRIES = HASH + (4 << HASH_BITS)
 VARIANTS = ENTRIES + MOST_ENTRIES * ENTRY_SIZE
@@ -81,6 +113,13 @@ _MASK_64 = (1 << 64) - 1
 def variant_key(wanted: bool, known: int) -> int:
     """One number for (flags wanted, known ``cc_op`` or -1)."""
     return (known + 1) << 1 | int(wanted)
+
+
+def has_field(code: bytes) -> bool:
+    """True if an instruction's last four bytes may be what an entry leaves open."""
+    if len(code) < 5:
+        return False
+    return -FIELD_LIMIT <= int.from_bytes(code[-4:], "little", signed=True) < FIELD_LIMIT
 
 
 class Instructions:
@@ -154,8 +193,13 @@ class Instructions:
         self._handlers += 1
         return number
 
-    def add(self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool) -> int:
-        """One more instruction; its variants follow when they are asked for.  Gives its entry."""
+    def add(
+        self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool, field: Field | None
+    ) -> int:
+        """One more instruction; its variants follow when they are asked for.  Gives its entry.
+
+        ``field``: it stands for all that have another number in the last four bytes.
+        """
         bits = (
             decoded.ends * Bit.ENDS
             | decoded.falls_through * Bit.FALLS_THROUGH
@@ -171,17 +215,25 @@ class Instructions:
             *(decoded.length, len(decoded.ops), bits, decoded.reads, decoded.writes),
             *(decoded.kills, decoded.leaves, decoded.jump or 0, placed, 0, 0),
         )
-        self._add_length(code, mode)
-        return self._add(code, mode, rest)
+        self._add_length(code, mode, field)
+        if field is None:
+            return self._add(code, mode, rest)
+        rest = (*rest[:7], field.addend, placed, field.packed(), 0)
+        return self._add(code[:-4], mode | FIELD_TAG, rest)
 
     def has(self, code: bytes, mode: int) -> bool:
         """True if there is an entry for a whole instruction."""
+        if self._has(code, mode, len(code)):
+            return True
+        return has_field(code) and self._has(code[:-4], mode | FIELD_TAG, len(code))
+
+    def _has(self, code: bytes, tag: int, length: int) -> bool:
         low = int.from_bytes(code[:8], "little")
-        high = int.from_bytes(code[8:], "little") | mode << 56
+        high = int.from_bytes(code[8:], "little") | tag << 56
         place = self._hash(low, high)
         while number := self._halves[HASH // 4 + place]:
             at = ENTRIES + number * ENTRY_SIZE
-            if ENTRY.unpack_from(self._bytes, at)[:3] == (low, high, len(code)):
+            if ENTRY.unpack_from(self._bytes, at)[:3] == (low, high, length):
                 return True
             place = (place + 1) & ((1 << HASH_BITS) - 1)
         return False
@@ -208,10 +260,10 @@ class Instructions:
         mixed ^= mixed >> 32
         return (mixed * self.multiplier & _MASK_64) >> (64 - HASH_BITS)
 
-    def _add_length(self, code: bytes, mode: int) -> None:
+    def _add_length(self, code: bytes, mode: int, field: Field | None) -> None:
         lengths, bit = self._lengths, 1 << len(code)
         start = mode * (_LENGTHS_SIZE // 2)
-        if len(code) > 1:
+        if len(code) > (1 if field is None else 5):
             lengths[start + int.from_bytes(code[:2], "little")] |= bit
         else:  # whatever follows it
             for place in range(start + code[0], start + 0x10000, 0x100):
@@ -221,7 +273,7 @@ class Instructions:
         """(bytes, number of the mode) of an entry."""
         low, high, length, *_ = ENTRY.unpack_from(self._bytes, ENTRIES + entry * ENTRY_SIZE)
         code = (low | high << 64).to_bytes(16, "little")
-        return code[:length], code[15]
+        return code[:length], code[15] & (MODES - 1)
 
     def add_variant(self, entry: int, key: int, records: list[bytes], linked: int) -> None:
         """One more variant of an entry.

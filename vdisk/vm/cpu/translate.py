@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
-from vdisk.vm.cpu.known import AT_ONCE
+from vdisk.vm.cpu.known import AT_ONCE, has_field
 from vdisk.vm.cpu.records import RECORD, WIDE_RECORD
 from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, LINKED, Question
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
@@ -187,7 +187,8 @@ class Translator:
 
     def _learn_instruction(self, code: bytes, number: int, decoded: Decoded, mode: Mode) -> None:
         linkable = decoded.jump is not None and may_link(decoded, mode)
-        entry = self.arena.known.add(code, number, decoded, linkable=linkable)
+        field = self.decoder(mode).field(code) if has_field(code) else None
+        entry = self.arena.known.add(code, number, decoded, linkable=linkable, field=field)
         if not decoded.writes and not decoded.needs_known:  # there is but one way to execute it
             self._add_variant(entry, 0, decoded, mode)
 

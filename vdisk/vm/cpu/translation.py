@@ -25,7 +25,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import arena, flags, known, mmu
-from vdisk.vm.cpu.known import Bit
+from vdisk.vm.cpu.known import Bit, Parameter
 from vdisk.vm.cpu.records import LINK_OFFSET, PARAMS, RECORD_SIZE
 from vdisk.vm.cpu.routines import page_of, routine
 from vdisk.vm.cpu.state import TLB_USER
@@ -128,23 +128,33 @@ def find_instruction(b: Builder, at: Value, left: Value, mode: Value) -> None:
         length = b.unary("cttz", lengths.get())
         lengths.set(lengths.get() & (lengths.get() - 1))
         with b.if_(length.ule(left)):
-            found.set(b.call("find_entry", *_key(b, low, high, length, mode)))
+            found.set(b.call("find_entry", *_key(b, low, high, length, mode), length))
+            with b.if_(found.get().eq(0) & length.ugt(4)):
+                number = _field(b, at + length)
+                small = (number + known.FIELD_LIMIT).ult(2 * known.FIELD_LIMIT)
+                with b.if_(small):
+                    tag = mode | known.FIELD_TAG
+                    key = _key(b, low, high, length - 4, tag)
+                    found.set(b.call("find_entry", *key, length))
         b.break_if(found.get().ne(0))
     with b.if_(found.get().eq(0) & left.ult(known.LONGEST)):
         tag = mode | known.INCOMPLETE_TAG
-        found.set(b.call("find_entry", *_key(b, low, high, left, tag)))
+        found.set(b.call("find_entry", *_key(b, low, high, left, tag), left))
     b.return_(found.get())
 
 
-def _key(
-    b: Builder, low: Value, high: Value, length: Value, tag: Value
-) -> tuple[Value, Value, Value]:
-    """The first bytes alone with the tag on top, and how many they are."""
+def _field(b: Builder, end: Value) -> Value:
+    """The number that the last four bytes of an instruction are, by where it ends."""
+    return b.arena_load(end - 4, "i32").sext("i64")
+
+
+def _key(b: Builder, low: Value, high: Value, length: Value, tag: Value) -> tuple[Value, Value]:
+    """The first bytes alone, and the tag on top."""
     bits = (length & 7) << 3
     part = (b.const("i64", 1) << bits) - 1
     short = length.ult(8)
     kept = b.select(short, low & part, low)
-    return kept, b.select(short, 0, high & part) | (tag << 56), length
+    return kept, b.select(short, 0, high & part) | (tag << 56)
 
 
 def _find_all(b: Builder, offset: Value, left: Value, mode: Value) -> tuple[Variable, Variable]:
@@ -262,6 +272,7 @@ def _write_instructions(
 ) -> tuple[Variable, Value]:
     """The records of all instructions; (the last entry, where the last variant is)."""
     before, done, at = b.variable("i64", -1), b.variable("i64"), b.variable("i64", offset)
+    window = b.const("i64", arena.WINDOW) - offset
     entry, variant = b.variable("i64"), b.variable("i64")
     with b.loop():
         note = done.get() * NOTE_SIZE + NOTES
@@ -276,9 +287,12 @@ def _write_instructions(
         with b.if_(variant.get().eq(0), unlikely=True):
             b.return_(_question(b, Question.VARIANT, number | (key << 24)))
         writer.check_room(64)
+        length = _wide(b, entry.get() + known.LENGTH, "i8")
+        start = writer.place.get()
         _write_instruction(b, writer, entry.get(), variant.get(), at.get(), done.get())
+        _write_field(b, entry.get(), start, at.get(), window + at.get() + length)
         _known_after(b, before, entry.get(), bits)
-        at.set(at.get() + _wide(b, entry.get() + known.LENGTH, "i8"))
+        at.set(at.get() + length)
         b.break_if(done.get().eq(count))
     return entry, variant.get()
 
@@ -299,6 +313,23 @@ def _write_instruction(
         placed.set(placed.get() >> 1)
         left.set(left.get() - 1)
         b.break_if(left.get().eq(0))
+
+
+def _write_field(b: Builder, entry: Value, records: Value, offset: Value, end: Value) -> None:
+    """Put the number at an instruction's end (in the window) into the record that it is for."""
+    field = _wide(b, entry + known.FIELD, "i16")
+    with b.if_(field.ne(0)):
+        number = _field(b, end) + b.arena_load(entry + known.JUMP, "i32").sext("i64")
+        op = field >> 8
+        record, parameter = records + op * RECORD_SIZE, field & 0xFF
+        with b.if_(parameter.eq(Parameter.IMM)):
+            b.arena_store(record + PARAMS["imm"].offset, number.trunc("i32"))
+        with b.if_(parameter.eq(Parameter.WIDE)):
+            b.arena_store(record + PARAMS["wide"].offset, number)
+        with b.if_(parameter.eq(Parameter.DISP)):
+            placed = (_wide(b, entry + known.PLACED, "i16") >> op) & 1
+            there = number + b.select(placed.ne(0), offset, b.const("i64", 0))
+            b.arena_store(record + PARAMS["disp"].offset, there.trunc("i32"))
 
 
 def _write_link(
@@ -347,7 +378,10 @@ def write_block(
     goes_on = (bits & Bit.ENDS).eq(0) | _has(bits, Bit.FALLS_THROUGH)
     with b.if_(goes_on):
         writer.copy(template, end, count.get())
-    target = end + b.arena_load(entry.get() + known.JUMP, "i32").sext("i64")
+    jumps = b.variable("i64", b.arena_load(entry.get() + known.JUMP, "i32").sext("i64"))
+    with b.if_(b.arena_load(entry.get() + known.FIELD, "i16").ne(0)):
+        jumps.set(jumps.get() + _field(b, size.get() + arena.WINDOW))
+    target = end + jumps.get()
     links = _has(bits, Bit.LINKABLE) & codes.ne(0) & target.ult(PAGE_SIZE)
     with b.if_(links):
         linked = _wide(b, variant + known.VARIANT_LINKED, "i32")
