@@ -21,7 +21,7 @@ from vdisk.vm.cpu.known import Field, Parameter
 from vdisk.vm.cpu.state import FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Mode(NamedTuple):
@@ -334,29 +334,37 @@ class Decoder:
 
         Stops before an instruction whose bytes are not all there.
         """
-        window = code[offset : offset + limit * LONGEST]
-        decoder = iced.Decoder(self.mode.code, window)
-        decode, instruction = decoder.decode_out, self._instruction
-        known = self._known
         block: list[Decoded] = []
-        at, shadow = 0, False
-        while len(block) < limit and at < len(window):
-            decode(instruction)
-            if instruction.is_invalid and decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
-                break
-            end = at + instruction.len
-            key = window[at:end]
-            found = known.get(key)
-            if found is None:
-                if len(known) >= MOST_KNOWN:
-                    known.clear()
-                found = known[key] = self._lower(key)
+        shadow = False
+        for each in self.instructions(code[offset : offset + limit * LONGEST]):
+            found = self.lowered(each)
             block.append(found)
-            at = end
-            if found.ends or shadow:
+            if found.ends or shadow or len(block) == limit:
                 break
             shadow = found.shadow
         return block
+
+    def instructions(self, code: bytes) -> Iterator[bytes]:
+        """The bytes of each instruction, as long as they are all there."""
+        decoder = iced.Decoder(self.mode.code, code)
+        decode, instruction = decoder.decode_out, self._instruction
+        at = 0
+        while at < len(code):
+            decode(instruction)
+            if instruction.is_invalid and decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
+                return
+            end = at + instruction.len
+            yield code[at:end]
+            at = end
+
+    def lowered(self, code: bytes) -> Decoded:
+        """One whole instruction."""
+        found = self._known.get(code)
+        if found is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            found = self._known[code] = self._lower(code)
+        return found
 
     def field(self, code: bytes) -> Field | None:
         """Which parameter an instruction's last four bytes are, if they are nothing else."""

@@ -174,15 +174,17 @@ class Translator:
     def _learn(self, code: bytes, mode: Mode) -> None:
         """Put the instruction that these bytes begin with into the tables, and those behind it:
         where one is new, the next ones mostly are."""
-        known, number = self.arena.known, self.mode_number(mode)
-        block = self.decoder(mode).decode_block(code, 0, AT_ONCE)
-        at = 0
-        for decoded in block:
-            end = at + decoded.length
-            if not at or not known.has(code[at:end], number):
-                self._learn_instruction(code[at:end], number, decoded, mode)
-            at = end
-        if not block:
+        known, number, decoder = self.arena.known, self.mode_number(mode), self.decoder(mode)
+        learned = 0
+        for each in decoder.instructions(code):
+            if learned and (learned == AT_ONCE or known.has(each, number)):
+                break
+            decoded = decoder.lowered(each)
+            self._learn_instruction(each, number, decoded, mode)
+            learned += 1
+            if decoded.ends:
+                break
+        if not learned:
             known.add_incomplete(code, number)
 
     def _learn_instruction(self, code: bytes, number: int, decoded: Decoded, mode: Mode) -> None:
@@ -196,8 +198,7 @@ class Translator:
         known = self.arena.known
         code, number = known.instruction(entry)
         mode = self.modes[number]
-        (decoded,) = self.decoder(mode).decode_block(code, 0, 1)
-        self._add_variant(entry, key, decoded, mode)
+        self._add_variant(entry, key, self.decoder(mode).lowered(code), mode)
 
     def _add_variant(self, entry: int, key: int, decoded: Decoded, mode: Mode) -> None:
         linkable = decoded.jump is not None and may_link(decoded, mode)
