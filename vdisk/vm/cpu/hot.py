@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from vdisk.vm.cpu.context import Shape
-    from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
+    from vdisk.vm.cpu.decode import Decoded, Mode, Op
+    from vdisk.vm.cpu.decoder import Decoder
 
 REGION_LIMIT = 192
 """Instructions; LLVM needs about half a millisecond for each."""

@@ -14,6 +14,7 @@ These few functions are tail-called like handlers but belong to no instruction:
 from __future__ import annotations
 
 from vdisk.vm.cpu import (
+    code_pages,
     debug,
     delivery,
     delivery_flat,
@@ -47,7 +48,16 @@ KNOWN = {
     "host_time": Routine("host_time", (), "i64", lambda b: None),
     "find_code_page": Routine("find_code_page", ("i64", "i64"), "i64", lambda b: None),
 }
-_REGISTER_ROUTINES = (debug, delivery, delivery_flat, delivery_real, segments, tlb, translation)
+_REGISTER_ROUTINES = (
+    debug,
+    delivery,
+    delivery_flat,
+    delivery_real,
+    segments,
+    tlb,
+    translation,
+    code_pages,
+)
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu.codegen import handlers_module
 from vdisk.vm.cpu.compiler import Level
-from vdisk.vm.cpu.decode import Decoder, Mode
+from vdisk.vm.cpu.decoder import Decoder
 from vdisk.vm.cpu.hot import Region, region_module
 from vdisk.vm.cpu.semantics import load_all
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.compiler import Compiler
     from vdisk.vm.cpu.context import Shape
+    from vdisk.vm.cpu.decode import Mode
 
 
 @functools.cache

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.context import Shape
-from vdisk.vm.cpu.decode import Decoded, Decoder, Mode, Op
+from vdisk.vm.cpu.decode import Decoded, Mode, Op
+from vdisk.vm.cpu.decoder import Decoder
 from vdisk.vm.cpu.known import AT_ONCE, has_field
 from vdisk.vm.cpu.records import RECORD, WIDE_RECORD
 from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, LINKED, Question

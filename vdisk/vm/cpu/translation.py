@@ -16,7 +16,7 @@ leads to that stub, which names the jump and the next stub that waits for the sa
 
     code array[target] = 1 << 31 | stub        stub.wide = jump << 32 | next stub
 
-Routines here take the arena's lock, and call nothing that waits.
+Whoever calls these routines has the arena's lock.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu import arena, flags, known, mmu
+from vdisk.vm.cpu import arena, flags, known
+from vdisk.vm.cpu.arena_access import counter, mode_place, set_counter, wide
 from vdisk.vm.cpu.known import Bit, Parameter
 from vdisk.vm.cpu.records import LINK_OFFSET, PARAMS, RECORD_SIZE
-from vdisk.vm.cpu.routines import page_of, routine
-from vdisk.vm.cpu.state import TLB_USER
-from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
+from vdisk.vm.cpu.routines import routine
+from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Builder, Value, Variable
@@ -46,7 +46,6 @@ NOTES = arena.WINDOW + PAGE_SIZE
 NOTE_SIZE = 8
 WAITS = 1 << 31
 ASKING = 1 << 63
-PIECES = (1 << 64) - 1
 
 
 class Question(enum.IntEnum):
@@ -64,35 +63,11 @@ class Question(enum.IntEnum):
     """The other processors must not write to the page unnoticed any more."""
 
 
-# -- the mapping's parts -------------------------------------------------------------------------
-
-
-def _counter(b: Builder, name: str) -> Value:
-    return b.arena_load(arena.HEADER_FIELDS[name], "i64")
-
-
-def _set_counter(b: Builder, name: str, value: Value) -> None:
-    b.arena_store(arena.HEADER_FIELDS[name], value)
-
-
-def _wide(b: Builder, where: Value | int, kind: str) -> Value:
-    """A field that is narrower than what is computed with it."""
-    return b.arena_load(where, kind).zext("i64")
-
-
-def _mode(mode: Value) -> Value:
-    return mode * arena.MODE_SIZE + arena.MODES
-
-
-def _page(b: Builder, number: Value) -> Value:
-    return _counter(b, "pages") + number * arena.PAGE_ENTRY
-
-
-def _entry(number: Value) -> Value:
+def entry_place(number: Value) -> Value:
     return number * known.ENTRY_SIZE + (arena.KNOWN + known.ENTRIES)
 
 
-def _has(bits: Value, bit: int) -> Value:
+def has_bit(bits: Value, bit: int) -> Value:
     return (bits & bit).ne(0)
 
 
@@ -107,12 +82,12 @@ def find_entry(b: Builder, low: Value, high: Value, length: Value) -> None:
     start = ((mixed ^ (mixed >> 32)) * multiplier) >> (64 - known.HASH_BITS)
     place, number = b.variable("i64", start), b.variable("i64")
     with b.loop():
-        number.set(_wide(b, (place.get() << 2) + (arena.KNOWN + known.HASH), "i32"))
+        number.set(wide(b, (place.get() << 2) + (arena.KNOWN + known.HASH), "i32"))
         b.break_if(number.get().eq(0))
-        entry = _entry(number.get())
+        entry = entry_place(number.get())
         same = b.arena_load(entry + known.LOW, "i64").eq(low)
         same &= b.arena_load(entry + known.HIGH, "i64").eq(high)
-        b.break_if(same & _wide(b, entry + known.LENGTH, "i8").eq(length))
+        b.break_if(same & wide(b, entry + known.LENGTH, "i8").eq(length))
         place.set((place.get() + 1) & ((1 << known.HASH_BITS) - 1))
     b.return_(number.get())
 
@@ -122,7 +97,7 @@ def find_instruction(b: Builder, at: Value, left: Value, mode: Value) -> None:
     """The entry of the instruction at a place of the window with ``left`` bytes more, or 0."""
     low, high = b.arena_load(at, "i64"), b.arena_load(at + 8, "i64")
     beginnings = (mode << 17) + ((low & 0xFFFF) << 1) + (arena.KNOWN + known.LENGTHS)
-    lengths, found = b.variable("i64", _wide(b, beginnings, "i16")), b.variable("i64")
+    lengths, found = b.variable("i64", wide(b, beginnings, "i16")), b.variable("i64")
     with b.loop():
         b.break_if(lengths.get().eq(0))
         length = b.unary("cttz", lengths.get())
@@ -161,28 +136,28 @@ def _find_all(b: Builder, offset: Value, left: Value, mode: Value) -> tuple[Vari
     """Note the block's entries; (how many, where its bytes end in the window)."""
     count, at = b.variable("i64"), b.variable("i64")
     shadow, ends = b.variable("i64"), b.variable("i64")
-    limit = _counter(b, "block_limit")
+    limit = counter(b, "block_limit")
     with b.loop():
         b.break_if((ends.get() | count.get().eq(limit).zext("i64")).ne(0))
         rest = left - at.get()
         b.break_if(rest.eq(0))
         number = b.call("find_instruction", at.get() + arena.WINDOW, rest, mode)
         with b.if_(number.eq(0), unlikely=True):
-            b.return_(_question(b, Question.INSTRUCTION, offset + at.get()))
-        entry = _entry(number)
-        bits = _wide(b, entry + known.BITS, "i16")
-        b.break_if(_has(bits, Bit.INCOMPLETE))
+            b.return_(question(b, Question.INSTRUCTION, offset + at.get()))
+        entry = entry_place(number)
+        bits = wide(b, entry + known.BITS, "i16")
+        b.break_if(has_bit(bits, Bit.INCOMPLETE))
         b.arena_store(count.get() * NOTE_SIZE + NOTES, number.trunc("i32"))
-        at.set(at.get() + _wide(b, entry + known.LENGTH, "i8"))
+        at.set(at.get() + wide(b, entry + known.LENGTH, "i8"))
         count.set(count.get() + 1)
         ends.set((bits & Bit.ENDS) | shadow.get())
         shadow.set(bits & Bit.SHADOW)
     with b.if_(count.get().eq(0)):
-        b.return_(_question(b, Question.HALF))
+        b.return_(question(b, Question.HALF))
     return count, at
 
 
-def _question(b: Builder, kind: Question, first: Value | int = 0) -> Value:
+def question(b: Builder, kind: Question, first: Value | int = 0) -> Value:
     return (b.value("i64", first) << 8) | (ASKING | int(kind))
 
 
@@ -196,9 +171,9 @@ def _note_live_flags(b: Builder, count: Value) -> None:
         left.set(left.get() - 1)
         note = left.get() * NOTE_SIZE + NOTES
         b.arena_store(note + 4, live.get().trunc("i32"))
-        entry = _entry(_wide(b, note, "i32"))
-        kept = live.get() & ~_wide(b, entry + known.KILLS, "i16")
-        live.set(kept | _wide(b, entry + known.READS, "i16"))
+        entry = entry_place(wide(b, note, "i32"))
+        kept = live.get() & ~wide(b, entry + known.KILLS, "i16")
+        live.set(kept | wide(b, entry + known.READS, "i16"))
         b.break_if(left.get().eq(0))
 
 
@@ -210,15 +185,15 @@ class _Writer:
 
     def __init__(self, b: Builder) -> None:
         self.b = b
-        self.first = _counter(b, "next_record")
+        self.first = counter(b, "next_record")
         self.place = b.variable("i64", self.first * RECORD_SIZE)
 
     def check_room(self, count: int) -> None:
         """Ask for room unless there is some for ``count`` records more."""
         b = self.b
         end = (self.place.get() >> 5) + count
-        with b.if_(end.ugt(_counter(b, "record_limit")), unlikely=True):
-            b.return_(_question(b, Question.ROOM))
+        with b.if_(end.ugt(counter(b, "record_limit")), unlikely=True):
+            b.return_(question(b, Question.ROOM))
 
     def copy(self, template: Value, offset: Value, count: Value) -> Value:
         """A record from a template; its place."""
@@ -245,13 +220,13 @@ class _Writer:
 @routine("i64", "i64", "i64")
 def find_variant(b: Builder, entry: Value, key: Value) -> None:
     """Where the variant of an entry is, or 0."""
-    number = b.variable("i64", _wide(b, entry + known.VARIANT_HEAD, "i32"))
+    number = b.variable("i64", wide(b, entry + known.VARIANT_HEAD, "i32"))
     with b.loop():
         b.break_if(number.get().eq(0))
         place = number.get() * known.VARIANT_SIZE + (arena.KNOWN + known.VARIANTS)
-        with b.if_(_wide(b, place + known.VARIANT_KEY, "i32").eq(key)):
+        with b.if_(wide(b, place + known.VARIANT_KEY, "i32").eq(key)):
             b.return_(place)
-        number.set(_wide(b, place + known.VARIANT_NEXT, "i32"))
+        number.set(wide(b, place + known.VARIANT_NEXT, "i32"))
     b.return_(b.const("i64", 0))
 
 
@@ -263,7 +238,7 @@ def _known_after(b: Builder, before: Variable, entry: Value, bits: Value) -> Non
     with b.else_():
         with b.if_(leaves.ne(KEEPS)):
             before.set(-1)
-        with b.else_(), b.if_(before.get().slt(0) & _has(bits, Bit.IS_CONDITION)):
+        with b.else_(), b.if_(before.get().slt(0) & has_bit(bits, Bit.IS_CONDITION)):
             before.set(0)  # it leaves what it worked out
 
 
@@ -277,17 +252,17 @@ def _write_instructions(
     with b.loop():
         note = done.get() * NOTE_SIZE + NOTES
         done.set(done.get() + 1)
-        number = _wide(b, note, "i32")
-        entry.set(_entry(number))
-        bits = _wide(b, entry.get() + known.BITS, "i16")
-        wanted = (_wide(b, note + 4, "i32") & _wide(b, entry.get() + known.WRITES, "i16")).ne(0)
-        told = b.select(_has(bits, Bit.NEEDS_KNOWN), before.get() + 1, b.const("i64", 0))
+        number = wide(b, note, "i32")
+        entry.set(entry_place(number))
+        bits = wide(b, entry.get() + known.BITS, "i16")
+        wanted = (wide(b, note + 4, "i32") & wide(b, entry.get() + known.WRITES, "i16")).ne(0)
+        told = b.select(has_bit(bits, Bit.NEEDS_KNOWN), before.get() + 1, b.const("i64", 0))
         key = (told << 1) | wanted.zext("i64")
         variant.set(b.call("find_variant", entry.get(), key))
         with b.if_(variant.get().eq(0), unlikely=True):
-            b.return_(_question(b, Question.VARIANT, number | (key << 24)))
+            b.return_(question(b, Question.VARIANT, number | (key << 24)))
         writer.check_room(64)
-        length = _wide(b, entry.get() + known.LENGTH, "i8")
+        length = wide(b, entry.get() + known.LENGTH, "i8")
         start = writer.place.get()
         _write_instruction(b, writer, entry.get(), variant.get(), at.get(), done.get())
         _write_field(b, entry.get(), start, at.get(), window + at.get() + length)
@@ -300,10 +275,10 @@ def _write_instructions(
 def _write_instruction(
     b: Builder, writer: _Writer, entry: Value, variant: Value, offset: Value, count: Value
 ) -> None:
-    first = _wide(b, variant + known.VARIANT_TEMPLATE, "i32")
+    first = wide(b, variant + known.VARIANT_TEMPLATE, "i32")
     template = b.variable("i64", first * RECORD_SIZE + (arena.KNOWN + known.TEMPLATES))
-    left = b.variable("i64", _wide(b, entry + known.OPS, "i8"))
-    placed = b.variable("i64", _wide(b, entry + known.PLACED, "i16"))
+    left = b.variable("i64", wide(b, entry + known.OPS, "i8"))
+    placed = b.variable("i64", wide(b, entry + known.PLACED, "i16"))
     with b.loop():
         at = writer.copy(template.get(), offset, count)
         with b.if_((placed.get() & 1).ne(0)):  # from the instruction's address to the page's
@@ -317,7 +292,7 @@ def _write_instruction(
 
 def _write_field(b: Builder, entry: Value, records: Value, offset: Value, end: Value) -> None:
     """Put the number at an instruction's end (in the window) into the record that it is for."""
-    field = _wide(b, entry + known.FIELD, "i16")
+    field = wide(b, entry + known.FIELD, "i16")
     with b.if_(field.ne(0)):
         number = _field(b, end) + b.arena_load(entry + known.JUMP, "i32").sext("i64")
         op = field >> 8
@@ -327,7 +302,7 @@ def _write_field(b: Builder, entry: Value, records: Value, offset: Value, end: V
         with b.if_(parameter.eq(Parameter.WIDE)):
             b.arena_store(record + PARAMS["wide"].offset, number)
         with b.if_(parameter.eq(Parameter.DISP)):
-            placed = (_wide(b, entry + known.PLACED, "i16") >> op) & 1
+            placed = (wide(b, entry + known.PLACED, "i16") >> op) & 1
             there = number + b.select(placed.ne(0), offset, b.const("i64", 0))
             b.arena_store(record + PARAMS["disp"].offset, there.trunc("i32"))
 
@@ -369,35 +344,35 @@ def write_block(
     writer = _Writer(b)
     writer.check_room(64)
     with b.if_(guard.ne(0)):
-        check = writer.copy(_mode(mode) + arena.MODE_CROSSING, offset, b.const("i64", 1))
+        check = writer.copy(mode_place(mode) + arena.MODE_CROSSING, offset, b.const("i64", 1))
         b.arena_store(check + PARAMS["wide"].offset, guard)
     entry, variant = _write_instructions(b, writer, offset, count.get())
     jump = writer.place.get() - RECORD_SIZE
-    bits = _wide(b, entry.get() + known.BITS, "i16")
-    end, template = offset + size.get(), _mode(mode) + arena.MODE_END
-    goes_on = (bits & Bit.ENDS).eq(0) | _has(bits, Bit.FALLS_THROUGH)
+    bits = wide(b, entry.get() + known.BITS, "i16")
+    end, template = offset + size.get(), mode_place(mode) + arena.MODE_END
+    goes_on = (bits & Bit.ENDS).eq(0) | has_bit(bits, Bit.FALLS_THROUGH)
     with b.if_(goes_on):
         writer.copy(template, end, count.get())
     jumps = b.variable("i64", b.arena_load(entry.get() + known.JUMP, "i32").sext("i64"))
     with b.if_(b.arena_load(entry.get() + known.FIELD, "i16").ne(0)):
         jumps.set(jumps.get() + _field(b, size.get() + arena.WINDOW))
     target = end + jumps.get()
-    links = _has(bits, Bit.LINKABLE) & codes.ne(0) & target.ult(PAGE_SIZE)
+    links = has_bit(bits, Bit.LINKABLE) & codes.ne(0) & target.ult(PAGE_SIZE)
     with b.if_(links):
-        linked = _wide(b, variant + known.VARIANT_LINKED, "i32")
+        linked = wide(b, variant + known.VARIANT_LINKED, "i32")
         b.arena_store(jump, writer.handler(linked))
         _write_link(b, writer, codes, target, (jump, template))
-    _set_counter(b, "translated", _counter(b, "translated") + count.get())
-    _set_counter(b, "block_records", writer.count)
-    _set_counter(b, "block_bytes", size.get())
-    _set_counter(b, "next_record", writer.place.get() >> 5)
+    set_counter(b, "translated", counter(b, "translated") + count.get())
+    set_counter(b, "block_records", writer.count)
+    set_counter(b, "block_bytes", size.get())
+    set_counter(b, "next_record", writer.place.get() >> 5)
     b.return_(writer.first)
 
 
 @routine("void", "i64", "i64")
 def install(b: Builder, element: Value, first: Value) -> None:
     """Let a block be found, by those too who wait for it."""
-    waiting = b.variable("i64", _wide(b, element, "i32"))
+    waiting = b.variable("i64", wide(b, element, "i32"))
     b.fence()
     b.arena_store(element, first.trunc("i32"))
     with b.if_(waiting.get().ult(WAITS)):
@@ -410,251 +385,3 @@ def install(b: Builder, element: Value, first: Value) -> None:
         waiting.set(word & 0xFFFF_FFFF)
         b.break_if(waiting.get().eq(0))
     b.return_()
-
-
-# -- pages --------------------------------------------------------------------------------------
-
-
-@routine("i64", "i64", "i64")
-def code_array(b: Builder, page: Value, mode: Value) -> None:
-    """The page's code array for a mode, made if there is none; 0 if there is no room for one."""
-    place = b.arena_load(_mode(mode) + arena.MODE_TABLE, "i64") + (page << 3)
-    found = b.arena_load(place, "i64")
-    with b.if_(found.ne(0)):
-        b.return_(found - b.get("arena"))
-    number = _counter(b, "next_array")
-    with b.if_(number.uge(_counter(b, "array_limit")), unlikely=True):
-        b.return_(b.const("i64", 0))
-    _set_counter(b, "next_array", number + 1)
-    where = number * arena.ARRAY_SIZE + arena.ARRAYS
-    b.arena_store(place, where + b.get("arena"))
-    b.return_(where)
-
-
-@routine("void", "i64", "i64", "i64", "i64", "i64")
-def add_span(
-    b: Builder, page: Value, start: Value, end: Value, first: Value, element: Value
-) -> None:
-    """Note which bytes of a page the block that was just written was made from."""
-    number = _counter(b, "next_span")
-    _set_counter(b, "next_span", number + 1)
-    span, head = number * arena.SPAN_SIZE + arena.SPANS, _page(b, page) + arena.PAGE_SPANS
-    b.arena_store(span + arena.SPAN_NEXT, b.arena_load(head, "i32"))
-    b.arena_store(span + arena.SPAN_FIRST, first.trunc("i32"))
-    b.arena_store(span + arena.SPAN_COUNT, _counter(b, "block_records").trunc("i32"))
-    b.arena_store(span + arena.SPAN_ENTRY, (element >> 2).trunc("i32"))
-    b.arena_store(span + arena.SPAN_START, start.trunc("i16"))
-    b.arena_store(span + arena.SPAN_END, end.trunc("i16"))
-    b.arena_store(head, number.trunc("i32"))
-    b.return_()
-
-
-def _pieces(b: Builder, start: Value, end: Value) -> Value:
-    """The bits of a mask for bytes [start, end) of a page."""
-    up_to_last = (b.const("i64", 2) << ((end - 1) >> 6)) - 1
-    return up_to_last & (b.const("i64", PIECES) << (start >> 6))
-
-
-def _answer(b: Builder, result: Value) -> None:
-    b.release()
-    b.return_(result)
-
-
-@routine("i64", "i64", "i64")
-def translate_page(b: Builder, physical: Value, mode: Value) -> None:
-    """The number of the record for an address in RAM or ROM, or a question.
-
-    The page is marked first, then nobody can write to it unnoticed, and only then it is read.
-    """
-    page, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
-    b.acquire()
-    codes = b.call("code_array", page, mode)
-    spans = _counter(b, "next_span")
-    with b.if_(codes.eq(0) | spans.uge(arena.MOST_SPANS - 1), unlikely=True):
-        _answer(b, _question(b, Question.ROOM))
-    element = codes + (offset << 2)
-    present = b.arena_load(element, "i32")
-    with b.if_(present.sgt(0)):
-        _answer(b, present.zext("i64"))
-    mask = _counter(b, "masks") + (page << 3)
-    before = b.arena_load(mask, "i64")
-    with b.if_(before.eq(0)):
-        with b.if_(_counter(b, "processors").ugt(1), unlikely=True):
-            _answer(b, _question(b, Question.PROTECTION))
-        b.arena_store(mask, b.const("i64", PIECES))
-        b.call("drop_write_entries", b.get("memory") + page_of(physical))
-    left = b.variable("i64", b.const("i64", PAGE_SIZE) - offset)
-    with b.if_(left.get().ugt(known.LONGEST * BLOCK_LIMIT + known.LONGEST)):
-        left.set(known.LONGEST * BLOCK_LIMIT + known.LONGEST)
-    b.copy_code(arena.WINDOW, physical, left.get())
-    _set_counter(b, "block_limit", b.arena_load(_mode(mode) + arena.MODE_LIMIT, "i64"))
-    first = b.call("write_block", offset, left.get(), mode, codes, b.const("i64", 0))
-    with b.if_(first.slt(0)):
-        b.arena_store(mask, before)
-        _answer(b, first)
-    end = offset + _counter(b, "block_bytes")
-    b.call("add_span", page, offset, end, first, element)
-    b.arena_store(mask, before | _pieces(b, offset, end))
-    b.call("install", element, first)
-    _answer(b, first)
-
-
-@routine("i64", "i64", "i64", "i64", "i64", "i64", "i64")
-def translate_bytes(
-    b: Builder, low: Value, high: Value, physical: Value, how: Value, second: Value, guard: Value
-) -> None:
-    """One instruction from its bytes: the number of its record, or a question.
-
-    ``how``: the mode, and the number of bytes from bit 8 on.  ``second``: 0, and nothing leads to
-    the record nor drops it; or one more than the number of the page in which the instruction
-    goes on, whose code array is ``guard``.  Both pages are marked and nobody can write to them
-    unnoticed.
-    """
-    page, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
-    mode, left = how & 0xFF, how >> 8
-    b.acquire()
-    codes = b.variable("i64")
-    with b.if_(second.ne(0)):
-        codes.set(b.call("code_array", page, mode))
-    full = second.ne(0) & codes.get().eq(0)
-    with b.if_(full | _counter(b, "next_span").uge(arena.MOST_SPANS - 2), unlikely=True):
-        _answer(b, _question(b, Question.ROOM))
-    b.arena_store(arena.WINDOW, low)
-    b.arena_store(arena.WINDOW + 8, high)
-    _set_counter(b, "block_limit", b.const("i64", 1))
-    first = b.call("write_block", offset, left, mode, codes.get(), guard)
-    with b.if_(first.sge(0) & second.ne(0)):
-        element = codes.get() + (offset << 2)
-        end = offset + _counter(b, "block_bytes")
-        b.call("add_span", page, offset, b.const("i64", PAGE_SIZE), first, element)
-        zero = b.const("i64", 0)
-        b.call("add_span", second - 1, zero, end - PAGE_SIZE, first, element)
-        b.call("install", element, first)
-    _answer(b, first)
-
-
-def _is_expected(b: Builder, physical: Value) -> Value:
-    """True if Python asked for such a block (:meth:`~vdisk.vm.cpu.arena.Arena.expect`)."""
-    first = b.load_host(physical + b.get("memory"), "i8").zext("i64")
-    bit = (b.get("mode_number") << 20) | ((physical & (PAGE_SIZE - 1)) << 8) | first
-    expected = _wide(b, (bit >> 3) + arena.EXPECTED, "i8") >> (bit & 7)
-    times = _wide(b, _page(b, physical >> PAGE_SHIFT) + arena.PAGE_DROPPED, "i32")
-    return (expected & 1).ne(0) & times.ule(arena.MOST_DROPS)
-
-
-@routine("i64", "i64", "i64")
-def translate_here(b: Builder, set_: Value, linear: Value) -> None:
-    """Translate what a TLB set's user is about to execute: the record's address.
-
-    0 where Python has to look at it: a question, a fault, code outside memory, or an engine that
-    wants to be asked.
-    """
-    nothing = b.const("i64", 0)
-    with b.if_(_counter(b, "direct").eq(0)):
-        b.return_(nothing)
-    user = set_.eq(TLB_USER).zext("i64")
-    physical = b.call("walk", linear, b.const("i64", mmu.EXECUTE), user)
-    with b.if_(physical.eq(mmu.NOWHERE), unlikely=True):
-        b.set("pending", 0)
-        b.return_(nothing)
-    with b.if_(physical.uge(b.get("memory_top")), unlikely=True):
-        b.return_(nothing)
-    kind = b.load_table("kinds", physical >> PAGE_SHIFT, "i8")
-    with b.if_(kind.eq(PageKind.MMIO), unlikely=True):
-        b.return_(nothing)
-    with b.if_(_is_expected(b, physical), unlikely=True):
-        b.return_(nothing)
-    first = b.call("translate_page", physical, b.get("mode_number"))
-    with b.if_(first.slt(0), unlikely=True):
-        b.return_(nothing)
-    b.return_(b.get("arena") + first * RECORD_SIZE)
-
-
-@routine("void")
-def lock_arena(b: Builder) -> None:
-    """Keep native code from looking at the tables, for what Python does to them."""
-    b.acquire()
-    b.return_()
-
-
-@routine("void")
-def unlock_arena(b: Builder) -> None:
-    """The counterpart of ``lock_arena``."""
-    b.release()
-    b.return_()
-
-
-# -- dropping -----------------------------------------------------------------------------------
-
-
-@routine("void", "i64", "i64")
-def change_code(b: Builder, physical: Value, size: Value) -> None:
-    """A store of this vCPU may have hit translated code: drop it, or tell whoever wants to know."""
-    page, start = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
-    watched = _wide(b, _page(b, page) + arena.PAGE_WATCHED, "i32").ne(0)
-    with b.if_(watched | _counter(b, "processors").ugt(1)):
-        b.callback("code_written", "void", b.get("vcpu"), physical, size)
-        b.return_()
-    with b.if_(b.call("drop_code", page, start, start + size).ne(0)):
-        b.set("code_dropped", 1)
-    b.return_()
-
-
-@routine("i64", "i64", "i64", "i64")
-def drop_code(b: Builder, page: Value, start: Value, end: Value) -> None:
-    """Drop what was made from bytes [start, end) of a page; 1 if there was anything."""
-    b.acquire()
-    entry = _page(b, page)
-    link, number = b.variable("i64", entry + arena.PAGE_SPANS), b.variable("i64")
-    mask, dropped = b.variable("i64"), b.variable("i64")
-    with b.loop():
-        number.set(_wide(b, link.get(), "i32"))
-        b.break_if(number.get().eq(0))
-        span = number.get() * arena.SPAN_SIZE + arena.SPANS
-        first = _wide(b, span + arena.SPAN_START, "i16")
-        last = _wide(b, span + arena.SPAN_END, "i16")
-        with b.if_(first.ult(end) & start.ult(last)):
-            b.call("kill_block", span)
-            b.arena_store(link.get(), b.arena_load(span + arena.SPAN_NEXT, "i32"))
-            dropped.set(1)
-        with b.else_():
-            mask.set(mask.get() | _pieces(b, first, last))
-            link.set(span + arena.SPAN_NEXT)
-    b.arena_store(_counter(b, "masks") + (page << 3), mask.get())
-    with b.if_(dropped.get().ne(0)):
-        times = entry + arena.PAGE_DROPPED
-        b.arena_store(times, b.arena_load(times, "i32") + 1)
-    _answer(b, dropped.get())
-
-
-@routine("void", "i64")
-def kill_block(b: Builder, span: Value) -> None:
-    """Make a block's records stale, and let it not be found any more."""
-    first = _wide(b, span + arena.SPAN_FIRST, "i32")
-    stale = _counter(b, "stale")
-    place = b.variable("i64", first * RECORD_SIZE)
-    end = place.get() + _wide(b, span + arena.SPAN_COUNT, "i32") * RECORD_SIZE
-    with b.loop():
-        b.arena_store(place.get(), stale)
-        place.set(place.get() + RECORD_SIZE)
-        b.break_if(place.get().eq(end))
-    element = _wide(b, span + arena.SPAN_ENTRY, "i32") << 2
-    with b.if_(_wide(b, element, "i32").eq(first)):  # a crossing one may have been made anew
-        b.arena_store(element, b.const("i32", 0))
-    b.return_()
-
-
-@routine("i64", "i64", "i64", "i64", "i64", "i64")
-def replace_handler(
-    b: Builder, page: Value, times: Value, element: Value, record: Value, handler: Value
-) -> None:
-    """Give a block's first record another handler, unless it was dropped meanwhile; 1 if so.
-
-    ``times``: how often something in the page had been dropped.
-    """
-    b.acquire()
-    same = _wide(b, _page(b, page) + arena.PAGE_DROPPED, "i32").eq(times)
-    done = same & _wide(b, element, "i32").eq(record)
-    with b.if_(done):
-        b.arena_store(record * RECORD_SIZE, handler)
-    _answer(b, done.zext("i64"))
