@@ -135,3 +135,9 @@ def _changed(access: Access, rng: random.Random) -> Access:
     if field == 1:
         return access._replace(address=(access.address + rng.choice([-4, -1, 1, 2, 4])) & 0xFFFF)
     return access._replace(size=rng.choice(SIZES))
+
+
+def change_with_settings(data: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
+    """The same where a first byte says how the device is made; it seldom changes."""
+    settings = rng.randrange(256) if rng.random() < 0.05 else data[0] if data else 0
+    return bytes([settings]) + change(data[1:], [other[1:] for other in others], rng)

@@ -90,9 +90,8 @@ _SEEDS: list[bytes] = []
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
     if not _SEEDS:
-        _SEEDS.extend(seed[1:] for seed in seeds().values())
-    settings = rng.randrange(256) if rng.random() < 0.05 else data[0] if data else 0
-    return bytes([settings]) + accesses.change(data[1:], _SEEDS, rng)
+        _SEEDS.extend(seeds().values())
+    return accesses.change_with_settings(data, _SEEDS, rng)
 
 
 def run(data: bytes) -> None:
