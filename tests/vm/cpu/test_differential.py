@@ -69,15 +69,9 @@ def is_fair(engine: Engine, case: Case, outcome: Outcome) -> bool:
     return case.mode == 64 and outcome.vector is None and not reads_selector
 
 
-GAPS = {}
-"""What our own engines do not do yet, by group; take an entry away when it is there."""
-
-
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("mode", [64, 32, 16])
 def test_an_engine_does_what_the_processor_does(host, guest, engine, mode, group):
-    if engine.name != "kvm" and group in GAPS:
-        pytest.xfail(GAPS[group])
     random = Random(f"{SEED} {mode} {group}")
     chosen = [code for code in codes(mode) if group_of(code) == group] * CASES
     if engine.share < 1:
