@@ -98,9 +98,7 @@ define {PRESERVE} i32 @read_mxcsr(ptr %st) {{
   %all = or i32 %g, %f
   ret i32 %all
 }}
-define {PRESERVE} void @write_mxcsr(ptr %st, i32 %value) {{
-  %gp = getelementptr i8, ptr %st, i64 {MXCSR}
-  store i32 %value, ptr %gp
+define internal {PRESERVE} void @take_mxcsr(ptr %st, i32 %value) {{
   %masks = lshr i32 %value, 7
   %open = xor i32 %masks, 63
   %u = and i32 %open, 63
@@ -112,20 +110,18 @@ define {PRESERVE} void @write_mxcsr(ptr %st, i32 %value) {{
   call void @llvm.x86.sse.ldmxcsr(ptr %m)
   ret void
 }}
+define {PRESERVE} void @write_mxcsr(ptr %st, i32 %value) {{
+  %gp = getelementptr i8, ptr %st, i64 {MXCSR}
+  store i32 %value, ptr %gp
+  call {PRESERVE} void @take_mxcsr(ptr %st, i32 %value)
+  ret void
+}}
 define {PRESERVE} void @guest_mxcsr(ptr %st) {{
   %hp = getelementptr i8, ptr %st, i64 {HOST}
   call void @llvm.x86.sse.stmxcsr(ptr %hp)
   %gp = getelementptr i8, ptr %st, i64 {MXCSR}
   %g = load i32, ptr %gp
-  %masks = lshr i32 %g, 7
-  %open = xor i32 %masks, 63
-  %u = and i32 %open, 63
-  %up = getelementptr i8, ptr %st, i64 {UNMASKED}
-  store i32 %u, ptr %up
-  %m = alloca i32
-  %masked = or i32 %g, 8064
-  store i32 %masked, ptr %m
-  call void @llvm.x86.sse.ldmxcsr(ptr %m)
+  call {PRESERVE} void @take_mxcsr(ptr %st, i32 %g)
   ret void
 }}
 define {PRESERVE} void @own_mxcsr(ptr %st) {{
