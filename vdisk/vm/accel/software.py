@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 from vdisk.errors import CorruptImageError
 from vdisk.vm.accel.base import Accelerator
 from vdisk.vm.accel.spinning import Spinning
-from vdisk.vm.cpu import mmu
+from vdisk.vm.cpu import known, mmu
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.core import FOREVER, Core
 from vdisk.vm.cpu.events import KICK
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 IN_PAGE = PAGE_SIZE - 1
 MASK_64 = (1 << 64) - 1
-LONGEST_INSTRUCTION = 15
 
 
 class SoftwareVcpu(Core):
@@ -212,13 +211,13 @@ class SoftwareVcpu(Core):
         user = self.state.cpl == 3
         physical = self.walk(linear, mmu.EXECUTE, user=user)
         left = PAGE_SIZE - (linear & IN_PAGE)
-        code = self.engine.code_bytes(physical, min(left, LONGEST_INSTRUCTION))
-        if left < LONGEST_INSTRUCTION:
+        code = self.engine.code_bytes(physical, min(left, known.LONGEST))
+        if left < known.LONGEST:
             try:
                 second = self.walk(self.wrap_linear(linear + left), mmu.EXECUTE, user=user)
             except GuestFault:
                 return code
-            code += self.engine.code_bytes(second, LONGEST_INSTRUCTION - left)
+            code += self.engine.code_bytes(second, known.LONGEST - left)
         return code
 
     # -- runs of bytes in one page -----------------------------------------------------------------
@@ -490,7 +489,7 @@ class SoftwareAccelerator(Accelerator):
             for page in pages:
                 self._protect(page)
             code = self.code_bytes(first, PAGE_SIZE - (first & IN_PAGE))
-            code += self.code_bytes(second, LONGEST_INSTRUCTION - len(code))
+            code += self.code_bytes(second, known.LONGEST - len(code))
             self.translator.translate_crossing(vcpu, code, (first, following), mode, guard)
             return True
 

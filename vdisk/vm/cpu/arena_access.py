@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 def counter(b: Builder, name: str) -> Value:
+    """A field of the header (:data:`~vdisk.vm.cpu.arena.COUNTERS`)."""
     return b.arena_load(arena.HEADER_FIELDS[name], "i64")
 
 
 def set_counter(b: Builder, name: str, value: Value) -> None:
+    """The counterpart of :func:`counter`."""
     b.arena_store(arena.HEADER_FIELDS[name], value)
 
 
@@ -24,8 +26,10 @@ def wide(b: Builder, where: Value | int, kind: str) -> Value:
 
 
 def mode_place(mode: Value) -> Value:
+    """Where the mapping says what is fixed for a mode."""
     return mode * arena.MODE_SIZE + arena.MODES
 
 
 def page_place(b: Builder, number: Value) -> Value:
+    """Where the entry of a physical page is in the mapping."""
     return counter(b, "pages") + number * arena.PAGE_ENTRY

@@ -12,7 +12,7 @@ import iced_x86 as iced
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.decode import lower_instruction
-from vdisk.vm.cpu.known import Field, Parameter
+from vdisk.vm.cpu.known import LONGEST, Field, Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,8 +121,6 @@ def _with_field(decoded: Decoded, place: int, parameter: Parameter, number: int)
 
 MOST_KNOWN = 200_000
 """Instructions that are remembered, each about 1 KiB: guests may make up any number of them."""
-LONGEST = 15
-"""Bytes of an instruction."""
 
 _PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 

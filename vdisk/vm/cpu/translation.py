@@ -64,10 +64,12 @@ class Question(enum.IntEnum):
 
 
 def entry_place(number: Value) -> Value:
+    """Where an entry of what is known is in the mapping."""
     return number * known.ENTRY_SIZE + (arena.KNOWN + known.ENTRIES)
 
 
 def has_bit(bits: Value, bit: int) -> Value:
+    """True if an entry has a :class:`~vdisk.vm.cpu.known.Bit`."""
     return (bits & bit).ne(0)
 
 
