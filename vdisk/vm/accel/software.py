@@ -198,6 +198,10 @@ class SoftwareVcpu(Core):
         record = self._scratch.get(key)
         if record is None:
             record = self.engine.translate_once(self, code, offset, self.mode)
+            if not record:  # it goes on where nothing can be fetched
+                following = self.wrap_linear((linear | IN_PAGE) + 1)
+                self.walk(following, mmu.EXECUTE, user=self.state.cpl == 3)
+                return  # another processor has mapped the page meanwhile
             self._scratch[key] = record
         self.state.code_page = linear & ~IN_PAGE
         self._start_at = self.engine.arena.record_address(record)

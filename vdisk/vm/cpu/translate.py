@@ -132,7 +132,10 @@ class Translator:
                 self._answer(asker, answer, b"", mode)
 
     def translate_once(self, asker: Asker, code: bytes, physical: int, mode: Mode) -> int:
-        """One instruction from its bytes; nothing leads to it, and nothing drops it."""
+        """One instruction from its bytes; nothing leads to it, and nothing drops it.
+
+        0 if the bytes are not all of it.
+        """
         return self._from_bytes(asker, code, physical, mode, 0, 0)
 
     def translate_crossing(
@@ -154,6 +157,8 @@ class Translator:
             answer = asker.routine("translate_bytes", low, high, physical, how, second, guard)
             if not answer & ASKING:
                 return answer
+            if answer & 0xFF == Question.HALF:
+                return 0
             self._answer(asker, answer, code, mode)
 
     # -- answers -------------------------------------------------------------------------------

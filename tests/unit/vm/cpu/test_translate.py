@@ -14,6 +14,7 @@ from vdisk.vm.bus import Bus
 from vdisk.vm.cpu import known
 from vdisk.vm.cpu.arena import HotRegion
 from vdisk.vm.cpu.decode import FLAT_MODE, Mode
+from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.flags import Family, cc_op
 from vdisk.vm.cpu.records import PARAMS, RECORD, RECORD_SIZE, WIDE_RECORD
 from vdisk.vm.cpu.translate import may_link
@@ -132,6 +133,28 @@ def test_a_block_ends_at_its_limit(it):
 def test_half_an_instruction_is_no_block(it):
     it.memory.write(START + PAGE_SIZE - 2, b"\xe8\x00")
     assert not it.engine.translate(it.vcpu, START + PAGE_SIZE - 2, LONG)
+
+
+def test_half_an_instruction_from_its_bytes_is_none(it):
+    assert not it.engine.translate_once(it.vcpu, b"\xe8\x00", PAGE_SIZE - 2, LONG)
+    assert it.engine.translate_once(it.vcpu, b"\x90\xe8", PAGE_SIZE - 2, LONG)
+
+
+def test_code_outside_memory_that_goes_on_in_a_page_that_is_not_there_is_a_page_fault(it):
+    """The last byte of a page of nothing, in real memory's place, with the next page absent."""
+    state, tables = it.vcpu.state, 0x8000
+    rows = {0: (tables + 0x1000) | 3, 0x1000: (tables + 0x2000) | 3, 0x2000: (tables + 0x3000) | 3}
+    for place, entry in rows.items():
+        it.memory.write(tables + place, entry.to_bytes(8, "little"))
+    it.memory.write(tables + 0x3000, ((8 << 20) | 3).to_bytes(8, "little"))  # page 0: no memory
+    system = it.vcpu.get_system_registers()
+    system.cr0, system.cr3, system.cr4, system.efer = 0x8000_0011, tables, 0x20, 0x500
+    system.cs.selector, system.cs.base, system.cs.limit, system.cs.attributes = 8, 0, 0, 0xA09B
+    it.vcpu.set_system_registers(system)
+    state.rip = PAGE_SIZE - 1
+    with pytest.raises(GuestFault) as caught:
+        it.vcpu._translate()
+    assert (caught.value.vector, caught.value.address) == (14, PAGE_SIZE)
 
 
 def test_a_block_stops_before_half_an_instruction(it):
