@@ -6,8 +6,10 @@ are called, and what a handler is (:meth:`SoftwareAccelerator.handlers`).
 Several vCPUs execute the same records at the same time, each in a thread of its own; what makes
 that right:
 
-* ``lock`` guards the translations.  It is taken with the bus's lock held (DMA that hits code),
-  never the other way round.
+* ``lock`` guards what Python knows of the translations.  It is taken with the bus's lock held (DMA
+  that hits code), never the other way round.  The arena has a lock of its own for the routines that
+  make and drop blocks, and for Python while it clears the tables they read; whoever has it takes no
+  other.
 * Records are written before the code array or the link that leads to them, and none is used again
   while anybody may execute it.  Dropping a block overwrites its records' handlers, one aligned
   word each: a vCPU in the middle of it ends its instruction and looks the next one up.
