@@ -162,7 +162,7 @@ typed.addEventListener("blur", releaseAll);
 // A finger moves the mouse as on a touchpad: a tap clicks, two fingers' tap is the right button,
 // a tap and then a finger drags, two fingers turn the wheel.
 const TAP_MS = 250, TAP_PIXELS = 8, WHEEL_PIXELS = 24;
-const touch = { at: null, began: 0, moved: 0, fingers: 0, tapped: 0, dragging: false };
+const touch = { at: null, began: 0, moved: 0, fingers: 0, tapped: -Infinity, dragging: false };
 const middle = (touches) => [0, 1].map((axis) => Array.from(touches).reduce((sum, one) => sum + (axis ? one.clientY : one.clientX), 0) / touches.length);
 
 canvas.addEventListener("touchstart", (event) => {
@@ -191,7 +191,7 @@ canvas.addEventListener("touchend", (event) => {
   const tap = event.timeStamp - touch.began < TAP_MS && touch.moved < TAP_PIXELS;
   if (tap && !touch.dragging) send({ type: "buttons", buttons: touch.fingers > 1 ? 2 : 1 });
   if (tap || touch.dragging) send({ type: "buttons", buttons: 0 });
-  touch.tapped = tap && touch.fingers === 1 && !touch.dragging ? event.timeStamp : 0;
+  touch.tapped = tap && touch.fingers === 1 && !touch.dragging ? event.timeStamp : -Infinity;
 }, { passive: false });
 
 const captured = () => document.pointerLockElement === canvas;
