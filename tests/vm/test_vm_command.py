@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,25 @@ def test_input_and_output_through_pipes(accel: str, echo: str) -> None:
     assert done.stderr == b""
 
 
+def end_by_serial_line(client: socket.socket, program: subprocess.Popen[bytes]) -> None:
+    """Type until the guest of :func:`echo` answers, then end its machine."""
+    with client:
+        received = b""
+        while b"A" not in received:
+            client.send(b"a")
+            received += client.recv(100)
+        client.send(b"\x1b")
+        assert program.wait(PATIENCE) == 15
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Wait for something to be so."""
+    deadline = time.monotonic() + PATIENCE
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_serial_line_into_a_file_and_at_a_socket(accel: str, echo: str, tmp_path: Path) -> None:
     path = tmp_path / "com2"
     program = subprocess.Popen(
@@ -64,18 +83,9 @@ def test_a_serial_line_into_a_file_and_at_a_socket(accel: str, echo: str, tmp_pa
     try:
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(PATIENCE)
-        for _ in range(PATIENCE * 20):
-            if path.exists():
-                break
-            time.sleep(0.05)
+        until(path.exists)
         client.connect(os.fspath(path))
-        received = b""
-        while b"A" not in received:
-            client.send(b"a")
-            received += client.recv(100)
-        client.send(b"\x1b")
-        assert program.wait(PATIENCE) == 15
-        client.close()
+        end_by_serial_line(client, program)
     finally:
         program.kill()
         program.wait()
@@ -143,9 +153,7 @@ def test_ctrl_c_ends_a_machine_without_a_terminal(accel: str, echo: str, tmp_pat
         words(accel, "--bios", echo, "--serial", str(log)), stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )  # fmt: skip
-    deadline = time.monotonic() + PATIENCE
-    while not (log.exists() and log.read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: log.exists() and log.read_bytes() != b"")
     program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=PATIENCE)
     assert (program.returncode, errors) == (130, b"")
@@ -167,9 +175,7 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(PATIENCE)
-            deadline = time.monotonic() + PATIENCE
-            while not path.exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
+            until(path.exists)
             client.connect(os.fspath(path))
             answers = client.makefile("rb")
             assert b"QMP" in answers.readline()
@@ -250,17 +256,23 @@ def test_what_the_guest_says_while_one_is_at_the_monitor_comes_later(
 again:
     mov al, '.'
     call putc
+    mov dx, 0x2f8
+    out dx, al
     mov cx, 0xffff
 wait_a_while:
     loop wait_a_while
     jmp again
 """
     bios = guests.assemble_bios(tmp_path, source)
-    terminal = Terminal(words(accel, "--bios", bios, "-nographic"))
+    also = tmp_path / "also"  # what the guest says, while the terminal does not show it
+    serial = ["-serial", "mon:stdio", "-serial", f"file:{also}"]
+    terminal = Terminal(words(accel, "--bios", bios, "-nographic", *serial))
     try:
         terminal.wait_for(b"...")
         terminal.type(b"\x01c")
         terminal.wait_for(b"(vdisk) ")
+        said = also.stat().st_size
+        until(lambda: also.stat().st_size >= said + 3)
         terminal.type(b"stop\r")
         terminal.wait_for(b"(vdisk) ")
         assert b"." not in terminal.seen
@@ -273,13 +285,6 @@ wait_a_while:
         terminal.close()
 
 
-def until_there(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_machine_that_ends_takes_its_monitor_along(accel: str, tmp_path: Path) -> None:
     path = tmp_path / "monitor"
     terminal = Terminal(
@@ -289,7 +294,7 @@ def test_a_machine_that_ends_takes_its_monitor_along(accel: str, tmp_path: Path)
     )
     try:
         terminal.wait_for(b"(vdisk) ")
-        until_there(path)
+        until(path.exists)
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(PATIENCE)
             client.connect(os.fspath(path))
@@ -330,13 +335,7 @@ def test_a_serial_line_at_a_tcp_port(accel: str, echo: str) -> None:
             except ConnectionRefusedError:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-        received = b""
-        while b"A" not in received:
-            client.send(b"a")
-            received += client.recv(100)
-        client.send(b"\x1b")
-        assert program.wait(PATIENCE) == 15
-        client.close()
+        end_by_serial_line(client, program)
     finally:
         program.kill()
         program.wait()
