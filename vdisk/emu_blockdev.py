@@ -134,6 +134,8 @@ class EmuBlockDevice(Drive):
         self._active = 0
         self._barrier = Barrier()
         self._parked: list[Request] = []
+        self.stopped = False
+        """Whether failed requests wait for :meth:`resume`."""
         self._idle = threading.Condition(self.lock)
         self._workers = Workers(self._threads, self._work)
 
@@ -173,6 +175,21 @@ class EmuBlockDevice(Drive):
         elif request.operation is Operation.FLUSH and self._barrier.hold_flush(request):
             return False
         return self._start(request)
+
+    def perform(self, request: Request) -> bool:
+        """Carry a request out in this thread, as firmware has to; ``lock`` is held.
+
+        True: it is done, ``request.error`` says how.  False: the storage failed it, and the
+        machine stands still because of that; the caller asks again when it goes on.
+        """
+        if self.stopped:
+            return False
+        request.began = self._now()
+        request.error = self._refusal(request)
+        if request.error is not None:
+            self.statistics.invalid[request.operation] += 1
+            return True
+        return self._settle(request, None if self._at_once(request) else self._carry_out(request))
 
     def _refusal(self, request: Request) -> VdiskError | None:
         """Why a request can never be carried out; the one gate of all of them."""
@@ -276,14 +293,13 @@ class EmuBlockDevice(Drive):
             if request.fua or not self.write_cache:
                 device.flush()
 
-    def _finish(self, request: Request, error: VdiskError | None) -> bool:
-        """A request was carried out; False where it is kept for another try."""
+    def _settle(self, request: Request, error: VdiskError | None) -> bool:
+        """Say how a request went, by the policy; False where it shall be tried again."""
         operation = request.operation
         if error is not None:
             self.statistics.failed[operation] += 1
             action = self.policy.action(operation, error)
-            if action is OnError.STOP:
-                self._parked.append(request)
+            self.stopped |= action is OnError.STOP
             if self.on_error is not None:
                 self.on_error(request, error, action)
             if action is OnError.STOP:
@@ -291,9 +307,16 @@ class EmuBlockDevice(Drive):
             if action is OnError.IGNORE:
                 error = None
         request.error = error
-        self.in_flight -= 1
         if error is None:
             self.statistics.add(operation, request.length, self._now() - request.began)
+        return True
+
+    def _finish(self, request: Request, error: VdiskError | None) -> bool:
+        """A submitted request was carried out; False where it is kept for another try."""
+        if not self._settle(request, error):
+            self._parked.append(request)
+            return False
+        self.in_flight -= 1
         if request.epoch is not None:
             for flush in self._barrier.end_write(request):
                 self._go_on(flush)
@@ -306,15 +329,10 @@ class EmuBlockDevice(Drive):
 
     # -- life --------------------------------------------------------------------------------
 
-    @property
-    def stopped(self) -> bool:
-        """Whether failed requests wait for :meth:`resume`."""
-        return bool(self._parked)
-
     def resume(self) -> None:
         """Try again what failed and was kept, in order."""
         with self.lock:
-            parked, self._parked = self._parked, []
+            parked, self._parked, self.stopped = self._parked, [], False
             for request in parked:
                 self._go_on(request)
 
@@ -334,6 +352,7 @@ class EmuBlockDevice(Drive):
         with self.lock:
             self.drain()
             self._parked.clear()
+            self.stopped = False
             self._barrier = Barrier()
             self.in_flight = self._active
 

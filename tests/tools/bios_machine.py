@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vdisk.block import BlockDevice
+    from vdisk.emu_blockdev import ErrorPolicy
 
 CARRY, ZERO, INTERRUPTS = 1, 1 << 6, 1 << 9
 STACK_SEGMENT, STACK = 0x0000, 0x7000
@@ -207,6 +208,7 @@ class BiosMachine:
         cdroms: Sequence[BlockDevice | bytes | None] = (),
         memory: int = 16 << 20,
         real_vga: bool = False,
+        policy: ErrorPolicy | None = None,
         **settings: Any,
     ) -> None:
         self.bus, self.clock = Bus(), VirtualClock()
@@ -214,7 +216,7 @@ class BiosMachine:
         self.log: list[str] = []
         self.a20 = True
         self.drives = [
-            Drive(kind, _disk(device, kind))
+            Drive(kind, _disk(device, kind, policy))
             for kind, devices in (
                 (DriveKind.FLOPPY, floppies),
                 (DriveKind.HARD_DISK, disks),
@@ -325,7 +327,9 @@ class BiosMachine:
             self.trap("scan_code", ax=code)
 
 
-def _disk(content: BlockDevice | bytes | None, kind: DriveKind) -> EmuBlockDevice:
+def _disk(
+    content: BlockDevice | bytes | None, kind: DriveKind, policy: ErrorPolicy | None
+) -> EmuBlockDevice:
     device = MemoryStore(content, growable=False) if isinstance(content, bytes) else content
     removable = kind is not DriveKind.HARD_DISK
-    return EmuBlockDevice(device, removable=removable, threads=0)
+    return EmuBlockDevice(device, removable=removable, threads=0, policy=policy)

@@ -19,6 +19,7 @@ from vdisk.vm._bios.hardware import Hardware
 from vdisk.vm._bios.rom import ROM_BASE, ROM_SIZE, TRAP_PORT, build
 from vdisk.vm._bios.services import Services
 from vdisk.vm._bios.space import Space
+from vdisk.vm._bios.transfer import Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,9 +107,14 @@ class Bios:
             return
         call = Call(self.processor, self._space)
         name = self._by_address.get(call.code_address)
-        if name is not None:
+        if name is None:
+            return
+        try:
             self.services.traps[name](call)
-            call.finish()
+        except Held:
+            call = Call(self.processor, self._space)
+            call.wait = call.spin = True
+        call.finish()
 
 
 def _places(traps: dict[int, str]) -> dict[int | None, str]:

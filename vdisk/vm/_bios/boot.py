@@ -7,6 +7,7 @@ stands in the EBDA, since the ROM waits for keys between two steps::
     TRYING --nothing left--> ASKING --key--> TRYING
                                    --time--> a reset
     PROMPT --the key--> MENU --digit--> TRYING
+    TRYING --a drive is left--> LOADING --> TRYING, or into its boot sector
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from vdisk.errors import VdiskError
 from vdisk.vm._bios import eltorito, layout
 from vdisk.vm._bios.drives import CD_SECTOR, FIRST_HARD_DISK, SECTOR, Drive, DriveKind
+from vdisk.vm._bios.transfer import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +47,7 @@ class State(enum.IntEnum):
     ASKING = 2
     PROMPT = 3
     MENU = 4
+    LOADING = 5
 
 
 class BootService:
@@ -93,7 +96,9 @@ class BootService:
         if state == State.STARTING:
             self._begin()
         elif state == State.TRYING:
-            self._try(call)
+            self._try()
+        elif state == State.LOADING:
+            self._boot(call)
         elif state == State.PROMPT:
             self._prompt(call)
         elif state == State.MENU:
@@ -154,21 +159,28 @@ class BootService:
         else:
             call.spin = False
 
-    def _try(self, call: Call) -> None:
-        index = self.hw.ebda.byte(layout.BOOT_INDEX)
-        self.hw.ebda.set_byte(layout.BOOT_INDEX, min(index + 1, 255))
-        candidates = self.candidates()
-        if index >= len(candidates):
-            self.video.print("No bootable device. Insert one and press any key.\n")
-            self._wait(self.retry_wait or 0)
-            self._enter(State.ASKING)
+    def _try(self) -> None:
+        """Announce the next drive: what comes then may have to be made twice."""
+        index, candidates = self.hw.ebda.byte(layout.BOOT_INDEX), self.candidates()
+        if index < len(candidates):
+            self.video.print(f"Booting from {candidates[index].kind.value}...\n")
+            self._enter(State.LOADING)
             return
-        drive = candidates[index]
-        self.video.print(f"Booting from {drive.kind.value}...\n")
+        self.video.print("No bootable device. Insert one and press any key.\n")
+        self._wait(self.retry_wait or 0)
+        self._enter(State.ASKING)
+
+    def _boot(self, call: Call) -> None:
+        index, candidates = self.hw.ebda.byte(layout.BOOT_INDEX), self.candidates()
+        if index >= len(candidates):  # somebody has written to the EBDA
+            self._enter(State.STARTING)
+            return
         try:
-            where = self._load(drive)
+            where = self._load(candidates[index])
         except VdiskError as error:
             where = f"cannot be read ({error.kind})"
+        self.hw.ebda.set_byte(layout.BOOT_INDEX, min(index + 1, 255))
+        self._enter(State.TRYING)
         if isinstance(where, str):
             self.video.print(f"Boot failed: {where}.\n")
         else:
@@ -178,21 +190,21 @@ class BootService:
 
     def _load(self, drive: Drive) -> tuple[int, int] | str:
         """Load the drive's boot code: (its address, drive number), or why not."""
-        device, disks = drive.medium(), self.hw.drives.hard_disks
+        disks = self.hw.drives.hard_disks
         self.disk.eltorito.deactivate()
         self.hw.ebda.set_byte(layout.FIRST_DISK, 0)
-        if device is None:
+        if not drive.disk.present:
             return "no medium"
         if drive.kind is DriveKind.CDROM:
             return self._load_cdrom(drive)
-        if device.size < SECTOR:
+        if not drive.sectors():
             return "too small"
         if drive.kind is DriveKind.HARD_DISK:
             self.hw.ebda.set_byte(layout.FIRST_DISK, disks.index(drive))
             number = FIRST_HARD_DISK
         else:
             number = self.hw.drives.floppies.index(drive)
-        return self._load_sector(device.read(0, SECTOR), number)
+        return self._load_sector(read(drive, 0, drive.sector_size)[:SECTOR], number)
 
     def _load_sector(self, sector: bytes, number: int) -> tuple[int, int] | str:
         if sector[510:] != SIGNATURE:
@@ -201,18 +213,18 @@ class BootService:
         return BOOT_ADDRESS, number
 
     def _load_cdrom(self, drive: Drive) -> tuple[int, int] | str:
-        entry, device = eltorito.default_entry(drive), drive.medium()
-        if entry is None or device is None:
+        entry = eltorito.default_entry(drive)
+        if entry is None:
             return "not a bootable CD-ROM"
         number = self.disk.eltorito.activate(self.hw.drives.cdroms.index(drive), entry)
         start = entry.first * CD_SECTOR
         if entry.media != eltorito.NO_EMULATION:
-            return self._load_sector(device.read(start, SECTOR), number)
+            return self._load_sector(read(drive, start, SECTOR), number)
         address, length = entry.segment << 4, entry.sectors * SECTOR
-        length = min(length, max(device.size - start, 0))
+        length = min(length, max(drive.disk.size - start, 0))
         if address < LOWEST_LOAD or address + length > LOAD_LIMIT:
             return "its boot image does not fit into memory"
-        self.hw.space.write(address, device.read(start, length))
+        self.hw.space.write(address, read(drive, start, length))
         return address, number
 
     def _jump(self, call: Call, address: int, number: int) -> None:

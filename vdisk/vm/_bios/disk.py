@@ -128,7 +128,7 @@ class DiskService:
     def read_sectors(self, call: Call, found: Volume, lba: int, count: int, linear: int) -> None:
         """Sectors into memory at a linear address."""
         offset, length = extent(found, lba, count)
-        call.fill(linear, length, lambda done, view: read_into(found, offset + done, view))
+        call.fill(linear, length, lambda done, view: read_into(found.drive, offset + done, view))
 
     def write_sectors(self, call: Call, found: Volume, lba: int, count: int, linear: int) -> None:
         """Sectors from memory."""

@@ -1,6 +1,6 @@
 """The drives that int 13h numbers: floppies from 00h, hard disks from 80h, CD-ROMs from E0h.
 
-Sectors travel straight between the disk's device and guest memory, past the emulated controller.
+Sectors travel straight between the disk and guest memory, past the emulated controller.
 CHS addresses follow the logical geometry of :mod:`vdisk.emu_block.geometry`.
 """
 

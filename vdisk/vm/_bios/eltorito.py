@@ -27,7 +27,7 @@ from vdisk.vm._bios.drives import (
     Volume,
 )
 from vdisk.vm._bios.layout import EMULATION
-from vdisk.vm._bios.transfer import DiskError, Status
+from vdisk.vm._bios.transfer import DiskError, Status, read
 
 if TYPE_CHECKING:
     from vdisk.vm._bios.call import Call
@@ -65,22 +65,21 @@ class BootEntry(NamedTuple):
 
 def find_catalog(drive: Drive) -> int | None:
     """The sector of the boot catalog; None: not a bootable CD-ROM."""
-    device = drive.medium()
-    if device is None or device.size < (BOOT_RECORD + 1) * CD_SECTOR:
+    if drive.sectors() <= BOOT_RECORD:
         return None
-    record = device.read(BOOT_RECORD * CD_SECTOR, CD_SECTOR)
+    record = read(drive, BOOT_RECORD * CD_SECTOR, CD_SECTOR)
     if not record.startswith(IDENTIFIER):
         return None
     sector = int.from_bytes(record[CATALOG_POINTER : CATALOG_POINTER + 4], "little")
-    return sector if (sector + 1) * CD_SECTOR <= device.size else None
+    return sector if sector < drive.sectors() else None
 
 
 def default_entry(drive: Drive) -> BootEntry | None:
     """What the CD-ROM boots by default; None: nothing.  Raises :class:`VdiskError`."""
-    sector, device = find_catalog(drive), drive.medium()
-    if sector is None or device is None:
+    sector = find_catalog(drive)
+    if sector is None:
         return None
-    catalog = device.read(sector * CD_SECTOR, 64)
+    catalog = read(drive, sector * CD_SECTOR, CD_SECTOR)
     checksum = sum(struct.unpack("<16H", catalog[:32])) & 0xFFFF
     if catalog[0] != VALIDATION or catalog[1] == EFI or catalog[30:32] != b"\x55\xaa" or checksum:
         return None
@@ -160,10 +159,9 @@ class ElTorito:
         """4Ch: as 4Ah, and into the boot sector."""
         self.initiate(call)
         found = self.emulated_volume()
-        device = None if found is None else found[1].drive.medium()
-        if found is None or device is None or not found[1].sectors:
+        if found is None or not found[1].sectors:
             raise DiskError(Status.NO_MEDIA)
-        self.hw.space.write(0x7C00, device.read(found[1].first, SECTOR))
+        self.hw.space.write(0x7C00, read(found[1].drive, found[1].first, SECTOR))
         call.dl = found[0]
         call.write(call.stack_address(), struct.pack("<HH", 0x7C00, 0))
 
@@ -175,13 +173,12 @@ class ElTorito:
         if packet is None or size < 8:
             raise DiskError(Status.INVALID)
         drive = self.hw.drives.cdroms[packet[3]] if packet[3] < len(self.hw.drives.cdroms) else None
-        device = None if drive is None else drive.medium()
-        if drive is None or device is None:
+        if drive is None or not drive.sectors():
             raise DiskError(Status.NO_MEDIA)
         catalog = find_catalog(drive)
-        if catalog is None or (catalog + start + count) * CD_SECTOR > device.size:
+        if catalog is None or catalog + start + count > drive.sectors():
             raise DiskError(Status.NOT_FOUND)
-        call.write(buffer, device.read((catalog + start) * CD_SECTOR, count * CD_SECTOR))
+        call.write(buffer, read(drive, (catalog + start) * CD_SECTOR, count * CD_SECTOR))
 
 
 def _disk_geometry(drive: Drive, first: int) -> Geometry:

@@ -230,6 +230,7 @@ irq_keyboard.paused:
 org 0xEC59
 disk:
     trap disk
+    jc disk                     ; the disk had failed, and the machine stood still
     iret
 
 org 0xEF57

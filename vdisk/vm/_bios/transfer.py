@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import enum
 import errno
-import time
 from typing import TYPE_CHECKING
 
-from vdisk.emu_blockdev import Operation
+from vdisk.emu_blockdev import Operation, Request
 from vdisk.errors import ReadOnlyError, VdiskError
 from vdisk.vm._bios.drives import DriveKind
 
 if TYPE_CHECKING:
-    from vdisk.block import BlockDevice
-    from vdisk.vm._bios.drives import Volume
+    from vdisk.emu_blockdev import EmuBlockDevice
+    from vdisk.vm._bios.drives import Drive, Volume
 
 VERIFY_CHUNK = 1 << 20  # so that verifying much takes little memory
 
@@ -44,33 +43,38 @@ class DiskError(Exception):
         self.status = status
 
 
-def medium(found: Volume) -> BlockDevice:
-    """The device behind a volume; raises where the drive is empty."""
-    device = found.drive.medium()
-    if device is None:
-        raise DiskError(Status.NO_MEDIA)
-    return device
+class Held(Exception):
+    """The storage has failed and the machine stands still: the ROM calls again when it goes on."""
 
 
-def read_into(found: Volume, offset: int, view: memoryview) -> None:
+def read_into(drive: Drive, offset: int, view: memoryview) -> None:
     """Bytes of the medium into memory."""
-    began = time.perf_counter_ns()
-    medium(found).read_into(offset, view)
-    taken = time.perf_counter_ns() - began
-    found.drive.disk.statistics.add(Operation.READ, len(view), taken)
+    _perform(drive.disk, Request(Operation.READ, offset, len(view), (view,)))
+
+
+def read(drive: Drive, offset: int, length: int) -> bytes:
+    """Bytes of the medium."""
+    data = bytearray(length)
+    read_into(drive, offset, memoryview(data))
+    return bytes(data)
 
 
 def write(found: Volume, offset: int, data: bytes) -> None:
     """Bytes of memory onto the medium."""
-    disk = found.drive.disk
-    device = medium(found)
-    if found.emulated or found.drive.kind is DriveKind.CDROM or disk.readonly:
+    drive = found.drive
+    if found.emulated or drive.kind is DriveKind.CDROM:
         raise DiskError(Status.WRITE_PROTECTED)
-    began = time.perf_counter_ns()
-    device.write(offset, data)
-    if not disk.write_cache:
-        device.flush()
-    disk.statistics.add(Operation.WRITE, len(data), time.perf_counter_ns() - began)
+    _perform(drive.disk, Request(Operation.WRITE, offset, len(data), (memoryview(data),)))
+
+
+def _perform(disk: EmuBlockDevice, request: Request) -> None:
+    """One request, under the disk's error policy as those of its controller are."""
+    if not disk.present:
+        raise DiskError(Status.NO_MEDIA)
+    if not disk.perform(request):
+        raise Held
+    if request.error is not None:
+        raise request.error
 
 
 def extent(found: Volume, lba: int, count: int) -> tuple[int, int]:
@@ -85,7 +89,7 @@ def verify(found: Volume, lba: int, count: int) -> None:
     offset, length = extent(found, lba, count)
     buffer = memoryview(bytearray(min(length, VERIFY_CHUNK)))
     for start in range(0, length, VERIFY_CHUNK):
-        read_into(found, offset + start, buffer[: length - start])
+        read_into(found.drive, offset + start, buffer[: length - start])
 
 
 def status_of(error: VdiskError, function: int) -> Status:

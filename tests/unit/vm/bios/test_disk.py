@@ -7,7 +7,9 @@ import struct
 import pytest
 
 from tests.tools.bios_machine import BiosMachine
+from vdisk.emu_blockdev import EmuBlockDevice, ErrorPolicy, OnError, Operation
 from vdisk.errors import DeviceError
+from vdisk.filters.faults import Faults, InjectError, IoType, Where
 from vdisk.stores.memory import MemoryStore
 
 SECTORS = 63 * 16 * 20
@@ -138,6 +140,65 @@ class TestChs:
         offset, segment = pc.word(0x104), pc.word(0x106)
         table = pc.memory.read((segment << 4) + offset, 16)
         assert int.from_bytes(table[:2], "little") == 20 and table[2] == 16 and table[14] == 63
+
+
+def once(disk: EmuBlockDevice, iotype: IoType) -> list[OnError]:
+    """Let the next such request of a disk fail; what is done about failures."""
+    actions: list[OnError] = []
+    disk.on_error = lambda _request, _error, action: actions.append(action)
+    faults = disk.device
+    assert isinstance(faults, Faults)
+    faults.set_rules(InjectError(where=Where(iotypes=frozenset({iotype}), once=True)))
+    return actions
+
+
+class TestErrorPolicy:
+    def machine(self, policy: ErrorPolicy) -> tuple[BiosMachine, EmuBlockDevice]:
+        pc = BiosMachine(disks=[Faults(MemoryStore(numbered(2000), growable=False))], policy=policy)
+        pc.post()
+        return pc, pc.drives[0].disk
+
+    def test_reported(self) -> None:
+        pc, disk = self.machine(ErrorPolicy())
+        actions = once(disk, IoType.READ)
+        done = pc.interrupt(0x13, ax=0x0201, cx=1, dx=DISK, es=BUFFER)
+        assert done.carry and done.ah == 0x10
+        assert actions == [OnError.REPORT] and disk.statistics.failed[Operation.READ] == 1
+
+    def test_ignored(self) -> None:
+        pc, disk = self.machine(ErrorPolicy(werror=OnError.IGNORE))
+        actions = once(disk, IoType.WRITE)
+        assert not pc.interrupt(0x13, ax=0x0301, cx=1, dx=DISK, es=BUFFER).carry
+        assert actions == [OnError.IGNORE]
+
+    @pytest.mark.parametrize("function", [2, 3, 4])
+    def test_the_call_is_made_again_when_the_machine_goes_on(self, function: int) -> None:
+        pc, disk = self.machine(ErrorPolicy(OnError.STOP, OnError.STOP))
+        actions = once(disk, IoType.WRITE if function == 3 else IoType.READ)
+        before = {"ax": function << 8 | 2, "cx": 5, "dx": DISK}
+        stopped = pc.trap("disk", es=BUFFER, **before)
+        assert stopped.waits and {name: getattr(stopped, name) for name in before} == before
+        assert pc.trap("disk", es=BUFFER, **before).waits  # it has not gone on yet
+        assert actions == [OnError.STOP] and disk.stopped
+        disk.resume()
+        done = pc.trap("disk", es=BUFFER, **before)
+        assert not (done.waits or done.carry or disk.stopped)
+        assert function != 2 or first_numbers(pc, 2) == [4, 5]
+
+    def test_booting_waits_too(self) -> None:
+        boot = b"".ljust(510, b"B") + b"\x55\xaa"
+        pc = BiosMachine(
+            disks=[Faults(MemoryStore(boot, growable=False))],
+            policy=ErrorPolicy(rerror=OnError.STOP),
+        )
+        pc.post()
+        once(pc.drives[0].disk, IoType.READ)
+        assert all(pc.trap("bootstrap").waits for _ in range(9))
+        assert pc.drives[0].disk.stopped
+        pc.drives[0].disk.resume()
+        assert not pc.trap("bootstrap").waits
+        assert pc.memory.read(0x7C00, 512) == boot
+        assert pc.screen().count("Booting from hard disk") == 1
 
 
 class TestErrors:
