@@ -146,6 +146,9 @@ class _Walk:
         self.no_execute: Variable = b.variable("i1", 0)
         self.entry: Variable = b.variable("i64")
         self.where: Variable = b.variable("i64")
+        levels = 1 if name == "walk_short" else 3
+        self.above = [(b.variable("i64", A), b.variable("i64")) for _ in range(levels)]
+        """Entries that led here, the last one first, and where they are."""
 
     def fault(self, present: int) -> None:
         _page_fault(self.b, self.linear, self.access, self.user, present)
@@ -161,18 +164,30 @@ class _Walk:
         with b.if_(self.access.eq(EXECUTE) & self.no_execute.get()):
             self.fault(1)
 
-    def mark(self, marks: Value) -> None:
-        """Mark the present entry; if it is another one by now, walk from the top."""
+    def descend(self) -> None:
+        """Keep the present entry in mind: a walk that ends in a fault marks none."""
+        new = self.entry.get(), self.where.get()
+        for kept in self.above:
+            old = kept[0].get(), kept[1].get()
+            kept[0].set(new[0])
+            kept[1].set(new[1])
+            new = old
+
+    def mark(self, where: Value, entry: Value, marks: Value) -> None:
+        """Mark an entry; if it is another one by now, walk from the top."""
         b = self.b
-        done = b.call("mark_entry", self.where.get(), self.entry.get(), marks, self.wide)
+        done = b.call("mark_entry", where, entry, marks, self.wide)
         with b.if_(done.eq(0), unlikely=True):
             b.return_(b.call(self.name, self.linear, self.access, self.user))
 
     def finish(self, page_bits: Value, address: Value) -> None:
-        """Mark the last entry and return the physical address."""
+        """Mark the entries and return the physical address."""
         b = self.b
+        for entry, where in self.above:
+            with b.if_(~is_set(entry.get(), A), unlikely=True):
+                self.mark(where.get(), entry.get(), b.const("i64", A))
         dirty = b.select(self.access.eq(WRITE), D, b.const("i64", 0))
-        self.mark(dirty | A)
+        self.mark(self.where.get(), self.entry.get(), dirty | A)
         inside = self.linear & ((b.const("i64", 1) << page_bits) - 1)
         b.return_(b.call("apply_a20", address + inside))
 
@@ -216,7 +231,7 @@ def walk_long(b: Builder, linear: Value, access: Value, user: Value) -> None:
                 frame.set(frame.get() & ~low)
             walk.check_rights()
             walk.finish(shift, frame.get())
-        walk.mark(b.const("i64", A))
+        walk.descend()
         walk.table.set(entry & ADDRESS)
         walk.shift.set(shift - 9)
 
@@ -254,7 +269,7 @@ def walk_short(b: Builder, linear: Value, access: Value, user: Value) -> None:
         walk.check_rights()
         high = (entry & 0x1F_E000) << 19
         walk.finish(b.const("i64", 22), (entry & 0xFFC0_0000) | high)
-    walk.mark(b.const("i64", A))
+    walk.descend()
     walk.where.set((entry & 0xFFFF_F000) + ((linear >> 12) & 0x3FF) * 4)
     walk.entry.set(b.call("load_entry", walk.where.get(), narrow))
     last = walk.entry.get()

@@ -47,6 +47,9 @@ start32:
         SAY "read of nothing: "
         TRY mov al, [MAPPED + 0x234]
 ;= read of nothing: #0e(0000) +00 cr2 00400234
+        SHOW "nothing was accessed: ", DIRECTORY + 4
+;= nothing was accessed: 00041007
+;q nothing was accessed: 00041027
         SAY "nothing stays nothing: "
         NUMBER 8, [TABLE]
         LINE
