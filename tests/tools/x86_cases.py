@@ -181,6 +181,8 @@ class Attempt:
         count, bits = (16, 64) if self.mode == 64 else (8, 32)
         gprs = [values.integer(random, bits) for _ in range(count)] + [0] * (16 - count)
         gprs[RSP] = self.pointer(self._stack_offset())
+        if self.mode == 16 and random.random() < 0.5:  # the stack is where SP says
+            gprs[RSP] |= random.getrandbits(16) << 16
         flags = 2 | random.getrandbits(12) & ARITHMETIC_FLAGS
         if random.random() < 0.25:
             flags |= DF
@@ -200,6 +202,11 @@ class Attempt:
     def pointer(self, offset: int) -> int:
         """What a pointer register holds to point to an offset of the arena."""
         return offset if self.mode == 16 else ARENA + offset
+
+    def stack_top(self) -> int:
+        """The offset of the arena that the stack pointer points to."""
+        top = self.state.registers.gprs[RSP]
+        return top & 0xFFFF if self.mode == 16 else top - ARENA
 
     def set_gpr(self, number: int, value: int, bits: int = 64) -> None:
         """Set the low bits of a register."""
@@ -597,7 +604,7 @@ class Attempt:
         a selector was pushed into more bytes than it has (SDM, PUSH)."""
         if self.name.startswith(("PUSHD_", "PUSHQ_")) and self.name[-2:] in _SEGMENT_NAMES:
             size = 4 if self.name.startswith("PUSHD") else 8
-            top = self.state.registers.gprs[RSP] - self.pointer(WINDOW)
+            top = self.stack_top() - WINDOW
             return ((top - size + 2, size - 2),)
         found = _ENVIRONMENTS.get(self.instruction.memory_size)
         if found is None or self.target is None or "LD" in self.name or "RSTOR" in self.name:

@@ -53,7 +53,7 @@ def _fix_indirect(attempt: Attempt) -> None:
 
 def _fix_return(attempt: Attempt) -> None:
     """The return address is one of a HLT."""
-    sp = attempt.state.registers.gprs[RSP] - attempt.pointer(0)
+    sp = attempt.stack_top()
     size = (
         2
         if "W" in attempt.name.partition("_")[0]
@@ -152,7 +152,7 @@ def _fix_mxcsr(attempt: Attempt) -> None:
 
 def _fix_flags(attempt: Attempt) -> None:
     """POPF: not the trap flag, which would end the case in another way."""
-    sp = attempt.state.registers.gprs[RSP] - attempt.pointer(0)
+    sp = attempt.stack_top()
     attempt.fill(sp, 8, attempt.random.getrandbits(32) & ~0x100 & 0x3F_FFFF)
 
 

@@ -208,6 +208,8 @@ def enter(c: Context) -> None:
     top = b.variable("i64", c.stack_pointer() - size)
     c.store(c.stack_linear(top.get(), size, write=True), c.gpr(RBP))
     frame = top.get()
+    if abs(c.shape.stack) == 16:  # FrameTemp is ESP: only what moves it is 16 bits wide
+        frame = (b.load_state(8 * RSP, "i64") & ~0xFFFF) | (frame & 0xFFFF)
     with b.if_(level.ne(0)):
         done, display = b.variable("i64", 1), b.variable("i64", _frame_pointer(c))
         with b.loop():
