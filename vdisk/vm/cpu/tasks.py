@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LEAST_LIMIT32, LEAST_LIMIT16 = 0x67, 0x2B
 CR0_TS, CR4_PAE = 8, 1 << 5
 T_FLAG = 100
+HIGH_HALVES = 0xFFFF_0000
+"""Above registers from a 16-bit TSS: SDM 3, 7.6, leaves it open; the 80386 loaded ones."""
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
@@ -115,9 +117,10 @@ def _load(cpu: Core, image: list[int], layout: Layout, *, nested: bool) -> None:
             raise GuestFault(faults.TS, 0)
     cpu.next_rip = image[layout.ip // size]
     word = image[layout.flags // size] | (flags.NT if nested else 0)
-    cpu.set_flags(word, size, kept=0)
+    cpu.set_flags(word, TSS_32.size, kept=0)
+    high = HIGH_HALVES if size == TSS_16.size else 0
     for number in range(8):
-        state.set_gpr(number, image[layout.registers // size + number])
+        state.set_gpr(number, image[layout.registers // size + number] | high)
     selectors = [image[layout.segments // size + n] & 0xFFFF for n in range(layout.segment_count)]
     selectors += [0] * (6 - len(selectors))
     ldt = image[layout.ldt // size] & 0xFFFF
