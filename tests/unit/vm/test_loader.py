@@ -240,6 +240,26 @@ def test_multiboot_with_addresses(memory: GuestMemory, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pieces", "information"),
+    [
+        ([(0x8000, 0x6000)], 0xF000),
+        ([(0x2_F000, 0x2000)], 0x3_2000),
+        ([(0x5000, 0x9_0000), (MIB, MIB + 5)], 2 * MIB + 0x2000),
+        ([(0x8000, 0x10), (0xA000, 0x10)], 0xC000),
+    ],
+)
+def test_multiboot_information_goes_where_the_kernel_is_not(
+    memory: GuestMemory, tmp_path: Path, pieces: list[tuple[int, int]], information: int
+) -> None:
+    data = elf32([(at, at, b"K", size) for at, size in pieces], pieces[0][0])
+    written(tmp_path, b"module", "module")
+    entry = load(memory, written(tmp_path, data), initrd=f"{tmp_path}/module")
+    assert entry.registers.gprs[3] == information
+    assert entry.system.gdt.base == information - 0x1000
+    assert all(memory.read(at, 2) == b"K\0" for at, _ in pieces)
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         (header(0x18), "flags 0x18"),
@@ -249,7 +269,7 @@ def test_multiboot_with_addresses(memory: GuestMemory, tmp_path: Path) -> None:
         (header(0x10000, MIB, MIB, MIB + 90, MIB + 10, MIB).ljust(99), "inside the kernel"),
         (header(0x10000, MIB), "cut off"),
         (elf32([(0, 1 << 31, b"x", 1)], 0), "needs memory"),
-        (elf32([(0, 0x9000, b"x", 1)], 0), "information goes"),
+        (elf32([(0, 0x6000, b"x", 0x99000), (0, MIB, b"x", 31 * MIB - 0x2_0000)], 0), "no room"),
         (elf32([(MIB, MIB, b"x", 0)], 0), "past the file"),
         (elf32([], 0), "nothing to load"),
         (b"hello", "neither a Linux"),

@@ -164,11 +164,18 @@ def highest_place(
     )
 
 
+def is_ram(ranges: Sequence[MemoryRange], start: int, end: int) -> bool:
+    """True if [start, end) is usable memory as a whole."""
+    return any(
+        entry.type == RAM and entry.start <= start and end <= entry.start + entry.length
+        for entry in ranges
+    )
+
+
 def require_ram(ranges: Sequence[MemoryRange], start: int, end: int, path: str) -> None:
     """Raise unless [start, end) is usable memory as a whole."""
-    for entry in ranges:
-        if entry.type == RAM and entry.start <= start and end <= entry.start + entry.length:
-            return
+    if is_ram(ranges, start, end):
+        return
     raise InvalidRequestError(
         f"the kernel needs memory from {start:#x} to {end:#x}, which the machine does not have",
         path=path,

@@ -7,7 +7,7 @@ The header lies on a 4-byte boundary in the first 8 KiB (section 3.1)::
 
 With flag 16 those addresses say what to load where (the "a.out kludge"), otherwise the file is
 ELF.  The kernel begins in 32-bit protected mode with EAX = 2BADB002 and EBX at the information
-structure (section 3.3), which is put with all it points to at :data:`INFORMATION`.
+structure (section 3.3), which is put with all it points to at :data:`ROOM`, or behind the kernel.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ REQUIRED_FLAGS = 0xFFFF
 INFO_MEMORY, INFO_COMMAND_LINE, INFO_MODULES, INFO_MEMORY_MAP, INFO_LOADER_NAME = (
     1 << 0, 1 << 2, 1 << 3, 1 << 6, 1 << 9,
 )  # fmt: skip
-INFORMATION, GDT, INFORMATION_END = 0x9000, 0x8000, 0x3_0000
-"""Where the information structure grows from, in memory that neither BIOS nor kernel uses."""
+ROOM, ROOM_SIZE, INFORMATION = 0x8000, 0x2_8000, 0x1000
+"""Where the GDT is, and behind it the information: memory that kernels mostly leave alone."""
 INFO_SIZE = 116
 MODULE, MEMORY_MAP_ENTRY = struct.Struct("<4I"), struct.Struct("<IQQI")
 LOADER_NAME = b"vdisk-vm"
@@ -169,6 +169,9 @@ def load(
     does not fit.
     """
     end = _place_pieces(image, memory, ranges)
+    room = _find_room(image, ranges)
+    if room >= end:
+        end = room + ROOM_SIZE
     if len(modules) > MOST_MODULES:
         raise InvalidRequestError(f"{len(modules)} modules; at most {MOST_MODULES}")
     loaded = []
@@ -178,10 +181,11 @@ def load(
         loaded.append((start, length, text))
         ceiling = start
     name = image.path.encode("utf-8", "surrogateescape")
-    _write_information(memory, ranges, b" ".join(filter(None, (name, command_line))), loaded)
-    state = entry.protected(memory, image.entry_point, GDT)
+    area = _Area(memory, room)
+    _write_information(area, ranges, b" ".join(filter(None, (name, command_line))), loaded)
+    state = entry.protected(memory, image.entry_point, room)
     state.registers.gprs[entry.RAX] = LOADER_MAGIC
-    state.registers.gprs[entry.RBX] = INFORMATION
+    state.registers.gprs[entry.RBX] = area.start
     return state
 
 
@@ -189,10 +193,6 @@ def _place_pieces(image: MultibootImage, memory: GuestMemory, ranges: Sequence[M
     """Load all pieces; gives their end."""
     for piece in image.pieces:
         entry.require_ram(ranges, piece.address, piece.address + piece.size, image.path)
-        if piece.address < INFORMATION_END and piece.address + piece.size > GDT:
-            raise UnsupportedFeatureError(
-                f"a kernel at {piece.address:#x}, where its information goes", path=image.path
-            )
     for piece in image.pieces:
         view = memory.view(piece.address, piece.size)
         view[: len(piece.data)] = piece.data
@@ -201,29 +201,44 @@ def _place_pieces(image: MultibootImage, memory: GuestMemory, ranges: Sequence[M
     return max(piece.address + piece.size for piece in image.pieces)
 
 
-class _Area:
-    """Memory that is handed out upwards from :data:`INFORMATION`."""
+def _find_room(image: MultibootImage, ranges: Sequence[MemoryRange]) -> int:
+    """Where :data:`ROOM_SIZE` bytes are free: the usual place, or the first one behind a piece."""
+    behind = sorted((piece.address + piece.size + 0xFFF) & ~0xFFF for piece in image.pieces)
+    for start in (ROOM, *behind):
+        end = start + ROOM_SIZE
+        used = any(p.address < end and p.address + p.size > start for p in image.pieces)
+        if not used and entry.is_ram(ranges, start, end):
+            return start
+    raise InvalidRequestError("the kernel leaves no room for its information", path=image.path)
 
-    def __init__(self, memory: GuestMemory) -> None:
+
+class _Area:
+    """Memory that is handed out upwards from the information structure at ``start``."""
+
+    def __init__(self, memory: GuestMemory, room: int) -> None:
         self._memory = memory
-        self._next = INFORMATION + INFO_SIZE
+        self.start, self._end = room + INFORMATION, room + ROOM_SIZE
+        self._next = self.start + INFO_SIZE
 
     def put(self, data: bytes) -> int:
         """Write ``data``; gives its address."""
         address = self._next
-        if address + len(data) > INFORMATION_END:
+        if address + len(data) > self._end:
             raise InvalidRequestError("the command lines of kernel and modules are too long")
         self._memory.write(address, data)
         self._next = address + len(data) + 3 & ~3
         return address
 
+    def put_first(self, data: bytes) -> None:
+        """Write the information structure itself."""
+        self._memory.write(self.start, data)
+
 
 def _write_information(
-    memory: GuestMemory, ranges: Sequence[MemoryRange], command_line: bytes,
+    area: _Area, ranges: Sequence[MemoryRange], command_line: bytes,
     modules: Sequence[tuple[int, int, bytes]],
 ) -> None:  # fmt: skip
     """The information structure (section 3.3): memory, command line, modules, memory map."""
-    area = _Area(memory)
     lower = _usable_from(ranges, 0) >> 10
     upper = max(_usable_from(ranges, HIGH_MEMORY) - HIGH_MEMORY, 0) >> 10
     text = area.put(command_line + b"\0")
@@ -242,7 +257,7 @@ def _write_information(
     head += struct.pack("<II16x", len(modules), table)
     head += struct.pack("<II", MEMORY_MAP_ENTRY.size * len(rows), memory_map)
     head += struct.pack("<III", 0, 0, 0) + struct.pack("<I", name)
-    memory.write(INFORMATION, head.ljust(INFO_SIZE, b"\0"))
+    area.put_first(head.ljust(INFO_SIZE, b"\0"))
 
 
 def _usable_from(ranges: Sequence[MemoryRange], start: int) -> int:
