@@ -19,7 +19,7 @@ from vdisk.vm.cpu.native import KNOWN
 from vdisk.vm.cpu.python_builder import PythonBuilder
 from vdisk.vm.cpu.routines import ROUTINES
 from vdisk.vm.cpu.semantics import load_all
-from vdisk.vm.cpu.state import CODE_ENTRY, CODE_TLB, TLB_ENTRIES
+from vdisk.vm.cpu.state import CODE_TLB, TLB_ENTRIES, TLB_ENTRY
 from vdisk.vm.memory import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class InterpVcpu(SoftwareVcpu):
     def find_code_page(self, linear: int) -> int:
         """Where the page's code array is (0: none), kept in the TLB."""
         state, page = self.state, linear & ~0xFFF
-        place = state.tlb_current + CODE_TLB + ((linear >> 12) % TLB_ENTRIES) * CODE_ENTRY
+        place = state.tlb_current + CODE_TLB + ((linear >> 12) % TLB_ENTRIES) * TLB_ENTRY
         if int.from_bytes(state.view[place : place + 8], "little") == page:
             return int.from_bytes(state.view[place + 8 : place + 16], "little")
         physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)

@@ -13,7 +13,7 @@ from vdisk.vm.cpu import flags, mmu
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.flags import ARITHMETIC, SHIFTS, Family, Lazy, cc_op
 from vdisk.vm.cpu.routines import page_of
-from vdisk.vm.cpu.state import FIELDS
+from vdisk.vm.cpu.state import FIELDS, READ_TLB, WRITE_TLB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,8 +171,8 @@ class Context:
 
     # -- memory ------------------------------------------------------------------------------
 
-    def _entry(self, linear: Value) -> Value:
-        return self.b.tlb() + mmu.entry_offset(linear)
+    def _entry(self, linear: Value, *, write: bool = False) -> Value:
+        return mmu.tlb_place(self.b.tlb(), WRITE_TLB if write else READ_TLB, linear)
 
     def _hit(self, tag: Value, linear: Value, size: int) -> Value:
         last = linear + (size - 1) if size > 1 else linear
@@ -184,9 +184,9 @@ class Context:
 
     def probe(self, linear: Value, size: int, *, write: bool = False) -> tuple[Value, Value]:
         """Whether the TLB has all of an access; where that is in the host then."""
-        b, entry = self.b, self._entry(linear)
-        hit = self._hit(b.load_state(entry + (8 if write else 0), "i64"), linear, size)
-        return hit, linear + b.load_state(entry + 16, "i64")
+        b, entry = self.b, self._entry(linear, write=write)
+        hit = self._hit(b.load_state(entry, "i64"), linear, size)
+        return hit, linear + b.load_state(entry + 8, "i64")
 
     def load(self, linear: Value, kind: str) -> Value:
         """Guest memory at a linear address; faults are the instruction's."""
@@ -199,7 +199,7 @@ class Context:
         b = self.b
         entry, result = self._entry(linear), b.variable(kind)
         with b.if_(self._hit(b.load_state(entry, "i64"), linear, size)):
-            result.set(b.load_host(linear + b.load_state(entry + 16, "i64"), kind))
+            result.set(b.load_host(linear + b.load_state(entry + 8, "i64"), kind))
         with b.else_():
             loaded = b.call("slow_load", b.tlb(), linear, b.const("i64", size))
             self.check()
@@ -215,9 +215,9 @@ class Context:
 
     def host_page(self, linear: Value, *, write: bool) -> Value:
         """What to add to addresses of a page to get to the host's memory; 0: not in the TLB."""
-        b, entry = self.b, self._entry(linear)
-        hit = b.load_state(entry + (8 if write else 0), "i64").eq(page_of(linear))
-        return b.select(hit, b.load_state(entry + 16, "i64"), b.const("i64", 0))
+        b, entry = self.b, self._entry(linear, write=write)
+        hit = b.load_state(entry, "i64").eq(page_of(linear))
+        return b.select(hit, b.load_state(entry + 8, "i64"), b.const("i64", 0))
 
     def wrap(self, linear: Value) -> Value:
         """An address that was counted up, as wide as addresses are here."""
@@ -233,9 +233,9 @@ class Context:
             self.store(self.wrap(linear + 8), (value >> 64).trunc(f"i{8 * (size - 8)}"))
             return
         b = self.b
-        entry = self._entry(linear)
-        with b.if_(self._hit(b.load_state(entry + 8, "i64"), linear, size)):
-            b.store_host(linear + b.load_state(entry + 16, "i64"), value)
+        entry = self._entry(linear, write=True)
+        with b.if_(self._hit(b.load_state(entry, "i64"), linear, size)):
+            b.store_host(linear + b.load_state(entry + 8, "i64"), value)
         with b.else_():
             b.call("slow_store", b.tlb(), linear, b.const("i64", size), value.zext("i64"))
             self.check()
@@ -243,7 +243,8 @@ class Context:
     def check_write(self, linear: Value, size: int) -> None:
         """Fault now if a store there would, before anything else is changed."""
         b = self.b
-        hit = self._hit(b.load_state(self._entry(linear) + 8, "i64"), linear, size)
+        entry = self._entry(linear, write=True)
+        hit = self._hit(b.load_state(entry, "i64"), linear, size)
         with b.if_(~hit, unlikely=True):
             b.call("check_write", b.tlb(), linear, b.const("i64", size))
             self.check()

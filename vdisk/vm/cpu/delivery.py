@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.mmu import entry_offset, is_set
+from vdisk.vm.cpu.mmu import is_set, tlb_place
 from vdisk.vm.cpu.routines import page_of, routine
-from vdisk.vm.cpu.state import FIELDS, TLB_SUPERVISOR, TLB_USER
+from vdisk.vm.cpu.state import FIELDS, READ_TLB, TLB_SUPERVISOR, TLB_USER, WRITE_TLB
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Builder, Value
@@ -31,9 +31,9 @@ SUSPENDED = -(1 << 63)
 def load(b: Builder, tlb_set: Value, linear: Value, size: int = 8) -> Value:
     """Memory by way of the TLB; a fault is for whoever asked (``pending``)."""
     kind = f"i{8 * size}"
-    entry, value = tlb_set + entry_offset(linear), b.variable("i64")
+    entry, value = tlb_place(tlb_set, READ_TLB, linear), b.variable("i64")
     with b.if_(b.load_state(entry, "i64").eq(page_of(linear + (size - 1)))):
-        value.set(b.load_host(linear + b.load_state(entry + 16, "i64"), kind).zext("i64"))
+        value.set(b.load_host(linear + b.load_state(entry + 8, "i64"), kind).zext("i64"))
     with b.else_():
         value.set(b.call("slow_load", tlb_set, linear, b.const("i64", size)))
     return value.get()
@@ -41,9 +41,9 @@ def load(b: Builder, tlb_set: Value, linear: Value, size: int = 8) -> Value:
 
 def store(b: Builder, tlb_set: Value, linear: Value, value: Value, size: int = 8) -> None:
     """The counterpart."""
-    entry = tlb_set + entry_offset(linear)
-    with b.if_(b.load_state(entry + 8, "i64").eq(page_of(linear + (size - 1)))):
-        b.store_host(linear + b.load_state(entry + 16, "i64"), value.trunc(f"i{8 * size}"))
+    entry = tlb_place(tlb_set, WRITE_TLB, linear)
+    with b.if_(b.load_state(entry, "i64").eq(page_of(linear + (size - 1)))):
+        b.store_host(linear + b.load_state(entry + 8, "i64"), value.trunc(f"i{8 * size}"))
     with b.else_():
         b.call("slow_store", tlb_set, linear, b.const("i64", size), value)
 

@@ -4,13 +4,15 @@ SDM volume 3, chapter 4; AMD APM volume 2, chapter 5.  An address goes through t
 
     segment:offset --(base, limit)--> linear --(TLB, page tables)--> physical --> RAM, ROM, bus
 
-A data entry of the TLB (32 bytes) is found by bits 12-19 of the linear address:
+An entry of the TLB (16 bytes) is found by bits 12-19 of the linear address:
 
-    read tag | write tag | addend | unused       host address = linear + addend
+    tag | addend       host address = linear + addend
 
-A tag is the page's linear address, or NO_TAG.  The write tag is only set for pages that are
-dirty already and hold no translated code, so that the first write of either kind comes here.
-Supervisor and user accesses have sets of their own, which makes the U/S check part of the tag.
+A tag is the page's linear address, or NO_TAG.  Reads, writes and code have tables of their own: a
+loop that copies from one page to another never has both in one place.  Only pages that are
+dirty already and hold no translated code are in that for writes, so that the first write of either
+kind comes here.  Supervisor and user accesses have sets of such tables of their own, which makes
+the U/S check part of the tag.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu.faults import NON_CANONICAL
 from vdisk.vm.cpu.routines import page_of, raise_fault, routine
 from vdisk.vm.cpu.state import (
-    CODE_ENTRY,
-    CODE_TLB,
-    DATA_ENTRY,
     FIELDS,
     NO_TAG,
+    READ_TLB,
     TLB_ENTRIES,
+    TLB_ENTRY,
     TLB_USER,
+    WRITE_TLB,
 )
 from vdisk.vm.memory import PageKind
 
@@ -295,14 +297,9 @@ def walk(b: Builder, linear: Value, access: Value, user: Value) -> None:
     b.return_(b.call("walk_long", linear, access, user))
 
 
-def entry_offset(linear: Value) -> Value:
-    """Where the data entry of an address stands in its set."""
-    return (linear >> (12 - 5)) & ((TLB_ENTRIES - 1) * DATA_ENTRY)
-
-
-def code_entry_offset(linear: Value) -> Value:
-    """Where the code entry of an address stands in its set."""
-    return ((linear >> (12 - 4)) & ((TLB_ENTRIES - 1) * CODE_ENTRY)) + CODE_TLB
+def tlb_place(set_: Value, table: int, linear: Value) -> Value:
+    """Where the entry of an address is, in one of a set's tables."""
+    return set_ + ((linear >> (12 - 4)) & ((TLB_ENTRIES - 1) * TLB_ENTRY)) + table
 
 
 @routine("i64", "i64", "i64", "i64")
@@ -318,17 +315,21 @@ def fill(b: Builder, set_: Value, linear: Value, access: Value) -> None:
     watching = b.get("watching").ne(0)
     with b.if_(watching, unlikely=True), b.if_(b.call("is_watched", linear).ne(0)):
         b.return_(physical)
-    place, page = set_ + entry_offset(linear), page_of(linear)
-    with b.if_(b.load_state(place, "i64").ne(page)):
-        b.store_state(place + 8, b.const("i64", NO_TAG))
-    b.store_state(place, page)
-    b.store_state(place + 16, page_of(physical) - page + b.get("memory"))
+    page = page_of(linear)
+    addend = page_of(physical) - page + b.get("memory")
+    with b.if_(access.ne(WRITE)):
+        place = tlb_place(set_, READ_TLB, linear)
+        b.store_state(place, page)
+        b.store_state(place + 8, addend)
+        b.return_(physical)
     no_code = b.load_table("code_masks", physical >> 12, "i64").eq(0)
-    with b.if_(access.eq(WRITE) & kind.eq(PageKind.RAM) & no_code):
-        b.store_state(place + 8, page)
+    with b.if_(kind.eq(PageKind.RAM) & no_code):
+        place = tlb_place(set_, WRITE_TLB, linear)
+        b.store_state(place + 8, addend)
+        b.store_state(place, page)
         b.fence()  # whoever translates this page now has either seen the tag, or we see the mask
         with b.if_(b.load_table("code_masks", physical >> 12, "i64").ne(0), unlikely=True):
-            b.store_state(place + 8, b.const("i64", NO_TAG))
+            b.store_state(place, b.const("i64", NO_TAG))
     b.return_(physical)
 
 
@@ -447,10 +448,10 @@ def slow_store(b: Builder, set_: Value, linear: Value, size: Value, value: Value
 def writable_address(b: Builder, set_: Value, linear: Value, size: Value) -> None:
     """``check_write``, and the host address if the TLB has all of the access now; 0 if not."""
     b.call("check_write", set_, linear, size)
-    entry = set_ + entry_offset(linear)
-    hit = b.load_state(entry + 8, "i64").eq(page_of(linear + size - 1))
+    entry = tlb_place(set_, WRITE_TLB, linear)
+    hit = b.load_state(entry, "i64").eq(page_of(linear + size - 1))
     with b.if_(hit & b.get("pending").eq(0)):
-        b.return_(linear + b.load_state(entry + 16, "i64"))
+        b.return_(linear + b.load_state(entry + 8, "i64"))
     b.return_(b.const("i64", 0))
 
 

@@ -33,7 +33,7 @@ from vdisk.vm.cpu.native_mxcsr import MXCSR_ROUTINES
 from vdisk.vm.cpu.native_x87 import x87_enter, x87_leave
 from vdisk.vm.cpu.records import PARAMS, RECORD_SIZE
 from vdisk.vm.cpu.routines import PRESERVE, ROUTINES, Routine, page_of
-from vdisk.vm.cpu.state import FIELDS, TLB_USER
+from vdisk.vm.cpu.state import CODE_TLB, FIELDS, TLB_USER
 
 KNOWN = {
     **ROUTINES,
@@ -86,7 +86,7 @@ def _goto(b: LlvmBuilder) -> None:
     linear, budget, tlb = _argument(b, "linear"), _argument(b, "bud"), b.tlb()
     with b.if_((budget | b.poll("kick")).slt(0), unlikely=True):
         _exit(b, linear, budget, Exit.INTERRUPTED)
-    place = tlb + mmu.code_entry_offset(linear)
+    place = mmu.tlb_place(tlb, CODE_TLB, linear)
     number, record = b.variable("i32"), b.variable("i64")
     with b.if_(b.load_state(place, "i64").eq(page_of(linear))):
         number.set(b.load_host(b.load_state(place + 8, "i64") + (linear & 0xFFF) * 4, "i32"))
@@ -120,7 +120,7 @@ def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
         b.return_(b.const("i64", 0))
     codes = b.load_table("code_table", physical >> 12, "i64")
     with b.if_(codes.ne(0)):
-        place = tlb + mmu.code_entry_offset(linear)
+        place = mmu.tlb_place(tlb, CODE_TLB, linear)
         b.store_state(place, page_of(linear))
         b.store_state(place + 8, codes)
     b.return_(codes)

@@ -27,11 +27,11 @@ SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 SYSTEM_SEGMENTS = ("ldtr", "tr")
 
 TLB_ENTRIES = 256
-"""A set's entries, data and code alike; a flush stays cheap and misses are walked natively."""
-DATA_ENTRY = 32  # read tag, write tag, addend, unused
-CODE_ENTRY = 16  # tag, address of the page's code array
-CODE_TLB = TLB_ENTRIES * DATA_ENTRY  # where the code entries begin in a set
-TLB_SET = CODE_TLB + TLB_ENTRIES * CODE_ENTRY
+"""Of each table; a flush stays cheap and misses are walked natively."""
+TLB_ENTRY = 16  # tag, addend (for code: address of the page's code array)
+READ_TLB, WRITE_TLB, CODE_TLB = (TLB_ENTRIES * TLB_ENTRY * table for table in range(3))
+"""Where a set's tables begin."""
+TLB_SET = 3 * TLB_ENTRIES * TLB_ENTRY
 NO_TAG = (1 << 64) - 1
 """The tag of an empty entry: not page-aligned, so no address has it."""
 

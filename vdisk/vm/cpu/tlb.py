@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.routines import routine
 from vdisk.vm.cpu.state import (
-    CODE_ENTRY,
     CODE_TLB,
-    DATA_ENTRY,
     NO_TAG,
+    READ_TLB,
     TLB_ENTRIES,
+    TLB_ENTRY,
     TLB_SET,
     TLB_SUPERVISOR,
     TLB_USER,
+    WRITE_TLB,
 )
 
 if TYPE_CHECKING:
@@ -31,15 +32,14 @@ def drop_write_entries(b: Builder, host: Value) -> None:
     meanwhile is either seen here, or ``fill`` sees the page's mask, which was set before.
     """
     b.fence()
-    place = b.variable("i64", TLB_SUPERVISOR)
+    at = b.variable("i64", WRITE_TLB)
     with b.loop():
-        at = place.get()
-        tag = b.load_state(at + 8, "i64")
-        with b.if_((tag + b.load_state(at + 16, "i64")).eq(host)):
-            b.store_state(at + 8, b.const("i64", NO_TAG))
-        last = at.eq(TLB_SUPERVISOR + CODE_TLB - DATA_ENTRY)
-        place.set(b.select(last, TLB_USER, at + DATA_ENTRY))
-        b.break_if(at.eq(TLB_USER + CODE_TLB - DATA_ENTRY))
+        for start in (TLB_SUPERVISOR, TLB_USER):
+            place = at.get() + start
+            with b.if_((b.load_state(place, "i64") + b.load_state(place + 8, "i64")).eq(host)):
+                b.store_state(place, b.const("i64", NO_TAG))
+        at.set(at.get() + TLB_ENTRY)
+        b.break_if(at.get().eq(WRITE_TLB + TLB_ENTRIES * TLB_ENTRY))
     b.return_()
 
 
@@ -63,13 +63,10 @@ def flush_page(b: Builder, linear: Value) -> None:
     at = b.variable("i64", 0)
     with b.loop():
         for start in (TLB_SUPERVISOR, TLB_USER):
-            place = at.get() * DATA_ENTRY + start
-            for tag in (place, place + 8):
+            for table in (READ_TLB, WRITE_TLB, CODE_TLB):
+                tag = at.get() + (start + table)
                 with b.if_((b.load_state(tag, "i64") >> LARGE_PAGE_BITS).eq(region)):
                     b.store_state(tag, empty)
-            code = at.get() * CODE_ENTRY + (start + CODE_TLB)
-            with b.if_((b.load_state(code, "i64") >> LARGE_PAGE_BITS).eq(region)):
-                b.store_state(code, empty)
-        at.set(at.get() + 1)
-        b.break_if(at.get().eq(TLB_ENTRIES))
+        at.set(at.get() + TLB_ENTRY)
+        b.break_if(at.get().eq(TLB_ENTRIES * TLB_ENTRY))
     b.return_()

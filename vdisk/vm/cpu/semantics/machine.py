@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.context import Context, Shape, semantic
 from vdisk.vm.cpu.exits import Exit
-from vdisk.vm.cpu.mmu import code_entry_offset
+from vdisk.vm.cpu.mmu import tlb_place
 from vdisk.vm.cpu.semantics.control import next_rip
 from vdisk.vm.cpu.semantics.integer import RAX, RDX
+from vdisk.vm.cpu.state import CODE_TLB
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Value
@@ -41,7 +42,7 @@ def crossing(c: Context) -> None:
     """
     b = c.b
     following = b.get("code_page") + 0x1000
-    place = b.tlb() + code_entry_offset(following)
+    place = tlb_place(b.tlb(), CODE_TLB, following)
     codes = b.variable("i64", b.load_state(place + 8, "i64"))
     with b.if_(b.load_state(place, "i64").ne(following)):
         linear = b.select(b.get("mode").eq(64), following, following & 0xFFFF_FFFF)
