@@ -53,7 +53,7 @@ GREGS_ORDER = (8, 9, 10, 11, 12, 13, 14, 15, 7, 6, 5, 3, 2, 0, 1, 4)
 FROM_GREGS = tuple(GREGS_ORDER.index(number) for number in range(16))
 SETTABLE_FLAGS = 0x5_4DD5  # RF AC OF DF TF SF ZF AF PF CF: what sigreturn takes
 MXCSR_MASK = 0xFFFF
-SIGALRM = 14
+SIGPROF = 27
 
 _GREGS = struct.Struct("<23Q")
 _FX = struct.Struct("<HHBxHQQII128s256s")
@@ -157,7 +157,7 @@ def _unpack(case: Case, record: memoryview) -> Outcome:
     registers = Registers([gregs[i] for i in FROM_GREGS], rip, flags & ~(RF | IF))
     memory = bytes(record[672 : 672 + WINDOW_SIZE])
     state = State(registers, unpack_fx(record[256:672]), memory)
-    if record[184] == SIGALRM:
+    if record[184] == SIGPROF:
         return Outcome(state, timed_out=True)
     if vector == 13 and ended(case, rip):
         return Outcome(state)

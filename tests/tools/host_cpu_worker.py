@@ -51,10 +51,10 @@ CODE32, DATA32 = 0x23, 0x2B  # of Linux, in every process
 CODE64 = 0x33
 SELECTORS = {16: (CODE16, DATA16), 32: (CODE32, DATA32), 64: (CODE64, DATA32)}
 
-SIGNALS = (signal.SIGUSR1, signal.SIGALRM, signal.SIGSEGV, signal.SIGILL)
+SIGNALS = (signal.SIGUSR1, signal.SIGPROF, signal.SIGSEGV, signal.SIGILL)
 FAULTS = (signal.SIGFPE, signal.SIGTRAP, signal.SIGBUS)
 TICK = 0.05
-"""Seconds; a case that lives through a whole tick is taken to loop."""
+"""Seconds of processor time; a case that lives through a whole tick is taken to loop."""
 
 MAP_FIXED_NOREPLACE = 0x10_0000
 SYS_MODIFY_LDT = 154
@@ -82,7 +82,7 @@ define void @handler(i32 %signal, ptr %info, ptr %context) noredzone {{
   %count = load i64, ptr @count
   %records = load i64, ptr @records
   switch i32 %signal, label %outcome [ i32 {int(signal.SIGUSR1)}, label %begin
-                                       i32 {int(signal.SIGALRM)}, label %alarm ]
+                                       i32 {int(signal.SIGPROF)}, label %alarm ]
 begin:
   call void @llvm.memcpy.p0.p0.i64(ptr @saved_gregs, ptr %gregs, i64 184, i1 0)
   call void @llvm.memcpy.p0.p0.i64(ptr @saved_fx, ptr %fx, i64 416, i1 0)
@@ -224,7 +224,7 @@ def install(handler: int) -> ctypes.Array[ctypes.c_char]:
     check(libc.sigaltstack(ctypes.byref(stack), None), "sigaltstack")
     siginfo, on_stack, no_defer = 4, 0x0800_0000, 0x4000_0000
     action = SignalAction(handler=handler, flags=siginfo | on_stack | no_defer)
-    action.mask[0] = 1 << signal.SIGALRM - 1
+    action.mask[0] = 1 << signal.SIGPROF - 1
     for number in SIGNALS + FAULTS:
         check(libc.sigaction(int(number), ctypes.byref(action), None), "sigaction")
     return memory
@@ -259,9 +259,9 @@ def serve(descriptor: int, size: int) -> None:
         set_segments(SELECTORS[mode][1])
         variable("ticked").value = -1
         variable("count").value = count
-        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        signal.setitimer(signal.ITIMER_PROF, TICK, TICK)
         getattr(libc, "raise")(int(signal.SIGUSR1))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         variable("count").value = 0
         print("done", flush=True)
     del stack, set_segments
