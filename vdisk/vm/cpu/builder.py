@@ -331,7 +331,9 @@ class Builder(ABC):
         """A local variable."""
 
     @abstractmethod
-    def if_(self, condition: Value, *, unlikely: bool = False) -> AbstractContextManager[None]:
+    def if_(
+        self, condition: Value, *, unlikely: bool = False, likely: bool = False
+    ) -> AbstractContextManager[None]:
         """What is written inside happens where ``condition`` is true."""
 
     @abstractmethod

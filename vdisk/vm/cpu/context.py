@@ -198,7 +198,7 @@ class Context:
             return low | (rest << 64)
         b = self.b
         entry, result = self._entry(linear), b.variable(kind)
-        with b.if_(self._hit(b.load_state(entry, "i64"), linear, size)):
+        with b.if_(self._hit(b.load_state(entry, "i64"), linear, size), likely=True):
             result.set(b.load_host(linear + b.load_state(entry + 8, "i64"), kind))
         with b.else_():
             loaded = b.call("slow_load", b.tlb(), linear, b.const("i64", size))
@@ -234,7 +234,7 @@ class Context:
             return
         b = self.b
         entry = self._entry(linear, write=True)
-        with b.if_(self._hit(b.load_state(entry, "i64"), linear, size)):
+        with b.if_(self._hit(b.load_state(entry, "i64"), linear, size), likely=True):
             b.store_host(linear + b.load_state(entry + 8, "i64"), value)
         with b.else_():
             b.call("slow_store", b.tlb(), linear, b.const("i64", size), value.zext("i64"))
@@ -256,11 +256,11 @@ class Context:
         old, new, wide = b.variable(self.type), b.variable(self.type), b.const("i64", size)
         hit, found = self.probe(linear, size, write=True)
         host, direct = b.variable("i64", found), b.variable("i1", hit)
-        with b.if_(~hit):
+        with b.if_(~hit, unlikely=True):
             host.set(b.call("writable_address", b.tlb(), linear, wide))
             self.check()
             direct.set(host.get().ne(0))
-        with b.if_(direct.get()):
+        with b.if_(direct.get(), likely=True):
             self._modify_host(host.get(), old, new, change)
         with b.else_():
             if self.shape.lock:

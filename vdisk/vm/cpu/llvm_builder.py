@@ -35,6 +35,7 @@ METADATA = """
 !2 = !{!1}
 !3 = !{!4}
 !5 = !{!"branch_weights", i32 1, i32 2000}
+!7 = !{!"branch_weights", i32 2000, i32 1}
 !6 = !{}
 """
 
@@ -200,9 +201,11 @@ class LlvmBuilder(LlvmCoprocessor):
         return variable
 
     @contextmanager
-    def if_(self, condition: Value, *, unlikely: bool = False) -> Iterator[None]:
+    def if_(
+        self, condition: Value, *, unlikely: bool = False, likely: bool = False
+    ) -> Iterator[None]:
         then, otherwise, merge = self._label(), self._label(), self._label()
-        weights = ", !prof !5" if unlikely else ""
+        weights = ", !prof !5" if unlikely else ", !prof !7" if likely else ""
         self.emit(f"br i1 {condition.text}, label %{then}, label %{otherwise}{weights}")
         dead = self._dead
         self._dead = True

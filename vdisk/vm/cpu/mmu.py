@@ -4,7 +4,7 @@ SDM volume 3, chapter 4; AMD APM volume 2, chapter 5.  An address goes through t
 
     segment:offset --(base, limit)--> linear --(TLB, page tables)--> physical --> RAM, ROM, bus
 
-An entry of the TLB (16 bytes) is found by bits 12-19 of the linear address:
+An entry of the TLB (16 bytes) is found by bits 12-21 of the linear address:
 
     tag | addend       host address = linear + addend
 

@@ -88,7 +88,7 @@ def _goto(b: LlvmBuilder) -> None:
         _exit(b, linear, budget, Exit.INTERRUPTED)
     place = mmu.tlb_place(tlb, CODE_TLB, linear)
     number, record = b.variable("i32"), b.variable("i64")
-    with b.if_(b.load_state(place, "i64").eq(page_of(linear))):
+    with b.if_(b.load_state(place, "i64").eq(page_of(linear)), likely=True):
         number.set(b.load_host(b.load_state(place + 8, "i64") + (linear & 0xFFF) * 4, "i32"))
     with b.else_():
         found = b.call("find_code_page", tlb, linear)
@@ -96,7 +96,7 @@ def _goto(b: LlvmBuilder) -> None:
             _raise(b, linear, budget - 1)
         with b.if_(found.ne(0)):
             number.set(b.load_host(found + (linear & 0xFFF) * 4, "i32"))
-    with b.if_(number.get().sgt(0)):
+    with b.if_(number.get().sgt(0), likely=True):
         record.set(b.get("arena") + number.get().zext("i64") * RECORD_SIZE)
     with b.else_():
         made = b.call("translate_here", tlb, linear)

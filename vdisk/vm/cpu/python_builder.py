@@ -175,7 +175,9 @@ class PythonBuilder(Builder):
         self._depth -= 1
 
     @contextmanager
-    def if_(self, condition: Value, *, unlikely: bool = False) -> Iterator[None]:
+    def if_(
+        self, condition: Value, *, unlikely: bool = False, likely: bool = False
+    ) -> Iterator[None]:
         with self._block(f"if {condition.text}:"):
             yield
 

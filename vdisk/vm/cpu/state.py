@@ -26,8 +26,9 @@ GPRS = (
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 SYSTEM_SEGMENTS = ("ldtr", "tr")
 
-TLB_ENTRIES = 256
-"""Of each table; a flush stays cheap and misses are walked natively."""
+TLB_ENTRIES = 1024
+"""Of each table: 4 MiB apart, two pages are in each other's way.  A flush writes all of them, which is
+a microsecond or two."""
 TLB_ENTRY = 16  # tag, addend (for code: address of the page's code array)
 READ_TLB, WRITE_TLB, CODE_TLB = (TLB_ENTRIES * TLB_ENTRY * table for table in range(3))
 """Where a set's tables begin."""
