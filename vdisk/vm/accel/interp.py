@@ -19,7 +19,7 @@ from vdisk.vm.cpu.native import KNOWN
 from vdisk.vm.cpu.python_builder import PythonBuilder
 from vdisk.vm.cpu.routines import ROUTINES
 from vdisk.vm.cpu.semantics import load_all
-from vdisk.vm.cpu.state import CODE_TLB, TLB_ENTRIES, TLB_ENTRY
+from vdisk.vm.cpu.state import CODE_TLB, TLB_ENTRIES, TLB_ENTRY, TLB_NOTES
 from vdisk.vm.memory import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ class InterpVcpu(SoftwareVcpu):
         codes = 0 if outside else arena.codes(physical >> PAGE_SHIFT, mode)
         if not codes:
             return 0
+        state.tlb_made = TLB_NOTES + 1
         state.view[place : place + 8] = page.to_bytes(8, "little")
         state.view[place + 8 : place + 16] = codes.to_bytes(8, "little")
         return codes

@@ -27,6 +27,7 @@ from vdisk.vm.cpu.state import (
     READ_TLB,
     TLB_ENTRIES,
     TLB_ENTRY,
+    TLB_NOTES,
     TLB_USER,
     WRITE_TLB,
 )
@@ -302,6 +303,14 @@ def tlb_place(set_: Value, table: int, linear: Value) -> Value:
     return set_ + ((linear >> (12 - 4)) & ((TLB_ENTRIES - 1) * TLB_ENTRY)) + table
 
 
+def note_entry(b: Builder, place: Value) -> None:
+    """An entry is about to be made: the next flush has to empty it."""
+    made = b.get("tlb_made")
+    with b.if_(made.ult(TLB_NOTES)):
+        b.store_state(made.zext("i64") * 4 + FIELDS["tlb_notes"].offset, place.trunc("i32"))
+    b.set("tlb_made", made + 1)
+
+
 @routine("i64", "i64", "i64", "i64")
 def fill(b: Builder, set_: Value, linear: Value, access: Value) -> None:
     """Walk for a data access and remember RAM and ROM pages; the physical address or NOWHERE."""
@@ -319,12 +328,14 @@ def fill(b: Builder, set_: Value, linear: Value, access: Value) -> None:
     addend = page_of(physical) - page + b.get("memory")
     with b.if_(access.ne(WRITE)):
         place = tlb_place(set_, READ_TLB, linear)
+        note_entry(b, place)
         b.store_state(place, page)
         b.store_state(place + 8, addend)
         b.return_(physical)
     no_code = b.load_table("code_masks", physical >> 12, "i64").eq(0)
     with b.if_(kind.eq(PageKind.RAM) & no_code):
         place = tlb_place(set_, WRITE_TLB, linear)
+        note_entry(b, place)
         b.store_state(place + 8, addend)
         b.store_state(place, page)
         b.fence()  # whoever translates this page now has either seen the tag, or we see the mask

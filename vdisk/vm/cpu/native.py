@@ -121,6 +121,7 @@ def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
     codes = b.load_table("code_table", physical >> 12, "i64")
     with b.if_(codes.ne(0)):
         place = mmu.tlb_place(tlb, CODE_TLB, linear)
+        mmu.note_entry(b, place)
         b.store_state(place, page_of(linear))
         b.store_state(place + 8, codes)
     b.return_(codes)

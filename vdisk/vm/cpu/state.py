@@ -27,12 +27,14 @@ SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 SYSTEM_SEGMENTS = ("ldtr", "tr")
 
 TLB_ENTRIES = 1024
-"""Of each table: 4 MiB apart, two pages are in each other's way.  A flush writes all of them, which is
-a microsecond or two."""
+"""Of each table: pages that are 4 MiB apart are in each other's way."""
 TLB_ENTRY = 16  # tag, addend (for code: address of the page's code array)
 READ_TLB, WRITE_TLB, CODE_TLB = (TLB_ENTRIES * TLB_ENTRY * table for table in range(3))
 """Where a set's tables begin."""
 TLB_SET = 3 * TLB_ENTRIES * TLB_ENTRY
+TLB_NOTES = 128
+"""How many entries made since the last flush are noted: emptying these alone is quicker than
+writing all (100 KiB), and systems often flush after very few."""
 NO_TAG = (1 << 64) - 1
 """The tag of an empty entry: not page-aligned, so no address has it."""
 
@@ -67,6 +69,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i32", "x87_live")  # the host's x87 registers are the guest's
     add("i32", "nmi_blocked")  # an NMI's handler runs: until IRET
     add("i32", "bus_owned", "processors", "pauses_left")  # for more processors than one
+    add("i32", "tlb_made")  # entries since the last flush
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
         add("i64", f"{name}_base")
         add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")
@@ -95,7 +98,9 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i128", *(f"xmm{number}" for number in range(16)))
     offset = -(-offset // 64) * 64
     fields["tlb"] = Field(offset, "i64")
-    return fields, offset + 2 * TLB_SET
+    offset += 2 * TLB_SET
+    fields["tlb_notes"] = Field(offset, "i32")
+    return fields, offset + 4 * TLB_NOTES
 
 
 FIELDS, STATE_SIZE = _layout()
@@ -160,7 +165,8 @@ class CpuState(_Block):
 
     def flush_tlb(self) -> None:
         """Forget every translation, data and code, of both sets."""
-        self.view[TLB_SUPERVISOR:STATE_SIZE] = _EMPTY_TLB
+        self.view[TLB_SUPERVISOR : TLB_SUPERVISOR + 2 * TLB_SET] = _EMPTY_TLB
+        self.tlb_made = 0
 
 
 def _wide_field(offset: int) -> property:

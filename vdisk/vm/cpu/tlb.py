@@ -5,15 +5,16 @@ Its layout is described in :mod:`vdisk.vm.cpu.mmu`, which fills it.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.routines import routine
 from vdisk.vm.cpu.state import (
-    CODE_TLB,
+    FIELDS,
     NO_TAG,
-    READ_TLB,
     TLB_ENTRIES,
     TLB_ENTRY,
+    TLB_NOTES,
     TLB_SET,
     TLB_SUPERVISOR,
     TLB_USER,
@@ -21,6 +22,8 @@ from vdisk.vm.cpu.state import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vdisk.vm.cpu.builder import Builder, Value
 
 
@@ -46,8 +49,23 @@ def drop_write_entries(b: Builder, host: Value) -> None:
 @routine("void")
 def flush_all(b: Builder) -> None:
     """Forget every translation (MOV to CR3)."""
-    b.fill_state(TLB_SUPERVISOR, 2 * TLB_SET, 0xFF)
+    with b.if_(b.get("tlb_made").ugt(TLB_NOTES)):
+        b.fill_state(TLB_SUPERVISOR, 2 * TLB_SET, 0xFF)
+    with b.else_(), _noted_entries(b) as place:
+        b.store_state(place, b.const("i64", NO_TAG))
+    b.set("tlb_made", 0)
     b.return_()
+
+
+@contextmanager
+def _noted_entries(b: Builder) -> Iterator[Value]:
+    """What is written inside happens for each entry that was made since the last flush."""
+    left = b.variable("i32", b.get("tlb_made"))
+    with b.loop():
+        b.break_if(left.get().eq(0))
+        left.set(left.get() - 1)
+        note = left.get().zext("i64") * 4 + FIELDS["tlb_notes"].offset
+        yield b.load_state(note, "i32").zext("i64")
 
 
 LARGE_PAGE_BITS = 22
@@ -59,14 +77,19 @@ page are many, and none of them knows of it.  (1 GiB pages are not offered.)"""
 def flush_page(b: Builder, linear: Value) -> None:
     """Forget what a page, be it a large one, was translated to (INVLPG)."""
     region = linear >> LARGE_PAGE_BITS
-    empty = b.const("i64", NO_TAG)
-    at = b.variable("i64", 0)
+    with b.if_(b.get("tlb_made").ule(TLB_NOTES)):
+        with _noted_entries(b) as place:
+            _drop_if(b, place, region)
+        b.return_()
+    at = b.variable("i64", TLB_SUPERVISOR)
     with b.loop():
-        for start in (TLB_SUPERVISOR, TLB_USER):
-            for table in (READ_TLB, WRITE_TLB, CODE_TLB):
-                tag = at.get() + (start + table)
-                with b.if_((b.load_state(tag, "i64") >> LARGE_PAGE_BITS).eq(region)):
-                    b.store_state(tag, empty)
+        _drop_if(b, at.get(), region)
         at.set(at.get() + TLB_ENTRY)
-        b.break_if(at.get().eq(TLB_ENTRIES * TLB_ENTRY))
+        b.break_if(at.get().eq(TLB_SUPERVISOR + 2 * TLB_SET))
     b.return_()
+
+
+def _drop_if(b: Builder, place: Value, region: Value) -> None:
+    """Empty an entry if it is about a region."""
+    with b.if_((b.load_state(place, "i64") >> LARGE_PAGE_BITS).eq(region)):
+        b.store_state(place, b.const("i64", NO_TAG))
