@@ -2,9 +2,10 @@
 
 A sampler interrupts the vCPUs every now and then and looks where they are: a block that is met
 :data:`THRESHOLD` times is hot.  So code that nobody compiles pays nothing, not even a counter.
-A worker gathers the region around a hot block, has LLVM compile it (in another process), and makes
-it the handler of the block's first record.  Regions are kept: where an earlier run compiled one for
-the same bytes, it is used as soon as its first block is translated (:meth:`Hotspots.recall`).
+A worker takes the one that has been met most often by now, gathers the region around it, has LLVM
+compile it (in another process), and makes it the handler of the block's first record.  Regions are
+kept: where an earlier run compiled one for the same bytes, it is used as soon as its first block is
+translated (:meth:`Hotspots.recall`).
 
 When there are no regions to compile, the worker has handlers that were compiled roughly made fine,
 for later runs.
@@ -12,7 +13,6 @@ for later runs.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import Counter
@@ -54,15 +54,17 @@ class Hotspots:
         self.compiled = self.recalled = 0
         native = engine.native
         self.store = RegionStore(native.memory, None, "") if eager else native.regions
+        self._lock = threading.Lock()  # of what is known and counted
         self._new: list[tuple[int, Mode]] | None = None
         self._counts: Counter[tuple[int, Mode]] = Counter()
         self._known: set[tuple[int, Mode]] = set()
         self._of_page: dict[int, list[tuple[int, Mode]]] = {}
-        self._orders: queue.SimpleQueue[tuple[int, Mode] | None] = queue.SimpleQueue()
+        self._waiting: Counter[tuple[int, Mode]] = Counter()
+        """What is hot and not compiled yet, and how often it was met."""
+        self._found_one = threading.Condition(self._lock)
         self._last_found = time.monotonic()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # of what is known and counted
         self._compiler: CompilerProcess | None = None
 
     def start(self) -> None:
@@ -78,7 +80,8 @@ class Hotspots:
     def close(self) -> None:
         """End both threads."""
         self._stopped.set()
-        self._orders.put(None)
+        with self._found_one:
+            self._found_one.notify()
         if self._compiler is not None:
             self._compiler.close()  # the worker waits for its answer
         for thread in self._threads:
@@ -98,6 +101,8 @@ class Hotspots:
         """A vCPU is about to execute the block at a physical address."""
         key = (physical, mode)
         with self._lock:
+            if key in self._waiting:
+                self._waiting[key] += 1
             if key in self._known or self.compiled >= MOST_REGIONS:
                 return
             if self.engine.arena.dropped(physical >> PAGE_SHIFT) > MOST_DROPS:
@@ -107,17 +112,19 @@ class Hotspots:
             self._counts[key] += 1
             if self._counts[key] < THRESHOLD:
                 return
+            self._waiting[key] = self._counts.pop(key)
             self._known.add(key)
             self.engine.arena.watch(physical >> PAGE_SHIFT)
             self._of_page.setdefault(physical >> PAGE_SHIFT, []).append(key)
-        self._last_found = time.monotonic()
-        self._orders.put(key)
+            self._last_found = time.monotonic()
+            self._found_one.notify()
 
     def forget(self, page_number: int) -> None:
         """What was made from a page is gone: it may become hot again."""
         with self._lock:
             for key in self._of_page.pop(page_number, ()):
                 self._known.discard(key)
+                self._waiting.pop(key, None)
             if page_number not in self.engine.arena.regions:
                 self.engine.arena.watch(page_number, False)
 
@@ -125,24 +132,33 @@ class Hotspots:
         """Nothing is left of what was translated."""
         with self._lock:
             self._known.clear()
+            self._waiting.clear()
             self._of_page.clear()
             self._counts.clear()
 
     # -- compiling -------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        more_to_refine = True
         while not self._stopped.is_set():
-            try:
-                order = self._orders.get(block=not self._refine())
-            except queue.Empty:
-                continue
-            if order is not None:
-                self.compile(*order)
+            hottest = self._hottest(wait=not more_to_refine)
+            if hottest is not None:
+                self.compile(*hottest)
+            more_to_refine = hottest is not None or self._refine()
+
+    def _hottest(self, *, wait: bool) -> tuple[int, Mode] | None:
+        """The block that is waiting and was met most often; None: there is none (yet)."""
+        with self._found_one:
+            if wait:
+                self._found_one.wait_for(lambda: self._waiting or self._stopped.is_set())
+            if not self._waiting:
+                return None
+            key = max(self._waiting, key=self._waiting.__getitem__)
+            del self._waiting[key]
+            return key
 
     def _refine(self) -> bool:
-        """Unless there are orders, make some rough handlers fine; False if none are left."""
-        if not self._orders.empty():
-            return False
+        """Make some rough handlers fine; False if none are left."""
         native, compiler = self.engine.native, self._compiler
         shapes = native.next_rough()
         if shapes and compiler is not None:
