@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from vdisk.errors import (
     UnsupportedFeatureError,
     VdiskError,
 )
+from vdisk.formats.raw import RawImage
 from vdisk.opening import Backing, open_image
 from vdisk.opening.creating import plan_creation
 from vdisk.opening.names import (
@@ -33,6 +36,7 @@ from vdisk.opening.names import (
 from vdisk.opening.nodes import MAX_CHAIN_DEPTH
 from vdisk.options import MAX_OPTION_DEPTH
 from vdisk.stores.file import DirectFileStore
+from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,6 +238,35 @@ def test_a_guessed_raw_disk_keeps_looking_raw(raw: str) -> None:
     with open_image(raw, readonly=False, format="raw", warn=said.append) as image:
         image.write(0, b"QFI\xfb\0\0\0\3")
     assert not said
+
+
+@pytest.mark.parametrize("kind", ["zeroes", "discard"])
+def test_zeroes_do_not_disguise_a_guessed_raw_disk(kind: str, raw: str) -> None:
+    with open_image(raw, readonly=False) as image:
+        image.write(0, b"QFI\xfb\x01\0\0\3")  # no version that there is
+        with pytest.raises(ReadOnlyError, match="qcow2"):
+            if kind == "zeroes":
+                image.write_zeroes(4, 1)
+            else:
+                image.discard(4, 1)
+        assert image.read(0, 8) == b"QFI\xfb\x01\0\0\3"
+        image.write_zeroes(0, 4096)
+
+
+def test_halves_written_at_once_do_not_disguise_a_guessed_raw_disk() -> None:
+    class Slow(MemoryStore):
+        """A disk whose reads let other threads come first."""
+
+        def _read_into(self, offset: int, view: memoryview) -> None:
+            super()._read_into(offset, view)
+            time.sleep(0.05)
+
+    image = RawImage(Slow(bytes(1 << 16)), readonly=False, guessed=True)
+    image.write(4, b"\0\0\0\3")
+    with ThreadPoolExecutor(2) as pool:
+        halves = [pool.submit(image.write, 0, b"QF"), pool.submit(image.write, 2, b"I\xfb")]
+        refused = [half.exception() for half in halves]
+    assert [type(error) for error in refused if error] == [ReadOnlyError]
 
 
 def test_reading_a_guessed_raw_disk_warns_of_nothing(raw: str) -> None:

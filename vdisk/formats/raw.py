@@ -9,6 +9,8 @@ recognition would take for another format (:class:`vdisk.errors.ReadOnlyError` h
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from vdisk.block import BlockDevice, Extent, Kind
@@ -42,6 +44,7 @@ class RawImage(BlockDevice):
         self.zeroes_fast = file.zeroes_fast
         self.locate_unit = file.locate_unit
         self._guarded = guessed
+        self._guard = Lock()
         self._size = round_up(file.size, SECTOR)
 
     @property
@@ -89,8 +92,11 @@ class RawImage(BlockDevice):
 
     def _write(self, offset: int, view: memoryview) -> None:
         if offset < PROBE_SIZE and self._guarded:
-            self._refuse_disguise(offset, view)
-        self.file.write(offset, view)
+            with self._guard:
+                self._refuse_disguise(offset, view)
+                self.file.write(offset, view)
+        else:
+            self.file.write(offset, view)
 
     def _writev(self, offset: int, views: Sequence[memoryview]) -> None:
         if offset < PROBE_SIZE and self._guarded:
@@ -99,6 +105,7 @@ class RawImage(BlockDevice):
             self.file.writev(offset, views)
 
     def _refuse_disguise(self, offset: int, view: memoryview) -> None:
+        """Under the guard: two writes at once might each be half of a magic number."""
         head = bytearray(self.read(0, min(PROBE_SIZE, self._size)))
         part = view[: len(head) - offset]
         head[offset : offset + len(part)] = part
@@ -113,7 +120,18 @@ class RawImage(BlockDevice):
             )
 
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        self.file.write_zeroes(offset, length, unmap=unmap)
+        with self._keeping_raw(offset, length):
+            self.file.write_zeroes(offset, length, unmap=unmap)
+
+    @contextmanager
+    def _keeping_raw(self, offset: int, length: int) -> Iterator[None]:
+        """Zeroes can complete a magic number, too: that of qcow2 is mostly zeroes after "QFI"."""
+        if offset < PROBE_SIZE and self._guarded:
+            with self._guard:
+                self._refuse_disguise(offset, memoryview(bytes(min(length, PROBE_SIZE - offset))))
+                yield
+        else:
+            yield
 
     def _copy_from(self, offset: int, source: BlockDevice, source_offset: int, length: int) -> int:
         if offset < PROBE_SIZE and self._guarded:
@@ -121,7 +139,8 @@ class RawImage(BlockDevice):
         return self.file.copy_from(offset, source, source_offset, length)
 
     def _discard(self, offset: int, length: int) -> None:
-        self.file.discard(offset, length)
+        with self._keeping_raw(offset, length):
+            self.file.discard(offset, length)
 
     def _flush(self) -> None:
         self.file.flush()
