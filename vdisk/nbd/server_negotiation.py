@@ -287,6 +287,9 @@ class ServerNegotiation:
 
     def _information(self, question: _Question, export: ExportInfo) -> Iterable[bytes]:
         flags = self._transmission_flags(question.name, export)
+        if question.option is Option.NBD_OPT_INFO and self._headers is HeaderStyle.EXTENDED:
+            # Whether or not contexts are selected yet: a client asks what is possible.
+            flags |= TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
         yield options.build_info_export(options.InfoExport(export.size, flags))
         if Info.NBD_INFO_NAME in question.requests:
             yield options.build_info_name(export.name)
@@ -462,12 +465,17 @@ class ServerNegotiation:
             reply = OptionReply.NBD_REP_ERR_EXT_HEADER_REQD
             self._refuse(option, reply, "extended headers are negotiated already")
             return
-        self._headers = HeaderStyle.STRUCTURED
-        self._accept(option)
+        self._turn_to(HeaderStyle.STRUCTURED, option)
 
     def _run_extended_headers(self, option: Option, _data: bytes) -> None:
-        self._headers = HeaderStyle.EXTENDED
-        self._accept(option)
+        self._turn_to(HeaderStyle.EXTENDED, option)
+
+    def _turn_to(self, headers: HeaderStyle, option: Option) -> None:
+        if self._headers is headers:
+            self._refuse(option, OptionReply.NBD_REP_ERR_INVALID, "that is negotiated already")
+        else:
+            self._headers = headers
+            self._accept(option)
 
     def _run_starttls(self, option: Option, _data: bytes) -> None:
         if self._tls:

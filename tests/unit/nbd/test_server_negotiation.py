@@ -202,6 +202,29 @@ def test_extended_headers_take_precedence() -> None:
     assert TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD not in event.session.export.flags
 
 
+@pytest.mark.parametrize("number", [8, 11])
+def test_a_style_is_negotiated_once(number: int) -> None:
+    machine = greeted()
+    assert ask(machine, number)[0][1] == ACK
+    assert ask(machine, number)[0][1] == INVALID
+    go(machine)
+    event = machine.next_event()
+    assert isinstance(event, SessionStarted)
+    assert event.session.headers is not HeaderStyle.SIMPLE
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_info_tells_of_payloads_before_contexts_are_selected(extended: bool) -> None:
+    machine = greeted()
+    ask(machine, 11 if extended else 8)
+    machine.receive_data(option(Option.NBD_OPT_INFO, query("disk")))
+    assert isinstance(machine.next_event(), ExportWanted)
+    machine.send_export(DISK)
+    information = replies(machine.data_to_send())[0][2]
+    payload = int(TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD)
+    assert bool(int.from_bytes(information[-2:], "big") & payload) is extended
+
+
 def test_export_name_after_extended_headers_is_a_violation() -> None:
     machine = greeted()
     ask(machine, Option.NBD_OPT_EXTENDED_HEADERS)
