@@ -30,8 +30,8 @@ MAX_STATUS_EXTENTS: Final = 1 << 14
 MAX_STATUS_STEPS: Final = 1 << 18
 """Extents looked at for one such reply: where neighbours are alike, many make one."""
 
-SHORTEST_HOLE: Final = 4096
-"""Zeroes are sent as a hole from this length on: below, the chunk costs what it saves."""
+SHORTEST_HOLE: Final = 512
+"""Zeroes are sent as a hole from this length on, a sector: below, the chunk costs what it saves."""
 
 MAX_PREFETCH: Final = 32 << 20
 """Bytes that NBD_CMD_CACHE brings in at most: it is advice, and has no bound of its own."""

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vdisk
 from vdisk.block import Kind
 from vdisk.errors import FormatError, InvalidRequestError, NotFoundError
 from vdisk.filters.copy_on_read import CopyOnRead
 from vdisk.filters.detect_zeroes import DetectZeroes, zero_runs
 from vdisk.filters.throttle import Throttle
+from vdisk.nbd.events import Request
+from vdisk.nbd.wire import Command, CommandFlag
 from vdisk.nbd_serving.access import Peer, format_name, parse_rule, permits
-from vdisk.nbd_serving.execution import joined
+from vdisk.nbd_serving.execution import Job, joined
 from vdisk.nbd_serving.export import Export
 from vdisk.nbd_serving.limits import Account, Budget, ServerLimits
 from vdisk.nbd_serving.partitions import SECTOR, find_partition
 from vdisk.opening.overlay import temporary_overlay
 from vdisk.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_names_are_written_as_rfc_4514_has_them() -> None:
@@ -244,3 +251,17 @@ def test_a_flush_is_never_answered_by_one_that_began_before() -> None:
         written.append(number)
         export.flush()
         assert stable == written
+
+
+def test_a_hole_of_one_sector_is_a_chunk_of_its_own(tmp_path: Path) -> None:
+    vdisk.create(tmp_path / "disk", 4096, format="qcow2", options={"cluster_size": 512})
+    with vdisk.open(tmp_path / "disk", "r+") as disk:
+        disk.write(0, b"d" * 4096)
+        disk.write_zeroes(2048, 512)
+        read = Request(Command.NBD_CMD_READ, CommandFlag(0), 1, 2048, 1024)
+        split, whole = (
+            Job(Export("", disk), (), [read], can_split).run()[0].parts
+            for can_split in (True, False)
+        )
+    assert split == [(2048, 512), (2560, b"d" * 512)]
+    assert whole == [(2048, bytes(512) + b"d" * 512)]
