@@ -34,6 +34,11 @@ class Parser(argparse.ArgumentParser):
         self._last: str | None = None
         self._rest: str | None = None
         self._one_dash = False
+        self._with_value: dict[str, str] = {}
+
+    def with_value(self, option: str, meaning: str) -> None:
+        """``option=VALUE`` is ``meaning=VALUE``; without a value it is an option of its own."""
+        self._with_value[option] = meaning
 
     def take_one_dash(self) -> None:
         """Long options may begin with one dash, as X's and QEMU's do: ``-cdrom FILE``."""
@@ -55,15 +60,25 @@ class Parser(argparse.ArgumentParser):
             arguments = [self._with_two_dashes(word) for word in arguments]
         if self._rest is not None and "--" in arguments:
             end = list(arguments).index("--")
-            args = self.parse_intermixed_args(arguments[:end])
+            args = self.parse_intermixed_args(self._unabridged(arguments[:end]))
             getattr(args, self._rest).extend(arguments[end + 1 :])
             return args
+        arguments = self._unabridged(arguments)
         if self._last is None or not arguments or not _is_negative(arguments[-1]):
             return self.parse_intermixed_args(arguments)
         *others, last = arguments
         args = self.parse_intermixed_args([*others, last[1:]])
         setattr(args, self._last, last)
         return args
+
+    def _unabridged(self, arguments: Sequence[str]) -> list[str]:
+        """With the options of :meth:`with_value` under their own names."""
+        found = []
+        for word in arguments:
+            option, equals, value = word.partition("=")
+            meaning = self._with_value.get(option) if equals else None
+            found.append(f"{meaning}={value}" if meaning else word)
+        return found
 
     def _with_two_dashes(self, word: str) -> str:
         name = word.partition("=")[0]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vdisk.errors import InvalidRequestError
 from vdisk.filters.concat import Concatenation
 from vdisk.jobs.bitmaps import copy_bitmaps, copyable_bitmaps
-from vdisk.jobs.copying import SECTOR, SPARSE_SIZE, CopyOptions, copy_disk
+from vdisk.jobs.copying import SECTOR, SPARSE_SIZE, CopyOptions, Zeroes, copy_disk
 from vdisk.jobs.parallel import MAX_WORKERS
 from vdisk.jobs.sources import snapshot_of
 from vdisk.jobs.target import TargetSettings, opened_target
@@ -99,6 +99,7 @@ def convert(
         made_with.update(backing_file=backing_file, backing_fmt=backing_format)
     copying = CopyOptions(
         sparse_size=round_down(sparse_size, SECTOR),
+        zeroes=Zeroes.HOLES if sparse_size >= SECTOR else Zeroes.DATA,
         over_backing=made_with.get("backing_file") is not None,
         target_is_zero=True if target_is_zero else None,
         compress=compress,

@@ -9,6 +9,7 @@ below the top   copy                      copy                      skip: it sho
 
 from __future__ import annotations
 
+import enum
 import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -33,12 +34,25 @@ SPARSE_SIZE = 4096
 
 SECTOR = 512
 _FILE_BLOCK = 4096
+_FIRST_LOOK = 64 << 20
+
+
+class Zeroes(enum.Enum):
+    """What the target has where the source has zeroes."""
+
+    HOLES = "holes"
+    """No room of its own, if it can do without."""
+    ALLOCATED = "allocated"
+    """Room, in which it has zeroes by whatever means."""
+    DATA = "data"
+    """Zeroes that were written like any other bytes."""
 
 
 class CopyOptions(NamedTuple):
     """How to copy a disk.
 
-    ``sparse_size``: zeroes in a row that become a hole; 0: allocate everything.
+    ``sparse_size``: data is searched for so many zeroes in a row; 0: it is not.
+    ``zeroes``: what becomes of those, and of what the source's map says is zero.
     ``over_backing``: the target's backing file shows what the source's does.
     ``target_is_zero``: the target reads as zeroes; None: find out from its map.
     ``offload``: let the system copy between files, without looking for zeroes.
@@ -47,6 +61,7 @@ class CopyOptions(NamedTuple):
     """
 
     sparse_size: int = SPARSE_SIZE
+    zeroes: Zeroes = Zeroes.HOLES
     over_backing: bool = False
     target_is_zero: bool | None = None
     compress: bool = False
@@ -64,13 +79,17 @@ def copy_disk(
     progress: ProgressCallback | None = None,
 ) -> Totals:
     """Copy all of ``source`` to the same offsets of ``target``, which is no smaller."""
+    if options.zeroes is Zeroes.ALLOCATED:  # also where they are zero already
+        options = options._replace(target_is_zero=False)
     if options.target_is_zero is None:
-        options = options._replace(target_is_zero=_is_zero(target, options))
+        is_zero = not options.over_backing and _reads_zero(target, source.size)
+        options = options._replace(target_is_zero=is_zero)
     unit = _unit(target, options)
     settings = CopySettings(
         encode=_encoder(target, unit, options),
         compressor=_compressor(target) if options.compress else None,
         offload=options.offload,
+        unmap=options.zeroes is Zeroes.HOLES,
         workers=options.workers or min(os.cpu_count() or 1, MAX_WORKERS),
         out_of_order=options.out_of_order,
         rate_limit=options.rate_limit,
@@ -84,8 +103,19 @@ def copy_disk(
     return totals
 
 
-def _is_zero(target: BlockDevice, options: CopyOptions) -> bool:
-    return not options.over_backing and all(extent.reads_zero for extent in target.map())
+def _reads_zero(target: BlockDevice, length: int) -> bool:
+    """Whether the first ``length`` bytes are zero, as its map says.
+
+    In steps that grow: a map joins what is alike, and a server may need a request for each part
+    of that, so an answer about all of a large disk can be long in coming.
+    """
+    start, step = 0, _FIRST_LOOK
+    while start < length:
+        step = min(step, length - start)
+        if not all(extent.reads_zero for extent in target.map(start, step)):
+            return False
+        start, step = start + step, 2 * step
+    return True
 
 
 def _unit(target: BlockDevice, options: CopyOptions) -> int:
@@ -117,7 +147,7 @@ def _compressor(target: BlockDevice) -> CompressingDevice:
 def _chooser(options: CopyOptions) -> Callable[[Extent], Action]:
     """What to do with each extent of the source; see the table above."""
     zero = Action.SKIP if options.target_is_zero else Action.ZERO
-    if not options.sparse_size and not options.compress:
+    if options.zeroes is Zeroes.DATA and not options.compress:
         zero = Action.COPY
 
     def choose(extent: Extent) -> Action:

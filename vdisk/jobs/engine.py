@@ -37,13 +37,15 @@ class CopySettings(NamedTuple):
     """How to copy.
 
     ``encode``: what to write for the bytes read.  ``compressor``: the target, if ``encode``
-    compresses.  ``offload``: let the system copy between files where it can.  ``rate_limit``:
-    bytes a second.  ``read``: what fills a buffer from a step's extents.
+    compresses.  ``offload``: let the system copy between files where it can.  ``unmap``: what is
+    zeroed may give its room back.  ``rate_limit``: bytes a second.  ``read``: what fills a buffer
+    from a step's extents.
     """
 
     encode: Encoder = verbatim
     compressor: CompressingDevice | None = None
     offload: bool = False
+    unmap: bool = True
     workers: int = 2
     out_of_order: bool = False
     rate_limit: int | None = None
@@ -131,7 +133,7 @@ class _Copier:
             if write.offload is not None:
                 self._offload(write.offload)
             elif write.data is None:
-                self._target.write_zeroes(write.offset, write.length)
+                self._target.write_zeroes(write.offset, write.length, unmap=self._settings.unmap)
             elif write.compressed and self._settings.compressor is not None:
                 self._settings.compressor.write_compressed(write.offset, write.data)
             else:

@@ -47,11 +47,15 @@ class NullSink(Sink):
 
 
 class PipeSink(Sink):
-    """A pipe, a terminal or a socket: bytes leave in the order they are written, from 0 on."""
+    """A pipe, a terminal or a socket: bytes leave in the order they are written, from 0 on.
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    ``close``: the descriptor is closed with it.
+    """
+
+    def __init__(self, descriptor: int, name: str, *, close: bool = False) -> None:
         self.name = name
         self._descriptor = descriptor
+        self._closes = close
         self._position = 0
 
     def _write(self, offset: int, view: memoryview) -> None:
@@ -68,3 +72,7 @@ class PipeSink(Sink):
             raise  # the reader has seen enough, which is no error of ours
         except OSError as error:
             raise from_os_error(error, path=self.name, operation="write") from error
+
+    def _close(self) -> None:
+        if self._closes:
+            os.close(self._descriptor)

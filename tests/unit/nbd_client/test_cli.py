@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +46,48 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["info", "--is", "tls", server.uri]) == 2
         assert main(["info", "--can", "fly", server.uri]) == 1
         assert "nobody knows about 'fly'" in capsys.readouterr().err
+
+
+def test_questions_in_other_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """The options and spellings of nbdinfo 1.22."""
+    with HostileServer(honest(disk())) as server:
+        for words in (
+            ["--has", "Extended Headers"],
+            ["--can", "multiconn"],
+            ["--has", "sr"],
+            ["--can", "block_status_payload"],
+            ["--isnt", "read-only"],
+            ["--cannot", "connect"],
+            ["--hasnt", "eh"],
+        ):
+            expected = 2 if words[0] in ("--cannot", "--hasnt") else 0
+            assert main(["info", *words, server.uri]) == expected, words
+        assert not capsys.readouterr().out
+        assert main(["info", "--uri", server.uri]) == 0
+        assert capsys.readouterr().out == f"{server.uri}\n"
+        assert main(["info", "--json", "--uri", server.uri]) == 0
+        assert json.loads(capsys.readouterr().out) == server.uri
+
+
+def test_a_size_without_a_larger_unit_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(MemoryDisk.of(1537))) as server:
+        assert main(["info", server.uri]) == 0
+    assert "\texport-size: 1537\n" in capsys.readouterr().out
+
+
+def test_a_server_that_is_started_for_the_purpose(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(SIZE))
+    serve = [sys.executable, "-m", "vdisk.cli.nbd", "serve", "-q", "-f", "raw"]
+    server = ["[", *serve, str(tmp_path / "disk"), "]"]
+    assert main(["info", "--size", "--", *server]) == 0
+    assert capfd.readouterr().out == f"{SIZE}\n"
+    assert main(["map", "--totals", "--", *server]) == 0
+    assert capfd.readouterr().out.split()[:2] == [str(SIZE), "100.0%"]
+    assert main(["list", "--", *server]) == 0
+    assert "export-size: 1048576 (1M)" in capfd.readouterr().out
+    assert main(["info", "one", "two"]) == 1
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +136,24 @@ def test_copy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert target.content == source.content
         assert main(["copy", "--progress-fd", "1", one.uri, str(tmp_path / "file")]) == 0
         assert capfd.readouterr().out.splitlines()[-1] == "100/100"
+        assert main(["copy", "--progress=1", one.uri, str(tmp_path / "file")]) == 0
+        assert capfd.readouterr().out.splitlines()[-1] == "100/100"
     assert (tmp_path / "file").read_bytes() == source.content
+
+
+def test_pipes_are_copied_from_and_to(tmp_path: Path) -> None:
+    target = MemoryDisk.of(SIZE)
+    os.mkfifo(tmp_path / "fifo")
+    with HostileServer(honest(target)) as server, ThreadPoolExecutor(1) as pool:
+        assert main(["copy", "/dev/null", server.uri]) == 0
+        assert target.content == bytes(SIZE)
+        writing = pool.submit((tmp_path / "fifo").write_bytes, b"w" * 5000)
+        assert main(["copy", str(tmp_path / "fifo"), server.uri]) == 0
+        writing.result()
+        assert target.content[:5001] == b"w" * 5000 + b"\0"
+        reading = pool.submit((tmp_path / "fifo").read_bytes)
+        assert main(["copy", server.uri, str(tmp_path / "fifo")]) == 0
+        assert reading.result() == target.content
 
 
 def test_a_destination_that_is_not_zero_becomes_so() -> None:

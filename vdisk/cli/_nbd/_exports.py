@@ -6,6 +6,7 @@ reads ours.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from vdisk.nbd.session import HandshakeStyle, HeaderStyle
@@ -59,6 +60,29 @@ def add_credentials(parser: Parser) -> None:
     )
 
 
+def add_server(parser: Parser, help: str = "the export") -> None:
+    """The server: a URI, or ``[ CMD ARG… ]``; and how to use TLS there."""
+    add_credentials(parser)
+    parser.take_rest("server", "URI", help=f'{help}; or "[ CMD ARG… ]", a server to be started')
+
+
+@contextlib.contextmanager
+def named_server(args: Namespace) -> Iterator[str]:
+    """The URI that the arguments name; what they say to start runs meanwhile."""
+    from vdisk.errors import InvalidRequestError
+
+    words: list[str] = args.server
+    if words[:1] == ["["] and words[-1] == "]":
+        from vdisk.cli._nbd._activation import served
+
+        with served(words[1:-1]) as uri:
+            yield uri
+    elif len(words) == 1:
+        yield words[0]
+    else:
+        raise InvalidRequestError("one server, please: a URI or [ CMD ARG… ]")
+
+
 def place_of(args: Namespace, name: str) -> tuple[NbdUri, TlsSettings]:
     """The server and export that an argument names, and how to use TLS there."""
     from dataclasses import replace
@@ -77,12 +101,12 @@ def place_of(args: Namespace, name: str) -> tuple[NbdUri, TlsSettings]:
     return uri, settings_for(uri, credentials_of(args.tls_creds, objects, passphrases))
 
 
-def server_of(args: Namespace) -> Server:
-    """The server and export of ``args.uri``."""
+def server_at(args: Namespace, name: str) -> Server:
+    """The server and export of that URI."""
     from vdisk.nbd.connect import ClientSettings
     from vdisk.stores._nbd.handshake import Server
 
-    uri, tls = place_of(args, args.uri)
+    uri, tls = place_of(args, name)
     return Server(uri, ClientSettings(export=uri.export, tls=tls.mode), tls)
 
 
@@ -126,7 +150,7 @@ def _lines(uri: NbdUri, export: ExportInfo) -> Iterator[str]:
     size, shown = fields.pop("export-size"), fields.pop("export-size-str")
     if "description" in fields:
         yield f"\tdescription: {fields.pop('description')}"
-    yield f"\texport-size: {size} ({shown})"
+    yield f"\texport-size: {size}" + (f" ({shown})" if shown != str(size) else "")
     del fields["export-name"]
     for key, value in fields.items():
         if isinstance(value, list):
@@ -183,6 +207,7 @@ def short_size(size: int) -> str:
 def can(export: ExportInfo, negotiated: Negotiated) -> dict[str, bool]:
     """What ``--can`` and ``--is`` test, by name."""
     known = {key.partition("_")[2].replace("_", "-"): flag for key, flag in _FLAGS.items()}
+    known["block-status-payload"] = TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
     answers = {name: flag in export.flags for name, flag in known.items()}
     return answers | {
         "connect": True,
@@ -190,4 +215,23 @@ def can(export: ExportInfo, negotiated: Negotiated) -> dict[str, bool]:
         "write": not export.read_only,
         "tls": negotiated.tls,
         "structured-reply": negotiated.headers is not HeaderStyle.SIMPLE,
+        "extended-headers": negotiated.headers is HeaderStyle.EXTENDED,
     }
+
+
+_SYNONYMS = {
+    "eh": "extended-headers",
+    "extended-header": "extended-headers",
+    "fastzero": "fast-zero",
+    "multiconn": "multi-conn",
+    "readonly": "read-only",
+    "sr": "structured-reply",
+    "structured": "structured-reply",
+    "structured-replies": "structured-reply",
+}
+
+
+def name_of(question: str) -> str:
+    """What ``--can`` and ``--is`` ask for, as :func:`can` spells it."""
+    word = question.lower().replace(" ", "-").replace("_", "-")
+    return _SYNONYMS.get(word, word)

@@ -1,6 +1,6 @@
 """Copy to and from NBD servers, files and pipes, as nbdcopy does.
 
-SOURCE and DESTINATION are NBD URIs, files, block devices, "-" for stdin or stdout, or
+SOURCE and DESTINATION are NBD URIs, files, devices, pipes, "-" for stdin or stdout, or
 "[ CMD ARG… ]": a server that is started for the purpose (write "--" before it, for its options).
 DESTINATION may be "null:", which forgets everything.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,13 +60,14 @@ def configure(parser: Parser) -> None:
         "--sparse",
         default="4096",
         metavar="N",
-        help="zeroes in a row that become a hole (default 4096); 0: none",
+        help="zeroes in a row that become a hole (default 4096); 0: only what is one already",
     )
     _add_parallelism(parser)
     parser.add_argument("-p", "--progress", action="store_true", help="show progress")
     parser.add_argument(
         "--progress-fd", type=int, metavar="FD", help="write N/100 lines to this descriptor"
     )
+    parser.with_value("--progress", "--progress-fd")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done, and how")
     add_credentials(parser)
     parser.take_rest("endpoints", "SOURCE DESTINATION", help="from and to")
@@ -112,9 +114,10 @@ def run(args: Namespace) -> int:
         progress = stack.enter_context(_progress(args))
         source = stack.enter_context(_started(source))
         destination = stack.enter_context(_started(destination))
-        if source == ["-"]:
+        stream = _stream_of(source[0], stack)
+        if stream is not None:
             target = stack.enter_context(_open_target(destination[0], None, plan))
-            _copy_stream(sys.stdin.fileno(), target)
+            _copy_stream(stream, target)
         else:
             disk = stack.enter_context(_open_source(source[0], plan))
             target = stack.enter_context(_open_target(destination[0], disk.size, plan))
@@ -131,7 +134,7 @@ def run(args: Namespace) -> int:
 
 def _plan(args: Namespace) -> _Plan:
     from vdisk.cli._nbd._exports import place_of
-    from vdisk.jobs.copying import CopyOptions
+    from vdisk.jobs.copying import CopyOptions, Zeroes
     from vdisk.jobs.engine import BATCH_SIZE
     from vdisk.jobs.parallel import MAX_WORKERS
     from vdisk.stores._nbd.pool import MAX_CONNECTIONS, PoolSettings
@@ -152,6 +155,7 @@ def _plan(args: Namespace) -> _Plan:
         workers = connections = requests = 1
     copying = CopyOptions(
         sparse_size=0 if args.allocated else sparse_size,
+        zeroes=Zeroes.ALLOCATED if args.allocated else Zeroes.HOLES,
         target_is_zero=True if args.destination_is_zero else None,
         workers=workers,
         out_of_order=not args.synchronous,
@@ -224,6 +228,24 @@ def _open_nbd(name: str, plan: _Plan, *, readonly: bool) -> BlockDevice:
     return NbdStore(uri, readonly=readonly, settings=plan.nbd, tls=tls)
 
 
+def _stream_of(name: str, stack: contextlib.ExitStack) -> int | None:
+    """The descriptor of a source that can only be read from its start to its end."""
+    if name == "-":
+        return sys.stdin.fileno()
+    if not _is_stream(name):
+        return None
+    return stack.enter_context(open(name, "rb", buffering=0)).fileno()
+
+
+def _is_stream(name: str) -> bool:
+    """Whether there is a pipe or a character device of that name."""
+    try:
+        mode = os.stat(name).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 def _open_source(name: str, plan: _Plan) -> BlockDevice:
     if _is_nbd(name):
         return _open_nbd(name, plan, readonly=True)
@@ -241,6 +263,8 @@ def _open_target(name: str, size: int | None, plan: _Plan) -> BlockDevice:
         return PipeSink(sys.stdout.fileno(), "stdout")
     if name == "null:":
         return NullSink()
+    if _is_stream(name):
+        return PipeSink(os.open(name, os.O_WRONLY | os.O_CLOEXEC), name, close=True)
     if _is_nbd(name):
         target = _open_nbd(name, plan, readonly=False)
     else:
@@ -266,12 +290,14 @@ def _open_target(name: str, size: int | None, plan: _Plan) -> BlockDevice:
 def _copy(
     source: BlockDevice, target: BlockDevice, plan: _Plan, progress: ProgressCallback
 ) -> None:
-    from vdisk.jobs.copying import copy_disk
+    from vdisk.jobs.copying import Zeroes, copy_disk
     from vdisk.stores.sinks import NullSink, PipeSink
 
     copying = plan.copying
     if isinstance(target, PipeSink):  # in order, and no holes
-        copying = copying._replace(sparse_size=0, target_is_zero=False, out_of_order=False)
+        copying = copying._replace(
+            sparse_size=0, zeroes=Zeroes.DATA, target_is_zero=False, out_of_order=False
+        )
     elif isinstance(target, NullSink) or getattr(target, "is_block_device", None) is False:
         copying = copying._replace(target_is_zero=True)  # it was made a moment ago
     copy_disk(source, target, copying, progress)

@@ -1,11 +1,13 @@
 """Show what an NBD export is and what its server can do with it.
 
---can and --is print nothing: the exit status is 0 for yes, 2 for no, 1 for an error.
+--can, --is and --has are one option, and --cannot, --isnt and --hasnt are its opposite.  They print
+nothing: the exit status is 0 for yes, 2 for no, 1 for an error.
 
 Examples:
   vdisk-nbd info nbd://example.com/disk
   vdisk-nbd info --size nbd://example.com/disk
   vdisk-nbd info --can trim nbd://example.com/disk && echo "it discards"
+  vdisk-nbd info -- [ qemu-nbd -r -f qcow2 disk.qcow2 ]
 """
 
 from __future__ import annotations
@@ -18,44 +20,64 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from vdisk.cli.options import Parser
+    from vdisk.nbd.connect import Negotiated
+    from vdisk.nbd.session import ExportInfo
 
 NO = 2
 """The exit status that means no."""
 
 
 def configure(parser: Parser) -> None:
-    from vdisk.cli._nbd._exports import add_credentials
+    from vdisk.cli._nbd._exports import add_server
 
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --json")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--size", action="store_true", help="the size in bytes, and nothing else")
+    what.add_argument("--uri", action="store_true", help="the full URI, and nothing else")
     what.add_argument(
         "--can",
+        "--is",
         "--has",
         metavar="WHAT",
-        help="test: cache, connect, df, fast-zero, flush, fua, multi-conn, read, "
-        "structured-reply, trim, write, zero",
+        help="test: block-status-payload, cache, connect, df, extended-headers, fast-zero, flush, "
+        "fua, multi-conn, read, read-only, rotational, structured-reply, tls, trim, write, zero",
     )
-    what.add_argument("--is", dest="is_", metavar="WHAT", help="test: read-only, rotational or tls")
-    add_credentials(parser)
-    parser.add_argument("uri", help="the export")
+    what.add_argument("--cannot", "--isnt", "--hasnt", metavar="WHAT", help="test for the opposite")
+    add_server(parser)
 
 
 def run(args: Namespace) -> int:
-    from vdisk.cli._nbd._exports import can, server_of, show
+    from vdisk.cli._nbd._exports import named_server, server_at, show
     from vdisk.stores._nbd.handshake import describe_export
 
-    server = server_of(args)
-    export, negotiated = describe_export(server)
-    question = args.can or args.is_
-    if question is not None:
-        answers = can(export, negotiated)
-        if question not in answers:
-            known = ", ".join(sorted(answers))
-            raise InvalidRequestError(f"nobody knows about {question!r}, only about {known}")
-        return 0 if answers[question] else NO
+    with named_server(args) as name:
+        server = server_at(args, name)
+        export, negotiated = describe_export(server)
+    if args.can is not None:
+        return 0 if _answer(args.can, export, negotiated) else NO
+    if args.cannot is not None:
+        return NO if _answer(args.cannot, export, negotiated) else 0
     if args.size:
         print(export.size)
+    elif args.uri:
+        print(_quoted(str(server.uri)) if args.json else server.uri)
     else:
         show(server.uri, [export], negotiated, as_json=args.json)
     return 0
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _answer(question: str, export: ExportInfo, negotiated: Negotiated) -> bool:
+    from vdisk.cli._nbd._exports import can, name_of
+
+    answers = can(export, negotiated)
+    found = answers.get(name_of(question))
+    if found is None:
+        known = ", ".join(sorted(answers))
+        raise InvalidRequestError(f"nobody knows about {question!r}, only about {known}")
+    return found

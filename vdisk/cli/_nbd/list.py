@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def configure(parser: Parser) -> None:
-    from vdisk.cli._nbd._exports import add_credentials
+    from vdisk.cli._nbd._exports import add_server
 
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --list --json")
-    add_credentials(parser)
-    parser.add_argument("uri", help="the server; its export is of no interest")
+    add_server(parser, "the server, whose export is of no interest")
 
 
 def run(args: Namespace) -> int:
-    from vdisk.cli._nbd._exports import server_of, show
+    from vdisk.cli._nbd._exports import named_server, server_at, show
     from vdisk.stores._nbd.handshake import describe_exports
 
-    server = server_of(args)
-    answer = describe_exports(server)
+    with named_server(args) as name:
+        server = server_at(args, name)
+        answer = describe_exports(server)
     show(server.uri, answer.result, answer.negotiated, as_json=args.json)
     return 0

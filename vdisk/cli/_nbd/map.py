@@ -8,6 +8,7 @@ Examples:
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from vdisk.nbd.wire import BASE_ALLOCATION, QEMU_ALLOCATION_DEPTH, QEMU_DIRTY_BITMAP
@@ -24,7 +25,7 @@ _DIRTY = {0: "clean", 1: "dirty"}
 
 
 def configure(parser: Parser) -> None:
-    from vdisk.cli._nbd._exports import add_credentials
+    from vdisk.cli._nbd._exports import add_server
 
     parser.add_argument(
         "--context",
@@ -34,17 +35,17 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--totals", action="store_true", help="only how much of each there is")
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --map --json")
-    add_credentials(parser)
-    parser.add_argument("uri", help="the export")
+    add_server(parser)
 
 
 def run(args: Namespace) -> int:
-    from vdisk.cli._nbd._exports import place_of
+    from vdisk.cli._nbd._exports import named_server, place_of
     from vdisk.stores.nbd import NbdSettings, NbdStore
 
     settings = NbdSettings(meta_contexts=(args.context,))
-    uri, tls = place_of(args, args.uri)
-    with NbdStore(uri, settings=settings, tls=tls) as store:
+    with contextlib.ExitStack() as stack:
+        uri, tls = place_of(args, stack.enter_context(named_server(args)))
+        store = stack.enter_context(NbdStore(uri, settings=settings, tls=tls))
         extents = store.context_extents(args.context)
         lines = (
             _totals(extents, store.size, args.context, as_json=args.json)
