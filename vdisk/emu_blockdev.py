@@ -139,9 +139,9 @@ class EmuBlockDevice(Drive):
         self._idle = threading.Condition(self.lock)
         self._workers = Workers(self._threads, self._work)
 
-    def _use(self, device: BlockDevice | None) -> None:
-        super()._use(device)
-        self._quick = None if device is None else Quick(device)
+    def _use(self, image: BlockDevice | None) -> None:
+        super()._use(image)
+        self._quick = None if self.device is None else Quick(self.device)
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -362,6 +362,7 @@ class EmuBlockDevice(Drive):
             self.cancel()
             threads = self._workers.stop()
             device, self.device, self._quick, self.size = self.device, None, None, 0
+            self.image = None
         for thread in threads:
             thread.join()
         if device is not None:

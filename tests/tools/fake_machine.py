@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vdisk.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, OutOfRangeError
 from vdisk.vm.display.base import Frame, TextFrame
 from vdisk.vm.monitor.control import (
+    BlockJobInfo,
     Drive,
+    JobRequest,
     MachineEvent,
     Medium,
     PciFunction,
     ProcessorState,
     RunState,
+    Target,
     VmSnapshot,
 )
 
@@ -121,6 +124,7 @@ class FakeMachine:
         self.state = RunState.RUNNING
         self.calls: list[str] = []
         self.snapshots: list[VmSnapshot] = []
+        self.jobs: list[BlockJobInfo] = []
         self.disk = Drive(
             device="ide0-hd0",
             id="/machine/ide0-hd0",
@@ -266,6 +270,47 @@ class FakeMachine:
     def commit_disk(self, device: str) -> None:
         self._find(device)
         self.calls.append(f"commit {device}")
+
+    def block_jobs(self) -> list[BlockJobInfo]:
+        return self.jobs
+
+    def _begin(self, type: str, device: str, request: JobRequest, *what: object) -> None:
+        self._find(device)
+        self.calls.append(f"{type} {device} {' '.join(map(str, what))}")
+        id = request.id or device
+        self.jobs.append(
+            BlockJobInfo(id, type, "running", 1024, 1 << 20, request.speed, False, False)
+        )
+
+    def stream_disk(self, device: str, base: str | None, request: JobRequest) -> None:
+        self._begin("stream", device, request, base)
+
+    def commit_layers(
+        self, device: str, base: str | None, top: str | None, request: JobRequest
+    ) -> None:
+        self._begin("commit", device, request, base, top)
+
+    def mirror_disk(self, device: str, target: Target, request: JobRequest) -> None:
+        self._begin("mirror", device, request, *target)
+
+    def backup_disk(self, device: str, target: Target, request: JobRequest) -> None:
+        self._begin("backup", device, request, *target)
+
+    def _replace(self, id: str, **fields: Any) -> None:
+        self.jobs = [job._replace(**fields) if job.id == id else job for job in self.jobs]
+
+    def complete_job(self, id: str) -> None:
+        raise InvalidRequestError(f"Job '{id}' in state 'running' cannot accept command verb")
+
+    def cancel_job(self, id: str, *, force: bool = False) -> None:
+        self.calls.append(f"cancel {id} {force}")
+        self.jobs = [job for job in self.jobs if job.id != id]
+
+    def pause_job(self, id: str, *, paused: bool) -> None:
+        self._replace(id, paused=paused)
+
+    def set_job_speed(self, id: str, speed: int) -> None:
+        self._replace(id, speed=speed)
 
     def registers(self, cpu: int) -> str:
         return f"RIP=000000000000fff{cpu:x}\n"

@@ -34,23 +34,29 @@ class Stacking(NamedTuple):
     snapshot: bool
     snapshot_directory: str | None
 
-    def stack(self, device: BlockDevice) -> BlockDevice:
-        """The device with these over it; closed if that fails."""
+    def image(self, device: BlockDevice) -> BlockDevice:
+        """What keeps the disk's bytes: the device, or an overlay; closed if that fails."""
         try:
             if self.readonly is False and device.readonly and not self.snapshot:
                 raise ReadOnlyError("opened read-only: the disk can be read only", path=device.name)
+            if self.throttle:
+                self.limited(device)  # limits that cannot be are found before there is an overlay
             if self.snapshot:
                 from vdisk.opening.overlay import temporary_overlay
 
                 device = temporary_overlay(device, self.snapshot_directory)
-            if self.throttle:
-                from vdisk.filters.throttle import Throttled, parse_limits
-
-                device = Throttled(device, parse_limits(self.throttle, "throttle"))
         except BaseException:
             device.close()
             raise
         return device
+
+    def limited(self, image: BlockDevice) -> BlockDevice:
+        """The image, used no faster than it may be."""
+        if not self.throttle:
+            return image
+        from vdisk.filters.throttle import Throttled, parse_limits
+
+        return Throttled(image, parse_limits(self.throttle, "throttle"))
 
 
 class Identity(NamedTuple):
@@ -94,6 +100,8 @@ class Drive(ABC):
         self.removable = removable
         self.lock = lock
         self.device: BlockDevice | None = None
+        """What requests go to: the image, behind the limits on its use."""
+        self.image: BlockDevice | None = None
         self.size = 0
         """Bytes of the disk, whole sectors; 0 while there is no medium."""
         self.tray_open = False
@@ -104,7 +112,7 @@ class Drive(ABC):
         self._geometry: DiskGeometry | None = None
         self._on_change: list[Callable[[], None]] = []
         self._eject_requested: list[Callable[[], None]] = []
-        self._use(None if device is None else stacking.stack(device))
+        self._use(None if device is None else stacking.image(device))
 
     @abstractmethod
     def drain(self) -> None:
@@ -112,8 +120,9 @@ class Drive(ABC):
 
     # -- the medium --------------------------------------------------------------------------
 
-    def _use(self, device: BlockDevice | None) -> None:
-        self.device = device
+    def _use(self, image: BlockDevice | None) -> None:
+        self.image = image
+        self.device = None if image is None else self._stacking.limited(image)
         self._geometry = None
         self._measure()
 
@@ -171,7 +180,7 @@ class Drive(ABC):
             self._check_removable()
             if self.device is not None:
                 raise InvalidRequestError("there is a medium in the drive: eject it first")
-            self._use(self._stacking.stack(device))
+            self._use(self._stacking.image(device))
             self.tray_open = False
             self._changed()
 
@@ -201,19 +210,19 @@ class Drive(ABC):
         """Go on with ``device``: the same disk, opened anew after the one before was closed."""
         with self.lock:
             self.drain()
-            self._use(self._stacking.stack(device))
+            self._use(self._stacking.image(device))
 
-    def exchange(self, device: BlockDevice) -> BlockDevice:
-        """Go on with another device of the same content (an overlay, a copy); the former one.
+    def exchange(self, image: BlockDevice) -> BlockDevice:
+        """Go on with another image of the same content (an overlay, a copy); the former one.
 
         The guest does not notice.
         """
         with self.lock:
-            if self.device is None or device.size != self.device.size:
-                raise InvalidRequestError("only a device of the same size can take over")
+            if self.image is None or image.size != self.image.size:
+                raise InvalidRequestError("only an image of the same size can take over")
             self.drain()
-            former = self.device
-            self._use(device)
+            former = self.image
+            self._use(image)
             return former
 
     def _changed(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vdisk.block import BlockDevice
+from vdisk.filters.attended import Attended
 from vdisk.filters.copy_on_read import CopyOnRead
 from vdisk.filters.throttle import Throttled
 from vdisk.stores.file import FileStore
@@ -20,7 +21,7 @@ def is_prompt(device: BlockDevice) -> bool:
         return device.prompt
     if isinstance(device, MemoryStore):
         return True
-    if isinstance(device, CopyOnRead | Throttled):  # a write waits: for others' copies, its turn
+    if isinstance(device, Attended | CopyOnRead | Throttled):  # a write may wait
         return False
     if not device.verbatim or getattr(device, "encryption", None) is not None:
         return False

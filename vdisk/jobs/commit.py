@@ -69,7 +69,7 @@ def commit(
         writable_backing=depth,
         warn=warn,
     ) as top:
-        target = _layer(top, depth)
+        target = layer_below(top, depth)
         if target.size < top.size:
             target.truncate(top.size)
         meter = Progress(top.size, progress)
@@ -91,7 +91,7 @@ def _decide(top: BlockDevice, depth: int) -> Iterator[tuple[Extent, Action]]:
             yield extent, Action.ZERO if extent.reads_zero else Action.COPY
 
 
-def _layer(top: BlockDevice, depth: int) -> BlockDevice:
+def layer_below(top: BlockDevice, depth: int) -> BlockDevice:
     """The image ``depth`` backing files down."""
     layer = top
     for _ in range(depth):
@@ -111,15 +111,31 @@ def _depth_of(
 ) -> int:
     """How many backing files down the image called ``base`` is."""
     with open_image(name, format=format, secrets=secrets) as top:
-        depth, layer = 1, top.backing
-        while layer is not None:
-            if _is_named(layer, base):
-                return depth
-            depth, layer = depth + 1, layer.backing
-        raise NotFoundError(f"{base} is not in the chain of backing files", path=top.name)
+        return depth_in_chain(top, base)
 
 
-def _is_named(device: BlockDevice, name: str) -> bool:
+def depth_in_chain(top: BlockDevice, name: str) -> int:
+    """How many backing files below ``top`` the image called ``name`` is, 1 at least."""
+    depth, layer = 1, top.backing
+    while layer is not None:
+        if is_named(layer, name):
+            return depth
+        depth, layer = depth + 1, layer.backing
+    raise NotFoundError(f"{name} is not in the chain of backing files", path=top.name)
+
+
+def length_of_chain(top: BlockDevice) -> int:
+    """How many backing files there are below ``top``; raises where there is none."""
+    depth, layer = 0, top.backing
+    while layer is not None:
+        depth, layer = depth + 1, layer.backing
+    if not depth:
+        raise InvalidRequestError("the image has no backing file", path=top.name)
+    return depth
+
+
+def is_named(device: BlockDevice, name: str) -> bool:
+    """Whether ``name`` leads to the file that ``device`` is."""
     if device.name == name:
         return True
     try:

@@ -121,15 +121,19 @@ def _keep_content(
     unit = image.subcluster_size
     settings = CopySettings(encode=Different(below, unit))
     with image.backing_about_to_change():
-        totals = run(plan(_decide(image, below), unit), image, settings, meter)
+        totals = run(plan(what_to_keep(image, below), unit), image, settings, meter)
     meter.finish()
     return totals
 
 
-def _decide(image: BlockDevice, below: BlockDevice | None) -> Iterator[tuple[Extent, Action]]:
+def what_to_keep(
+    image: BlockDevice, below: BlockDevice | None, start: int = 0, end: int | None = None
+) -> Iterator[tuple[Extent, Action]]:
     """Copy, if it differs, what the overlay does not hold and may read otherwise below."""
     same = Sources().same
-    new = [Extent(0, image.size, Kind.HOLE)] if below is None else padded_map(below, 0, image.size)
-    for old, other in pairs(image.map(), new):
+    end = image.size if end is None else end
+    hole = [Extent(start, end - start, Kind.HOLE)]
+    new = hole if below is None else padded_map(below, start, end)
+    for old, other in pairs(image.map(start, end - start), new):
         held = old.depth == 0 and old.kind is not Kind.HOLE
         yield old, Action.SKIP if held or same(old, other) else Action.COPY

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from vdisk.errors import InvalidRequestError, VdiskError
 from vdisk.vm import loader
 from vdisk.vm._machine import accelerators, configuration
+from vdisk.vm._machine.block_jobs import BlockJobs
 from vdisk.vm._machine.board import Board, Requests, Video
 from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import SerialConsole
@@ -166,6 +167,8 @@ class Machine(Life):
             stop=self._request_io_stop,
         )
         self._closers.append(self.drives.close)
+        self.block_jobs = BlockJobs(self.drives, self._emit)
+        self._closers.append(self.block_jobs.close)
         self.accelerator = accelerators.make(
             options.accel, self.memory, self.bus, deterministic=not real
         )

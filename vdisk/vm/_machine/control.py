@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from vdisk.vm.devices.pci import PciDevice
     from vdisk.vm.display.base import InputSink, Screen
     from vdisk.vm.machine import Machine
-    from vdisk.vm.monitor.control import Drive, MachineEvent, ProcessorState, RunState, VmSnapshot
+    from vdisk.vm.monitor.control import (
+        BlockJobInfo,
+        Drive,
+        JobRequest,
+        MachineEvent,
+        ProcessorState,
+        RunState,
+        Target,
+        VmSnapshot,
+    )
 
 LARGEST_READ = 64 << 20
 
@@ -93,6 +102,39 @@ class Control:
 
     def commit_disk(self, device: str) -> None:
         self._machine.drives.commit(device)
+
+    # -- work on disks while the guest uses them -------------------------------------------------
+
+    def block_jobs(self) -> Sequence[BlockJobInfo]:
+        return self._machine.block_jobs.infos()
+
+    def stream_disk(self, device: str, base: str | None, request: JobRequest) -> None:
+        self._machine.block_jobs.stream(device, base, request)
+
+    def commit_layers(
+        self, device: str, base: str | None, top: str | None, request: JobRequest
+    ) -> None:
+        self._machine.block_jobs.commit(device, base, top, request)
+
+    def mirror_disk(self, device: str, target: Target, request: JobRequest) -> None:
+        self._machine.block_jobs.mirror(device, target, request)
+
+    def backup_disk(self, device: str, target: Target, request: JobRequest) -> None:
+        self._machine.block_jobs.backup(device, target, request)
+
+    def complete_job(self, id: str) -> None:
+        self._machine.block_jobs.find(id).complete()
+
+    def cancel_job(self, id: str, *, force: bool = False) -> None:
+        self._machine.block_jobs.find(id).cancel(force=force)
+
+    def pause_job(self, id: str, *, paused: bool) -> None:
+        self._machine.block_jobs.find(id).work.pace.paused = paused
+
+    def set_job_speed(self, id: str, speed: int) -> None:
+        if speed < 0:
+            raise InvalidRequestError("Parameter 'speed' expects a non-negative value")
+        self._machine.block_jobs.find(id).work.pace.speed = speed
 
     # -- the whole machine, saved ---------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vdisk.emu_blockdev import EmuBlockDevice, OnError, Operation, Request
 from vdisk.errors import InvalidRequestError, NoSpaceError, NotFoundError, VdiskError
+from vdisk.filters.attended import Attended
 from vdisk.opening import open_image
 from vdisk.vm.monitor.control import Drive, DriveStatistics, MachineEvent, Medium
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vdisk.block import BlockDevice
+    from vdisk.vm._machine.block_jobs import BlockJob
     from vdisk.vm._machine.specs import DiskSpec
 
 IDE_PLACES = 4
@@ -35,6 +37,50 @@ class MachineDrive:
         self.disk = disk
         self.slot = 0  # on the PCI bus, of a virtio disk
         self.failed: Literal["ok", "failed", "nospace"] = "ok"
+        self.job: BlockJob | None = None
+        """What works on it at the moment."""
+
+    @property
+    def image(self) -> BlockDevice:
+        """The image itself, without what is in front of it; raises where there is none."""
+        image = self.disk.image
+        if image is None:
+            raise NotFoundError(f"there is no medium in {self.name}")
+        return image.inner if isinstance(image, Attended) else image
+
+    def check_idle(self) -> None:
+        """Raise :class:`InvalidRequestError` while a job works on it."""
+        if self.job is not None:
+            raise InvalidRequestError(
+                f"Device '{self.name}' is busy: block device is in use by block job: "
+                f"{self.job.work.type}"
+            )
+
+    def changeable(self, what: str) -> str:
+        """The name of its image, whose chain may be changed; raises where it may not."""
+        file = self.spec.file
+        if self.spec.snapshot or not isinstance(file, str) or self.disk.readonly:
+            raise InvalidRequestError(f"{self.name}: only an image in a file can be {what}")
+        return file
+
+    def reopen(
+        self, *, between: Callable[[], object] = lambda: None, writable_backing: int = 0
+    ) -> None:
+        """Close the image, whose chain :meth:`changeable` says may be, and open it anew.
+
+        Done ``between``: what needs it closed.  The bus lock is held and no request under way.
+        """
+        self.image.close()
+        try:
+            between()
+        finally:
+            opened = open_file(self.spec, writable_backing)
+            assert opened is not None
+            self.disk.reopen(opened)
+
+    def goes_on_in(self, filename: str, format: str) -> None:
+        """Remember that it is another image from now on."""
+        self.spec.file, self.spec.format, self.spec.options = filename, format, {}
 
     def describe(self) -> Drive:
         """As monitors show it."""
@@ -46,7 +92,7 @@ class MachineDrive:
             locked=disk.tray_locked,
             tray_open=disk.tray_open,
             io_status=self.failed if disk.stopped else "ok",
-            medium=None if disk.device is None else _medium(self.name, disk, disk.device),
+            medium=None if disk.image is None else _medium(self.name, disk, self.image),
             statistics=_statistics(disk),
         )
 
@@ -88,7 +134,7 @@ class Drives:
 
     def _open(self, spec: DiskSpec, name: str) -> EmuBlockDevice:
         cdrom = spec.media == "cdrom"
-        device = _open_file(spec)
+        device = open_file(spec)
         options: dict[str, Any] = {} if self._threads is None else {"threads": self._threads}
         disk = EmuBlockDevice(
             device,
@@ -170,9 +216,8 @@ class Drives:
         from vdisk.stores.file import FileStore
 
         drive = self.find(name)
-        current = drive.disk.device
-        if current is None:
-            raise NotFoundError(f"there is no medium in {name}")
+        drive.check_idle()
+        current = drive.image
         if format != "qcow2":
             raise InvalidRequestError(f"an overlay is a qcow2 image, not {format}")
         if not existing:
@@ -196,11 +241,12 @@ class Drives:
                 file.close()
                 raise
             drive.disk.exchange(overlay)
-        drive.spec.file, drive.spec.format, drive.spec.options = filename, format, {}
+        drive.goes_on_in(filename, format)
 
     def resize(self, name: str, size: int) -> None:
         """Make a disk ``size`` bytes long, and tell the guest."""
         drive = self.find(name)
+        drive.check_idle()
         if size <= 0:
             raise InvalidRequestError("a disk has at least one byte")
         if drive.disk.removable or drive.disk.readonly:
@@ -212,20 +258,15 @@ class Drives:
         from vdisk.jobs.commit import commit
 
         drive = self.find(name)
-        device, file = drive.disk.device, drive.spec.file
-        if drive.spec.snapshot or not isinstance(file, str):
-            raise InvalidRequestError(f"{name}: only an overlay in a file can be committed")
-        if device is None or not _backing(device):
+        drive.check_idle()
+        file = drive.changeable("committed")
+        if not _backing(drive.image):
             raise InvalidRequestError(f"{name} has no backing file to commit into")
         with self._lock:
             drive.disk.drain()
-            device.close()
-            try:
-                commit(file, format=drive.spec.format, cache=drive.spec.cache)
-            finally:
-                reopened = _open_file(drive.spec)
-                assert reopened is not None
-                drive.disk.reopen(reopened)
+            drive.reopen(
+                between=lambda: commit(file, format=drive.spec.format, cache=drive.spec.cache)
+            )
 
     def resume(self) -> None:
         """Try again what failed and was kept."""
@@ -277,7 +318,8 @@ def _placed(specs: Sequence[DiskSpec]) -> Iterator[tuple[DiskSpec, str, int]]:
         yield spec, f"ide{place // 2}-{kind}{place % 2}", place
 
 
-def _open_file(spec: DiskSpec) -> BlockDevice | None:
+def open_file(spec: DiskSpec, writable_backing: int = 0) -> BlockDevice | None:
+    """The image of a drive; None: there is none.  ``writable_backing``: see ``open_image``."""
     if spec.file is None or not isinstance(spec.file, str):
         return spec.file
     return open_image(
@@ -286,6 +328,7 @@ def _open_file(spec: DiskSpec) -> BlockDevice | None:
         format=spec.format,
         cache=spec.cache,
         options=spec.options,
+        writable_backing=writable_backing,
     )
 
 

@@ -117,14 +117,13 @@ class Saving:
         for image in images:
             image.apply_snapshot(tag)
         for drive in self._drives:
-            if drive.disk.device is not None:
-                drive.disk.exchange(drive.disk.device)  # sizes and places have changed
+            if drive.disk.image is not None:
+                drive.disk.exchange(drive.disk.image)  # sizes and places have changed
         self._restore(chips)
         self.half_loaded = False
 
     def _writable(self) -> list[tuple[MachineDrive, BlockDevice]]:
-        devices = ((drive, drive.disk.device) for drive in self._drives if not drive.disk.readonly)
-        return [(drive, _inner(device)) for drive, device in devices if device is not None]
+        return [(drive, _inner(drive.image)) for drive in self._drives if not drive.disk.readonly]
 
     def _images(self) -> list[Qcow2Image]:
         """The images of all disks that can be written to; raises where one is no qcow2 image."""
@@ -134,6 +133,7 @@ class Saving:
                 raise InvalidRequestError(
                     f"{drive.name} is not a qcow2 image, so the machine cannot be saved"
                 )
+            drive.check_idle()
             if drive.disk.stopped:
                 raise InvalidRequestError(f"{drive.name} has failed requests that wait")
             images.append(image)

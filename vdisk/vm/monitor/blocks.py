@@ -29,6 +29,15 @@ def chosen_drive(machine: MachineControl, arguments: dict[str, Any]) -> Drive:
     return find_drive(machine, names[0])
 
 
+def device_or_node(machine: MachineControl, device: str, node: str) -> str:
+    """The drive of a name, or that of the image in it."""
+    for drive in machine.drives():
+        names = {drive.device, drive.id} - {""}
+        if device in names or (drive.medium is not None and node == drive.medium.node_name != ""):
+            return drive.device
+    raise QmpError(f"Cannot find device='{device}' nor node-name='{node}'")
+
+
 def _image(medium: Medium, backing: list[str]) -> dict[str, Any]:
     image: dict[str, Any] = {
         "filename": medium.filename,

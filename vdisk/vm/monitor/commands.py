@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vdisk.errors import from_os_error
 from vdisk.vm.display.image import save_picture
 from vdisk.vm.display.keys import BY_NUMBER, find_qcode
-from vdisk.vm.monitor import blocks, hmp
+from vdisk.vm.monitor import block_jobs, blocks, hmp
 from vdisk.vm.monitor.control import RunState
 from vdisk.vm.monitor.input import HOLD_MILLISECONDS, press_together
 from vdisk.vm.monitor.qmp_session import version
@@ -246,11 +246,9 @@ def _device_or_node(machine: MachineControl, arguments: Arguments) -> str:
     names = [arguments[key] for key in ("device", "node-name") if key in arguments]
     if len(names) != 1:
         raise QmpError("Need exactly one of 'device' and 'node-name'")
-    for drive in machine.drives():
-        if names[0] in (drive.device, drive.medium.node_name if drive.medium else None):
-            return drive.device
-    device, node = arguments.get("device", ""), arguments.get("node-name", "")
-    raise QmpError(f"Cannot find device='{device}' nor node-name='{node}'")
+    return blocks.device_or_node(
+        machine, arguments.get("device", ""), arguments.get("node-name", "")
+    )
 
 
 def _resize_disk(machine: MachineControl, arguments: Arguments) -> Any:
@@ -304,6 +302,7 @@ _BUTTON_EVENT = Command(_query_status, {"button": (*_BUTTONS, *_WHEEL), "down": 
 _MOVE_EVENT = Command(_query_status, {"axis": ("x", "y"), "value": int})
 
 COMMANDS: dict[str, Command] = {
+    **block_jobs.COMMANDS,
     "query-version": Command(lambda _machine, _arguments: version(), out_of_band=True),
     "query-commands": Command(_query_commands, out_of_band=True),
     "query-status": Command(_query_status),
@@ -314,7 +313,6 @@ COMMANDS: dict[str, Command] = {
     "query-block": Command(_query_block),
     "query-blockstats": Command(_query_blockstats, optional={"query-nodes": bool}),
     "query-named-block-nodes": Command(_query_nodes, optional={"flat": bool}),
-    "query-block-jobs": Command(lambda _machine, _arguments: []),
     "query-pci": Command(_query_pci),
     "query-memory-size-summary": Command(_query_memory),
     "query-target": Command(lambda _machine, _arguments: {"arch": "x86_64"}),

@@ -42,6 +42,11 @@ class MachineEvent(NamedTuple):
         BLOCK_IO_ERROR       device: str, node-name: str, operation: read|write,
                              action: report|ignore|stop, nospace: bool, reason: str
         DEVICE_TRAY_MOVED    device: str, id: str, tray-open: bool
+        BLOCK_JOB_READY, BLOCK_JOB_COMPLETED, BLOCK_JOB_CANCELLED
+                             device: str (the job), type: str, len, offset, speed: int,
+                             error: str (where it failed)
+        BLOCK_JOB_ERROR      device: str (the job), operation: write, action: report
+        JOB_STATUS_CHANGE    id: str, status: str
     """
 
     name: str
@@ -95,6 +100,44 @@ class Drive:
     io_status: Literal["ok", "failed", "nospace"] = "ok"
     medium: Medium | None = None
     statistics: DriveStatistics = field(default_factory=DriveStatistics)
+
+
+class BlockJobInfo(NamedTuple):
+    """Work under way on a drive (qapi/block-core.json: BlockJobInfo).
+
+    ``offset`` of ``length`` bytes are done; ``speed``: bytes a second, 0: any number.  ``ready``:
+    it waits to be told to go on with its target, or to leave it.
+    """
+
+    id: str
+    type: str
+    status: str
+    offset: int
+    length: int
+    speed: int
+    paused: bool
+    ready: bool
+
+
+class JobRequest(NamedTuple):
+    """What every block job takes.  ``id`` None: the drive's name.  ``speed``: bytes a second."""
+
+    id: str | None = None
+    speed: int = 0
+
+
+class Target(NamedTuple):
+    """Where a mirror or a backup goes.
+
+    ``format`` None: the drive's, or what an existing file is found to be.  ``sync``: ``full``,
+    or ``top``: without what the drive's backing files hold, which the target gets too.
+    ``existing``: the file is there; otherwise it is made.
+    """
+
+    filename: str
+    format: str | None = None
+    sync: Literal["full", "top"] = "full"
+    existing: bool = False
 
 
 class VmSnapshot(NamedTuple):
@@ -201,6 +244,32 @@ class MachineControl(Protocol):
 
     def commit_disk(self, device: str) -> None:
         """Write what an overlay holds into its backing file, and empty it."""
+
+    # -- work on disks while the guest uses them -----------------------------------------------
+
+    def block_jobs(self) -> Sequence[BlockJobInfo]: ...
+
+    def stream_disk(self, device: str, base: str | None, request: JobRequest) -> None:
+        """Bring the content of backing files down to ``base`` (None: all) into the image."""
+
+    def commit_layers(
+        self, device: str, base: str | None, top: str | None, request: JobRequest
+    ) -> None:
+        """Write the layers from ``top`` (None: the image) down into ``base`` (None: the last)."""
+
+    def mirror_disk(self, device: str, target: Target, request: JobRequest) -> None:
+        """Keep a target like the disk, until it takes over or is left."""
+
+    def backup_disk(self, device: str, target: Target, request: JobRequest) -> None:
+        """Copy the disk as it is now."""
+
+    def complete_job(self, id: str) -> None: ...
+
+    def cancel_job(self, id: str, *, force: bool = False) -> None: ...
+
+    def pause_job(self, id: str, *, paused: bool) -> None: ...
+
+    def set_job_speed(self, id: str, speed: int) -> None: ...
 
     # -- the whole machine, saved in its disks -------------------------------------------------
 

@@ -14,7 +14,7 @@ from vdisk import __version__
 from vdisk.errors import InvalidRequestError, VdiskError
 from vdisk.units import format_size, parse_size
 from vdisk.vm.display.image import save_picture
-from vdisk.vm.monitor import blocks, inspecting
+from vdisk.vm.monitor import block_jobs, blocks, inspecting
 from vdisk.vm.monitor.control import RunState
 from vdisk.vm.monitor.human import Context, HumanCommand, number
 from vdisk.vm.monitor.input import HOLD_MILLISECONDS, press_together, qcode_of
@@ -257,8 +257,8 @@ def _say(text: str) -> Run:
 
 INFO: dict[str, HumanCommand] = {
     **inspecting.INFO,
+    **block_jobs.INFO,
     "accelerator": HumanCommand("", "what the processors run on", _info_accelerator),
-    "block-jobs": HumanCommand("", "the work under way on drives", _say("No active jobs\n")),
     "block": HumanCommand("[device]", "the drives and what is in them", _info_block),
     "blockstats": HumanCommand("", "what the drives have done", _info_blockstats),
     "kvm": HumanCommand("", "whether KVM is used", _info_kvm),
@@ -321,5 +321,6 @@ COMMANDS: dict[str, HumanCommand] = {
     ),
     "system_reset": HumanCommand("", "reset the machine", _plain(lambda one: one.reset())),
     **inspecting.COMMANDS,
+    **block_jobs.HUMAN,
 }
 COMMANDS = dict(sorted(COMMANDS.items()))
