@@ -50,11 +50,3 @@ class DirtyParts:
             self._flags[begin:stop] = bytes(stop - begin)
         offset = begin * self.part
         return offset, min(stop * self.part, self._size) - offset
-
-    def count(self) -> int:
-        """Bytes that are dirty, counted in whole parts."""
-        with self._lock:
-            return self._flags.count(1) * self.part
-
-    def __bool__(self) -> bool:
-        return 1 in self._flags

@@ -446,3 +446,48 @@ def test_a_connection_that_is_reset_harms_nobody(caplog: pytest.LogCaptureFixtur
 
     asyncio.run(scenario())
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_block_jobs() -> None:
+    async def scenario(client: Client, machine: FakeMachine) -> None:
+        disk = {"device": "ide0-hd0"}
+        for refused, arguments in (
+            ("Cannot find device='nope' nor node-name='nope'", {"device": "nope"}),
+            ("Parameter 'auto-dismiss' is always on here", {**disk, "auto_dismiss": False}),
+            ("Parameter 'on-error' does not accept value 'stop'", {**disk, "on_error": "stop"}),
+        ):
+            assert await client.error("block-stream", **arguments) == ("GenericError", refused)
+        await client.result("block-stream", **disk, base="b", speed=7, job_id="s")
+        await client.result("block-commit", **disk, top="t", job_id="c")
+        where = {"target": "x", "mode": "existing"}
+        await client.result("drive-mirror", **disk, **where, sync="top", job_id="m")
+        await client.result("drive-backup", **disk, **where, sync="full", format="raw", job_id="b")
+        assert machine.calls == [
+            "stream ide0-hd0 b",
+            "commit ide0-hd0 None t",
+            "mirror ide0-hd0 x None top True",
+            "backup ide0-hd0 x raw full True",
+        ]
+        stream, *_ = await client.result("query-block-jobs")
+        assert (stream["device"], stream["speed"], stream["ready"]) == ("s", 7, False)
+        assert (await client.result("query-jobs"))[0] == {
+            "id": "s",
+            "type": "stream",
+            "status": "running",
+            "current-progress": 1024,
+            "total-progress": 1 << 20,
+        }
+        await client.result("block-job-set-speed", device="s", speed=9)
+        await client.result("job-pause", id="s")
+        assert "already paused" in (await client.error("block-job-pause", device="s"))[1]
+        stream, *_ = await client.result("query-block-jobs")
+        assert (stream["paused"], stream["speed"]) == (True, 9)
+        await client.result("block-job-resume", device="s")
+        assert "is not paused" in (await client.error("job-resume", id="s"))[1]
+        assert "cannot accept" in (await client.error("job-complete", id="s"))[1]
+        await client.result("block-job-cancel", device="s")
+        await client.result("job-cancel", id="m")
+        assert machine.calls[4:] == ["cancel s False", "cancel m True"]
+        assert (await client.error("block-job-complete", device="s"))[0] == "DeviceNotActive"
+
+    drive(scenario)
