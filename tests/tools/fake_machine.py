@@ -335,3 +335,11 @@ class FakeMachine:
 
     def network(self) -> list[str]:
         return ["net0: user", "  tcp 127.0.0.1:2222 -> the guest:22"]
+
+    def add_forward(self, rule: str) -> None:
+        self.calls.append(f"forward {rule}")
+
+    def remove_forward(self, place: str) -> None:
+        if place != "tcp::2222":
+            raise NotFoundError("no such port")
+        self.calls.append(f"no forward {place}")

@@ -219,6 +219,7 @@ def test_what_is_inside(tmp_path: Path) -> None:
         assert "0xea" in session.execute("x /4xb 0xffff0")
         assert "PCI device 8086:1237" in session.execute("info pci")
         assert session.execute("info network") == "no network\n"
+        assert session.execute("hostfwd_add tcp::0-:22").startswith("Error: this machine has no")
         assert session.execute("info memory_size_summary").startswith(f"base memory: {4 << 20}\n")
         assert session.execute("xp /1x 0xfffffffff") == (
             "guest memory 0xfffffffff+0x4 is neither RAM nor ROM\n"
@@ -239,3 +240,17 @@ def test_saved_states_by_a_persons_commands(tmp_path: Path) -> None:
         assert "two" in session.execute("loadvm two")
         assert session.execute("delvm one") == ""
         assert "no snapshot available" in session.execute("info snapshots")
+
+
+def test_ports_of_the_host() -> None:
+    accel = str(guests.accelerators()[-1])
+    with Machine(memory=4 << 20, accel=accel, network="user", forwards=["udp::0-:53"]) as machine:
+        session = hmp.Session(machine.control)
+        assert session.execute("hostfwd_add tcp::0-:22") == ""
+        udp, tcp = session.execute("info network").splitlines()[1:]
+        assert udp.startswith("  udp 127.0.0.1:") and tcp.endswith(" -> the guest:22")
+        place = tcp.split()[1]
+        assert "not found" in session.execute(f"hostfwd_remove udp:{place}")
+        assert "removed" in session.execute(f"hostfwd_remove tcp:{place}")
+        assert "tcp" not in session.execute("info network")
+        assert "such as" in session.execute("hostfwd_add tcp::22")

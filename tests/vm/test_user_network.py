@@ -135,7 +135,8 @@ threading.Thread(target=serve, daemon=True).start()
 """
     with TapGuest(forwards=[Forward.parse("tcp:127.0.0.1:0-:2222")]) as guest:
         guest.run(code)
-        (port,) = guest.network.forwarded_ports
+        (forward,) = guest.network.forwards
+        port = forward.host_port
         with socket.create_connection(("127.0.0.1", port), 30) as sock:
             sock.sendall(DATA[:300000])
             sock.shutdown(socket.SHUT_WR)

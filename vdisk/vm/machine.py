@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vdisk.vm.devices.acpi_tables import AcpiTables
     from vdisk.vm.devices.vga import Vga
     from vdisk.vm.loader import Entry, MemoryRange
-    from vdisk.vm.net.forwards import Forward
+    from vdisk.vm.net.user import UserNetwork
 
 __all__ = ["DiskSpec", "Machine", "MachineError", "MachineTimeoutError", "parse_disk"]
 
@@ -145,8 +145,7 @@ class Machine(Life):
         self._found = [0] * serial_ports  # how far run_until has searched
         self._own_bios: OwnBios | None = None
         self._was_on = False
-        self.network_lines: list[str] = []
-        """What monitors say of the network card."""
+        self.network: UserNetwork | None = None
         try:
             self._assemble(options)
         except BaseException:
@@ -202,9 +201,9 @@ class Machine(Life):
 
         forwards = [Forward.parse(text) for text in options.forwards]
         network = UserNetwork(self.clock, self.bus.lock, forwards=forwards, host_name=self.name)
+        self.network = network
         self._closers.append(network.close)
         self.board.plug_network(network)
-        self.network_lines = ["net0: user", *_forward_lines(forwards, network.forwarded_ports)]
 
     def _make_board(self, options: Options, firmware: FirmwareFile | None) -> Board:
         rom = b"" if firmware is None else firmware.vga_rom()
@@ -448,11 +447,3 @@ def _cdrom(cdrom: str | DiskSpec | None) -> DiskSpec:
     if isinstance(cdrom, DiskSpec):
         return cdrom
     return DiskSpec(media="cdrom") if cdrom is None else parse_disk(cdrom, media="cdrom")
-
-
-def _forward_lines(forwards: Sequence[Forward], ports: Sequence[int]) -> list[str]:
-    """``ports``: those of the host, which may have been left to it."""
-    return [
-        f"  {one.protocol} {one.host}:{port} -> {one.guest or 'the guest'}:{one.guest_port}"
-        for one, port in zip(forwards, ports, strict=True)
-    ]

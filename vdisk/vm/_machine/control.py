@@ -8,6 +8,7 @@ from vdisk.errors import InvalidRequestError, NotFoundError
 from vdisk.vm._machine import inside
 from vdisk.vm.devices.pci import BAR_IO, INTERRUPT_LINE, INTERRUPT_PIN, REVISION_ID
 from vdisk.vm.monitor.control import PciFunction
+from vdisk.vm.net.forwards import Forward, parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Target,
         VmSnapshot,
     )
+    from vdisk.vm.net.user import UserNetwork
 
 LARGEST_READ = 64 << 20
 
@@ -195,7 +197,25 @@ class Control:
             return [_pci_function(number, functions[number]) for number in sorted(functions)]
 
     def network(self) -> Sequence[str]:
-        return self._machine.network_lines
+        network = self._machine.network
+        if network is None:
+            return []
+        with self._machine.bus.lock:
+            return ["net0: user", *(f"  {forward}" for forward in network.forwards)]
+
+    def add_forward(self, rule: str) -> None:
+        network = self._network()
+        with self._machine.bus.lock:
+            network.add_forward(Forward.parse(rule))
+
+    def remove_forward(self, place: str) -> None:
+        self._network().remove_forward(*parse_place(place))
+
+    def _network(self) -> UserNetwork:
+        network = self._machine.network
+        if network is None:
+            raise NotFoundError("this machine has no network card")
+        return network
 
 
 def _check_length(length: int) -> None:

@@ -307,3 +307,9 @@ class MachineControl(Protocol):
 
     def network(self) -> Sequence[str]:
         """A line for the network card, and one for each forwarded port."""
+
+    def add_forward(self, rule: str) -> None:
+        """Lead a port of the host to the guest: ``[tcp|udp]:[HOST]:PORT-[GUEST]:PORT``."""
+
+    def remove_forward(self, place: str) -> None:
+        """Take such a port back: ``[tcp|udp]:[HOST]:PORT``."""

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vdisk import __version__
-from vdisk.errors import InvalidRequestError, VdiskError
+from vdisk.errors import InvalidRequestError, NotFoundError, VdiskError
 from vdisk.units import format_size, parse_size
 from vdisk.vm.display.image import save_picture
 from vdisk.vm.monitor import block_jobs, blocks, inspecting
@@ -199,6 +199,30 @@ def _commit(context: Context, words: Sequence[str]) -> str:
     return ""
 
 
+NETWORK = "net0"
+
+
+def _forward(words: Sequence[str]) -> str:
+    """A rule, behind the name of the network or alone."""
+    if len(words) > 1 and words[0] != NETWORK:
+        raise InvalidRequestError(f"there is no network '{words[0]}' (there is: {NETWORK})")
+    return words[-1]
+
+
+def _add_forward(context: Context, words: Sequence[str]) -> str:
+    context.machine.add_forward(_forward(words))
+    return ""
+
+
+def _remove_forward(context: Context, words: Sequence[str]) -> str:
+    place = _forward(words)
+    try:
+        context.machine.remove_forward(place)
+    except NotFoundError:
+        return f"host forwarding rule for {place} not found\n"
+    return f"host forwarding rule for {place} removed\n"
+
+
 # -- info ----------------------------------------------------------------------------------------
 
 
@@ -293,6 +317,12 @@ COMMANDS: dict[str, HumanCommand] = {
     ),
     "eject": HumanCommand("[-f] device", "take a medium out (-f: by force)", _eject),
     "help": HumanCommand("[command]", "show the help", _help),
+    "hostfwd_add": HumanCommand(
+        "[net0] rule", "lead a port of the host to the guest: tcp::2222-:22", _add_forward
+    ),
+    "hostfwd_remove": HumanCommand(
+        "[net0] place", "take such a port back: tcp::2222", _remove_forward
+    ),
     "info": HumanCommand("[subcommand]", "show information; alone, of what", _info_help),
     "loadvm": HumanCommand(
         "tag", "go back to a saved state", _tagged(lambda machine, tag: machine.load_vm(tag))

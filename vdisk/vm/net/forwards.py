@@ -21,21 +21,35 @@ class Forward(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Forward:
-        """``tcp:[HOST]:PORT-[GUEST]:PORT``, as QEMU writes it."""
-        protocol, _, rest = text.partition(":")
-        ours, _, theirs = rest.partition("-")
-        host, _, host_port = ours.rpartition(":")
+        """``[tcp|udp]:[HOST]:PORT-[GUEST]:PORT``, as QEMU writes it."""
+        ours, _, theirs = text.partition("-")
+        place = _place(ours)
         guest, _, guest_port = theirs.rpartition(":")
-        try:
-            ports = int(host_port), int(guest_port)
-        except ValueError:
-            ports = (-1, -1)
-        known = protocol in ("tcp", "udp") and 0 <= ports[0] < 65536 and 0 < ports[1] < 65536
-        if not known:
+        if place is None or not (guest_port.isdecimal() and 0 < int(guest_port) < 65536):
             raise InvalidRequestError(
                 f"forward {text!r}: tcp or udp:[host]:port-[guest]:port, such as tcp::2222-:22"
             )
-        return cls(protocol, host or LOOPBACK, ports[0], guest or None, ports[1])
+        return cls(*place, guest or None, int(guest_port))
+
+    def __str__(self) -> str:
+        ours = f"{self.protocol} {self.host}:{self.host_port}"
+        return f"{ours} -> {self.guest or 'the guest'}:{self.guest_port}"
+
+
+def parse_place(text: str) -> tuple[str, str, int]:
+    """``[tcp|udp]:[HOST]:PORT``: the protocol, host and port of a forward."""
+    place = _place(text)
+    if place is None:
+        raise InvalidRequestError(f"{text!r}: tcp or udp:[host]:port, such as tcp::2222")
+    return place
+
+
+def _place(text: str) -> tuple[str, str, int] | None:
+    protocol, colon, rest = text.partition(":")
+    host, _, port = rest.rpartition(":")
+    if protocol not in ("tcp", "udp", "") or not colon or not port.isdecimal():
+        return None
+    return (protocol or "tcp", host or LOOPBACK, int(port)) if int(port) < 65536 else None
 
 
 def parse_network(text: str) -> ipaddress.IPv4Network:

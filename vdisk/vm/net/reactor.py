@@ -43,6 +43,7 @@ class Reactor:
         self._watches: dict[socket.socket, Watch] = {}
         self._changed: set[socket.socket] = set()
         self._leaving: list[socket.socket] = []
+        self._applied = threading.Condition(lock)
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -65,6 +66,13 @@ class Reactor:
         self._watches.pop(sock, None)
         self._leaving.append(sock)
         self._notify()
+
+    def settle(self) -> None:
+        """Return when sockets that were given to :meth:`close_socket` are closed.
+
+        The lock, which is held, is let go meanwhile.
+        """
+        self._applied.wait_for(lambda: not self._leaving)
 
     def _notify(self) -> None:
         if self._thread is None and not self._closed:
@@ -110,6 +118,7 @@ class Reactor:
             self._forget(sock)
             sock.close()
         self._leaving.clear()
+        self._applied.notify_all()
 
     def _forget(self, sock: socket.socket) -> None:
         with suppress(KeyError, ValueError):
@@ -127,7 +136,8 @@ class Reactor:
         if thread is not None:
             thread.join()
         else:
-            self._apply()
+            with self._lock:
+                self._apply()
         self._selector.close()
         self._wake.close()
         self._wake_end.close()

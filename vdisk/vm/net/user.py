@@ -17,17 +17,18 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from vdisk.errors import from_os_error
 from vdisk.vm.net import dhcp, dns, packets
-from vdisk.vm.net.forwards import LOOPBACK, Forward, parse_address, parse_network
+from vdisk.vm.net.forwards import LOOPBACK, parse_network
+from vdisk.vm.net.host_ports import HostPorts
 from vdisk.vm.net.reactor import HostSocket, Reactor
 from vdisk.vm.net.tcp import Connection
-from vdisk.vm.net.udp import UdpFlows, UdpForward
+from vdisk.vm.net.udp import UdpFlows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vdisk.vm.clock import Clock
+    from vdisk.vm.net.forwards import Forward
     from vdisk.vm.net.packets import Ipv4, Segment
     from vdisk.vm.net.udp import Address
 
@@ -105,12 +106,13 @@ class UserNetwork:
         )
         self._names: deque[tuple[Address, dns.Question]] = deque()
         self._resolver: threading.Thread | None = None
-        self._listeners: list[socket.socket] = []
-        self._udp_forwards: list[UdpForward] = []
         self._forward_port = 0
+        self._host_ports = HostPorts(
+            self._reactor, self.guest, self.gateway, self._accept, self._send_udp
+        )
         try:
             for forward in forwards:
-                self._add_forward(forward)
+                self._host_ports.add(forward)
         except BaseException:
             self._reactor.close()
             raise
@@ -205,9 +207,7 @@ class UserNetwork:
         elif target == self.name_server:
             if port == dns.PORT:
                 self._name(guest, data)
-        elif target == self.gateway and any(
-            forward.answer(guest, port, data) for forward in self._udp_forwards
-        ):
+        elif target == self.gateway and self._host_ports.answer(guest, port, data):
             return
         elif self._reachable(target):
             self._udp.send(guest, (target, port), data)
@@ -414,29 +414,20 @@ class UserNetwork:
 
     # -- from the host to the guest ----------------------------------------------------------
 
-    def _add_forward(self, forward: Forward) -> None:
-        address = self.guest if forward.guest is None else parse_address(forward.guest)
-        guest = (address, forward.guest_port)
-        place = (forward.host, forward.host_port)
-        try:
-            if forward.protocol == "udp":
-                one = UdpForward(self._reactor, place, guest, self.gateway, self._send_udp)
-                self._udp_forwards.append(one)
-                self._listeners.append(one.sock)
-                return
-            listener = socket.create_server(place, backlog=16)
-        except OSError as error:
-            raise from_os_error(
-                error, path=f"{place[0]}:{place[1]}", operation="listen for the guest"
-            ) from error
-        listener.setblocking(False)
-        self._listeners.append(listener)
-        self._reactor.watch(listener, lambda: self._accept(listener, guest))
-
     @property
-    def forwarded_ports(self) -> list[int]:
-        """Ports of the host that lead to the guest, in the order of the forwards."""
-        return [int(listener.getsockname()[1]) for listener in self._listeners]
+    def forwards(self) -> list[Forward]:
+        """Ports of the host that lead to the guest."""
+        return self._host_ports.forwards
+
+    def add_forward(self, forward: Forward) -> None:
+        """Lead another port of the host to the guest."""
+        self._host_ports.add(forward)
+
+    def remove_forward(self, protocol: str, host: str, host_port: int) -> None:
+        """Take a port back; it can be used again when this returns.  The lock is taken here."""
+        with self._lock:
+            self._host_ports.remove(protocol, host, host_port)
+            self._reactor.settle()
 
     def _accept(self, listener: socket.socket, guest: Address) -> None:
         try:

@@ -86,6 +86,11 @@ def test_every_kind_of_information(machine: FakeMachine, name: str) -> None:
         ("p 089", "invalid number: 089\n"),
         ("cpu 1", "invalid CPU index\n"),
         ("info cpus", "* CPU #0: pc=0x00000000000ffff0 (halted)\n"),
+        ("hostfwd_add tcp::1-:2", ""),
+        ("hostfwd_add net0 tcp::1-:2", ""),
+        ("hostfwd_add n tcp::1-:2", "there is no network 'n' (there is: net0)\n"),
+        ("hostfwd_remove tcp::2222", "host forwarding rule for tcp::2222 removed\n"),
+        ("hostfwd_remove tcp::1", "host forwarding rule for tcp::1 not found\n"),
         ("info network", "net0: user\n  tcp 127.0.0.1:2222 -> the guest:22\n"),
         (
             "info pci",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fuzz.targets.user_network import GATEWAY, GUEST, MAC, NAMES, Card, _frame, _ip
-from vdisk.errors import InvalidRequestError, VdiskError
+from vdisk.errors import InvalidRequestError, NotFoundError, VdiskError
 from vdisk.vm.clock import VirtualClock
 from vdisk.vm.net import dhcp, dns, packets
 from vdisk.vm.net.forwards import Forward
@@ -146,7 +146,19 @@ def test_forwards_are_written_as_in_qemu() -> None:
         *("udp", "0.0.0.0", 53),
         *("10.0.2.16", 5353),
     )
-    for text in ("", "tcp:22", "sctp::1-:2", "tcp::x-:2", "tcp::1-:0", "tcp::70000-:1"):
+    assert Forward.parse(":1.2.3.4:22-:23") == ("tcp", "1.2.3.4", 22, None, 23)
+    assert str(Forward.parse("udp::7-:8")) == "udp 127.0.0.1:7 -> the guest:8"
+    for text in (
+        "",
+        "tcp:22",
+        ":1-:2-",
+        "22-:22",
+        "tcp::-1-:2",
+        "sctp::1-:2",
+        "tcp::x-:2",
+        "tcp::1-:0",
+        "tcp::70000-:1",
+    ):
         with pytest.raises(InvalidRequestError):
             Forward.parse(text)
 
@@ -165,3 +177,22 @@ def test_options_that_cannot_be() -> None:
             UserNetwork(
                 VirtualClock(), threading.RLock(), forwards=[Forward.parse(f"tcp::{port}-:22")]
             )
+
+
+def test_ports_come_and_go() -> None:
+    network = UserNetwork(VirtualClock(), lock := threading.RLock())
+    with lock:
+        network.add_forward(Forward.parse("tcp::0-:22"))
+        network.add_forward(Forward.parse("udp::0-:53"))
+    tcp, udp = network.forwards
+    socket.create_connection(("127.0.0.1", tcp.host_port), 10).close()
+    network.remove_forward(*udp[:3])
+    network.remove_forward(*tcp[:3])
+    assert network.forwards == []
+    for place, kind in ((tcp, socket.SOCK_STREAM), (udp, socket.SOCK_DGRAM)):
+        with pytest.raises(NotFoundError):
+            network.remove_forward(*place[:3])
+        with socket.socket(socket.AF_INET, kind) as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(place[1:3])
+    network.close()
