@@ -33,12 +33,12 @@ from vdisk.nbd.wire import NBD_DEFAULT_PORT
 from vdisk.nbd_serving.access import parse_rule, peer_of, permits
 from vdisk.nbd_serving.client import Client, Phase
 from vdisk.nbd_serving.export import Export
-from vdisk.nbd_serving.fast import SendBuffer
 from vdisk.nbd_serving.leases import Leases
 from vdisk.nbd_serving.limits import Budget, ServerLimits
 from vdisk.nbd_serving.listeners import tcp_sockets, unix_socket, uri_of, vsock_socket
 from vdisk.nbd_serving.pace import Pace
 from vdisk.nbd_serving.payloads import PayloadBuffers
+from vdisk.nbd_serving.sending import SendBuffer
 from vdisk.nbd_serving.sources import DirectoryOfImages, ExportSource
 from vdisk.nbd_serving.tls import TlsSettings, certificates, pre_shared_keys
 

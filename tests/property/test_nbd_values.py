@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vdisk.errors import InvalidRequestError
 from vdisk.nbd import chunks, options
-from vdisk.nbd.bulk import BulkParser, BulkReplies
+from vdisk.nbd.bulk import BulkParser, BulkReplies, ReadSheet
 from vdisk.nbd.coverage import Coverage
 from vdisk.nbd.events import InvalidRequest, Request
 from vdisk.nbd.options import ExportQuery, MetaContextQuery
@@ -193,8 +193,17 @@ def test_the_bulk_parser_says_what_the_machine_says(
         if machine.at_boundary:
             reads, used = parser.reads(rest, most)
             found += [(0, False, cookie, offset, length, b"") for cookie, offset, length in reads]
+            whole = rest[:used]
             rest = rest[used:]
+            if whole:
+                length, offsets = parser.alike(whole)
+                alike = len({read[2] for read in reads}) == 1
+                assert offsets == ([read[1] for read in reads] if alike else [])
+                assert length == (reads[0][2] if alike else 0)
             writes, used = parser.writes(rest, most)
+            if len(writes) == 1:
+                cookie, offset, data, fua = writes[0]
+                assert parser.write(rest[:used]) == (None if fua else (cookie, offset, data))
             found += [
                 (1, fua, cookie, offset, len(data), bytes(data))
                 for cookie, offset, data, fua in writes
@@ -254,6 +263,10 @@ def test_bulk_replies_are_the_machine_s(
     end = packer.pack_done(out, place + 8, cookie, 0)
     expected = machine.reply_read(read, b"contents") + machine.reply_success(flush)
     assert out[position:end] == b"".join(expected)
+    sheet = ReadSheet(style, 8, 3)
+    sheet.targets[0][0][:] = b"contents"
+    request = memoryview(layout.pack(magic, 0, 0, cookie, offset, 8))
+    assert sheet.replies(request, 1) == b"".join(expected[:-1])
 
 
 # --- URIs -----------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ Target = bytearray | memoryview
 _HEAD: Final = Struct(">Q")
 _COMPACT: Final = Struct(">QQQI")
 _EXTENDED: Final = Struct(">QQQQ")
-
+_COMPACT_WITHOUT_COOKIE: Final = Struct(">Q8xQI")
+_EXTENDED_WITHOUT_COOKIE: Final = Struct(">Q8xQQ")
 
 _READ_LAYOUTS: Final = {
     HeaderStyle.SIMPLE: Struct(">QQ"),  # head, cookie
@@ -62,6 +63,13 @@ _DONE_LAYOUTS: Final = {
     HeaderStyle.STRUCTURED: Struct(">QQ"),
     HeaderStyle.EXTENDED: Struct(">QQQQ"),
 }
+
+_WORDS_OF_REQUESTS: Final = {
+    HeaderStyle.SIMPLE: ((2, 2), (3, 3)),
+    HeaderStyle.STRUCTURED: ((2, 2), (3, 3), (5, 4), (6, 5)),
+    HeaderStyle.EXTENDED: ((2, 2), (3, 3), (4, 4), (5, 5), (8, 4), (9, 5)),
+}
+"""Which 32-bit words of a read's reply are which of its request: cookie and offset."""
 
 
 def _head(magic: int, flags: int, kind: int) -> int:
@@ -83,14 +91,20 @@ def _write_heads(session: Session, magic: int) -> dict[int, bool]:
 
 
 class BulkParser:
-    """Takes runs of plain reads, or of plain writes, off the front of a receive buffer."""
+    """Takes runs of plain reads, or of plain writes, off the front of a receive buffer.
+
+    ``header_size``: bytes of a request without its payload.  ``read_kind``: what :meth:`kind` says
+    of plain reads; ``write_kinds``: of plain writes, and whether they ask for NBD_CMD_FLAG_FUA.
+    """
 
     def __init__(self, session: Session, gate: Gate) -> None:
         extended = session.headers is HeaderStyle.EXTENDED
         self._layout = _EXTENDED if extended else _COMPACT
+        self.header_size = self._layout.size
+        self._without_cookie = _EXTENDED_WITHOUT_COOKIE if extended else _COMPACT_WITHOUT_COOKIE
         magic = NBD_EXTENDED_REQUEST_MAGIC if extended else NBD_REQUEST_MAGIC
-        self._read = _head(magic, 0, Command.NBD_CMD_READ)
-        self._writes = _write_heads(session, magic)
+        self.read_kind = _head(magic, 0, Command.NBD_CMD_READ)
+        self.write_kinds = _write_heads(session, magic)
         self._size = gate.size
         self._longest = gate.max_payload
         self._unaligned = session.block_sizes.minimum - 1
@@ -99,7 +113,7 @@ class BulkParser:
         """The plain read at the front."""
         head, cookie, offset, length = self._layout.unpack_from(view)
         if (
-            head != self._read
+            head != self.read_kind
             or not 0 < length <= self._longest
             or offset + length > self._size
             or (offset | length) & self._unaligned
@@ -107,17 +121,18 @@ class BulkParser:
             return None
         return cookie, offset, length
 
-    def begins_with_read(self, view: memoryview) -> bool:
-        """Whether a whole plain read stands at the front, valid or not."""
-        return len(view) >= self._layout.size and _HEAD.unpack_from(view)[0] == self._read
+    def kind(self, view: memoryview) -> int:
+        """What the first request in *view* is, to be compared; 0 if it is not whole."""
+        return _HEAD.unpack_from(view)[0] if len(view) >= self.header_size else 0
 
     def reads(self, view: memoryview, most: int) -> tuple[list[PlainRead], int]:
         """The run of plain reads at the front, at most *most*, and the bytes they take."""
         each = self._layout.size
         whole = min(len(view) // each, most) * each
-        if not whole or _HEAD.unpack_from(view)[0] != self._read:
+        if self.kind(view) != self.read_kind:
             return [], 0
-        plain, size, longest, unaligned = self._read, self._size, self._longest, self._unaligned
+        plain, size = self.read_kind, self._size
+        longest, unaligned = self._longest, self._unaligned
         found: list[PlainRead] = []
         append = found.append
         requests = view if whole == len(view) else view[:whole]
@@ -132,10 +147,21 @@ class BulkParser:
             append((cookie, offset, length))
         return found, len(found) * each
 
-    @property
-    def header_size(self) -> int:
-        """Bytes of a request without its payload."""
-        return self._layout.size
+    def alike(self, view: memoryview) -> tuple[int, list[int]]:
+        """Length and offsets of the plain reads in *view*, if all of it is such, of one length.
+
+        *view*: whole requests.  Else 0 and no offsets.
+        """
+        head, _offset, length = self._without_cookie.unpack_from(view)
+        plain, last, unaligned = self.read_kind, self._size - length, self._unaligned
+        if head != plain or not 0 < length <= self._longest or length & unaligned:
+            return 0, []
+        found = [
+            offset
+            for head, offset, size in self._without_cookie.iter_unpack(view)
+            if head == plain and size == length and offset <= last and not offset & unaligned
+        ]
+        return (length, found) if len(found) * self.header_size == len(view) else (0, [])
 
     def incomplete(self, view: memoryview, longest: int) -> bool:
         """Whether *view* is only a beginning of a request that might be taken once it is whole.
@@ -146,7 +172,20 @@ class BulkParser:
         if len(view) < each:
             return True
         head, _cookie, _offset, length = self._layout.unpack_from(view)
-        return head in self._writes and length <= longest and len(view) < each + length
+        return head in self.write_kinds and length <= longest and len(view) < each + length
+
+    def write(self, view: memoryview) -> tuple[int, int, memoryview] | None:
+        """Cookie, offset and data of the plain write that is all of *view*, without FUA."""
+        head, cookie, offset, length = self._layout.unpack_from(view)
+        if (
+            self.write_kinds.get(head) is not False
+            or self.header_size + length != len(view)
+            or not 0 < length <= self._longest
+            or offset + length > self._size
+            or (offset | length) & self._unaligned
+        ):
+            return None
+        return cookie, offset, view[self.header_size :]
 
     def writes(self, view: memoryview, most: int) -> tuple[list[PlainWrite], int]:
         """The run of plain writes at the front, whole with their data, and the bytes they take.
@@ -154,7 +193,8 @@ class BulkParser:
         The data are views into *view*: done with before the buffer is used again.
         """
         unpack, each = self._layout.unpack_from, self._layout.size
-        heads, size, longest, unaligned = self._writes, self._size, self._longest, self._unaligned
+        heads, size = self.write_kinds, self._size
+        longest, unaligned = self._longest, self._unaligned
         found: list[PlainWrite] = []
         used, available = 0, len(view)
         while used + each <= available and len(found) < most:
@@ -222,6 +262,46 @@ class BulkReplies:
     def _extended_done(self, out: Target, position: int, cookie: int, offset: int) -> int:
         self._done_layout(out, position, self._done_head, cookie, offset, 0)
         return position + self.done
+
+
+class ReadSheet:
+    """Replies to reads of one length, one behind the other, prepared but for cookies and offsets.
+
+    These are the same bytes in a request and in its reply, so they are copied as they came, a
+    column of all requests at once::
+
+        requests  | head cookie offset length | head cookie offset length | ...
+                           |                           |
+        sheet     | head cookie data .............. | head cookie data .............. | ...
+
+    ``targets``: for each reply a tuple of the view where its data belong, as ``os.preadv`` has it.
+    *length* is a multiple of 4.
+    """
+
+    def __init__(self, style: HeaderStyle, length: int, count: int) -> None:
+        replies = BulkReplies(style)
+        room = replies.read_header
+        stride = room + length
+        self._out = memoryview(bytearray(stride * count))
+        for position in range(0, stride * count, stride):
+            replies.pack_read(self._out, position, 0, 0, length)
+        self.targets = [
+            (self._out[position + room : position + stride],)
+            for position in range(0, stride * count, stride)
+        ]
+        self._stride = stride
+        self._request_words = (_EXTENDED if style is HeaderStyle.EXTENDED else _COMPACT).size // 4
+        words = self._out.cast("I")
+        self._columns = [
+            (words[to :: stride // 4], origin) for to, origin in _WORDS_OF_REQUESTS[style]
+        ]
+
+    def replies(self, requests: memoryview, count: int) -> memoryview:
+        """The first *count* replies, to that many *requests*; their data are in their places."""
+        words = requests.cast("I")
+        for column, origin in self._columns:
+            column[:count] = words[origin :: self._request_words]
+        return self._out[: count * self._stride]
 
 
 def _reply_heads(style: HeaderStyle) -> tuple[int, int]:

@@ -6,6 +6,7 @@
     client     one connection: handshake, end           access    who may use what
     transmission   requests in, replies out             tls       credentials
       fast         many plain requests at once          channel   a non-blocking socket
+        fast_reads, fast_writes                         sending   replies put together
       execution    the others, in worker threads        outbox    what waits to be sent
     export     a device and how it is offered           pace      when to send early
     sources    exports that are opened when wanted      statistics, metrics

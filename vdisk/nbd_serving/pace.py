@@ -1,12 +1,12 @@
 """Whether the event loop's thread has a processor to itself, and what it does with it.
 
-Where it has, a client works on its first replies while the last are being made, and neither side
-ever sleeps.  Where processors are scarce, the client that is woken takes ours::
+Where it has, a client works on one half of its replies while the other is being made, and neither
+side waits.  Where processors are scarce, the client that is woken takes ours::
 
-    free    server  |answers 24|send|answers 8|send|receives 24 …
-            client              |takes 24, asks 24|
-    scarce  server  |answers 24|send|                 |answers 8|send|            |
-            client                   |takes 24, asks 24|              |takes 8, …|
+    free    server  |answers 16|send|answers 16|send|answers 16|send|answers 16 …
+            client              |takes 16, asks 16| |takes 16, asks 16|
+    scarce  server  |answers 16|send|                  |answers 16|send|            |
+            client                  |takes 16, asks 16|                |takes 16, …|
 
 To fall asleep and be woken takes longer than a quick client does for its next request, so on a
 processor of our own that request is looked for a moment before sleeping: if it mostly comes then.

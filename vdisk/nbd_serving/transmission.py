@@ -23,7 +23,7 @@ from vdisk.nbd.server_transmission import ServerTransmission
 from vdisk.nbd.session import HeaderStyle
 from vdisk.nbd.wire import Command
 from vdisk.nbd_serving.execution import MAX_STATUS_EXTENTS, Job, Outcome, reply
-from vdisk.nbd_serving.fast import FastPath, SendBuffer
+from vdisk.nbd_serving.fast import FastPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vdisk.nbd_serving.outbox import Outbox
     from vdisk.nbd_serving.pace import Pace
     from vdisk.nbd_serving.payloads import PayloadBuffers
+    from vdisk.nbd_serving.sending import SendBuffer
 
 JOBS_AT_ONCE: Final = 8
 """Into how many parts a wake-up's requests are split, to keep a disk's queue filled."""

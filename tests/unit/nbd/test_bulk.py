@@ -6,7 +6,7 @@ from struct import pack
 
 import pytest
 
-from vdisk.nbd.bulk import BulkParser, BulkReplies
+from vdisk.nbd.bulk import BulkParser, BulkReplies, ReadSheet
 from vdisk.nbd.gate import Gate
 from vdisk.nbd.session import BlockSizes, ExportInfo, HeaderStyle, Session
 from vdisk.nbd.wire import TransmissionFlag
@@ -38,12 +38,41 @@ def test_a_run_of_reads() -> None:
     assert parser().reads(buffer[:27], 100) == ([], 0)
 
 
-def test_what_begins_with_a_read() -> None:
+def test_kinds() -> None:
     one = read(1, 0, 512)
-    for buffer, begins in ((one, True), (one + b"x", True), (one[:-1], False), (b"", False)):
-        assert parser().begins_with_read(memoryview(buffer)) is begins
-    assert not parser().begins_with_read(memoryview(write(1, 0, bytes(512))))
-    assert not parser(HeaderStyle.EXTENDED).begins_with_read(memoryview(one + bytes(4)))
+    ours = parser()
+    for buffer, reads in ((one, True), (one + b"x", True), (one[:-1], False), (b"", False)):
+        assert (ours.kind(memoryview(buffer)) == ours.read_kind) is reads
+    assert ours.kind(memoryview(one[:-1])) == 0
+    assert ours.write_kinds[ours.kind(memoryview(write(1, 0, b"")))] is False
+    assert ours.write_kinds[ours.kind(memoryview(write(1, 0, b"", flags=1)))] is True
+    assert ours.kind(memoryview(write(1, 0, b"", flags=2))) not in ours.write_kinds
+    extended = parser(HeaderStyle.EXTENDED)
+    assert extended.kind(memoryview(one + bytes(4))) != extended.read_kind
+
+
+def test_reads_that_are_alike() -> None:
+    one, two = read(1, 0, 512), read(2, SIZE - 512, 512)
+    assert parser().alike(memoryview(one + two)) == (512, [0, SIZE - 512])
+    for other in (read(3, 0, 1024), read(3, SIZE, 512), read(3, 0, 512, flags=4), bytes(28)):
+        for together in (one + other, other + one, one + other + two):
+            assert parser().alike(memoryview(together)) == (0, [])
+    for wrong in (read(3, 1, 512), read(3, 0, 511), read(3, 0, 0), read(3, 0, 1 << 17)):
+        assert parser().alike(memoryview(wrong * 2)) == (0, [])
+
+
+def test_one_write() -> None:
+    assert parser().write(memoryview(write(7, 512, b"a" * 512))) == (7, 512, b"a" * 512)
+    for other in (
+        write(7, 512, b"a" * 512)[:-1],
+        write(7, 512, b"a" * 512) + b"x",
+        write(7, 512, b"a" * 512, flags=1),
+        write(7, SIZE, b"a" * 512),
+        write(7, 1, b"a" * 512),
+        write(7, 0, b""),
+        read(7, 0, 512),
+    ):
+        assert parser().write(memoryview(other)) is None
 
 
 def test_extended_reads() -> None:
@@ -108,3 +137,23 @@ def test_replies_are_packed_where_they_belong(style: HeaderStyle) -> None:
     assert end == position + 4 + replies.done
     assert not any(out[:5])
     assert not any(out[end:])
+
+
+@pytest.mark.parametrize("style", list(HeaderStyle))
+def test_a_sheet_is_what_is_packed(style: HeaderStyle) -> None:
+    replies, sheet = BulkReplies(style), ReadSheet(style, 8, 4)
+    assert len(sheet.targets) == 4
+    wide = style is HeaderStyle.EXTENDED
+    for count in (4, 2):  # what was there before does not show
+        asked = [(count * 2**32 + number, 2**40 + 512 * number) for number in range(count)]
+        requests = b"".join(
+            pack(">QQQQ" if wide else ">QQQI", 5, cookie, offset, 8) for cookie, offset in asked
+        )
+        expected = bytearray(300)
+        end = 0
+        for (cookie, offset), (data,) in zip(asked, sheet.targets, strict=False):
+            data[:] = expected_data = b"data%4d" % (cookie & 1023)
+            start = replies.pack_read(expected, end, cookie, offset, 8)
+            end = start + 8
+            expected[start:end] = expected_data
+        assert sheet.replies(memoryview(requests), count) == expected[:end]

@@ -141,9 +141,15 @@ def test_a_channel_tells_when_something_can_be_received() -> None:
 
 
 def sent_at_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *, free: bool, depth: int, clients: int
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    free: bool,
+    depth: int,
+    clients: int,
+    then: tuple[int, ...] = (),
 ) -> list[int]:
-    """Replies to reads of 512 bytes in each ``send`` of the server, for one batch of them."""
+    """Replies to reads of 512 bytes in each ``send`` of the server, for batches of them."""
     sent: list[int] = []
 
     class Watched(Channel):
@@ -162,21 +168,28 @@ def sent_at_once(
         others = [client(server, HeaderStyle.SIMPLE) for _ in range(clients - 1)]
         for other in others:
             other.__enter__()
-        requests = [talk.machine.read(512 * number, 512) for number in range(depth)]
         sent.clear()
-        answers = talk.all(requests)
-        for number, answer in enumerate(answers):
-            assert answer.data == (bytes(range(256)) * 512)[512 * number : 512 * number + 512]
+        for count in (depth, *then):
+            answers = talk.all([talk.machine.read(512 * number, 512) for number in range(count)])
+            for number, answer in enumerate(answers):
+                assert answer.data == (bytes(range(256)) * 512)[512 * number : 512 * number + 512]
         for other in others:
             other.__exit__(None, None, None)
     return sent
 
 
-def test_most_replies_leave_before_the_last_are_made(
+def test_half_the_replies_leave_before_the_others_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = sent_at_once(tmp_path, monkeypatch, free=True, depth=32, clients=1)
-    assert found == [24, 8]
+    assert found == [16, 16]
+
+
+def test_what_comes_while_the_other_half_is_answered_is_not_split_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = sent_at_once(tmp_path, monkeypatch, free=True, depth=32, clients=1, then=(20, 24))
+    assert found == [16, 16, 20, 12, 12]
 
 
 @pytest.mark.parametrize(

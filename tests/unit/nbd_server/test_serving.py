@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -423,3 +424,40 @@ def test_what_was_done_is_counted_once(fast: bool) -> None:
         assert (reads.requests, reads.bytes, reads.errors) == (20, 20 * 4096, 4)
         assert (writes.requests, writes.bytes, writes.errors) == (4, 4 * 4096, 2)
         assert sum(reads.latencies) == 20
+
+
+@STYLES
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("trouble", [None, "missing", "short", "unknown"])
+def test_many_reads_of_one_length(
+    trouble: str | None,
+    kind: str,
+    style: HeaderStyle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than are answered at once; and some of their pages are not in the page cache."""
+    real, calls = os.preadv, 0
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        nonlocal calls
+        calls += bool(flags)
+        if trouble == "unknown" and flags:
+            raise OSError(errno.EOPNOTSUPP, "no such flag")
+        if trouble is None or not flags or calls % 7:
+            return real(descriptor, buffers, offset, flags)
+        if trouble == "missing":
+            raise BlockingIOError
+        return real(descriptor, [buffers[0][:512]], offset, flags)
+
+    monkeypatch.setattr("os.preadv", preadv)
+    with (
+        make_disk(kind, tmp_path) as disk,
+        serving(disk) as server,
+        client(server, style) as talk,
+    ):
+        offsets = [random.Random(2).randrange(SIZE // 4096) * 4096 for _ in range(600)]
+        answers = talk.all([talk.machine.read(offset, 4096) for offset in offsets])
+        for offset, answer in zip(offsets, answers, strict=True):
+            assert answer.data == disk.read(offset, 4096)
+        assert server.server.exports[""].statistics.reads.requests == 600

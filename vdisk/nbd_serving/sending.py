@@ -1,0 +1,71 @@
+"""Replies being put together: the server's send buffer, and one client's use of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vdisk.nbd.bulk import BulkReplies, ReadSheet
+from vdisk.nbd.session import HeaderStyle
+
+if TYPE_CHECKING:
+    from vdisk.nbd_serving.outbox import Outbox
+
+SEND_BUFFER: Final = 4 << 20
+"""Bytes of replies collected before they are sent, shared by all clients of a server."""
+
+SHEET_LENGTHS: Final = frozenset(1 << bits for bits in range(9, 15))
+"""Lengths of reads whose replies are prepared: the usual ones among those short enough for it to
+matter."""
+
+SHEET_BYTES: Final = 1 << 20
+SHEET_REPLIES: Final = 256
+"""Data that the prepared replies of one length have room for, and how many they are at most."""
+
+
+class Sheets(dict[int, ReadSheet]):
+    """Prepared replies to reads of one of ``SHEET_LENGTHS``, made when they are wanted first."""
+
+    def __init__(self, style: HeaderStyle) -> None:
+        super().__init__()
+        self._style = style
+
+    def __missing__(self, length: int) -> ReadSheet:
+        count = min(SHEET_REPLIES, SHEET_BYTES // length)
+        self[length] = sheet = ReadSheet(self._style, length, count)
+        return sheet
+
+
+class SendBuffer:
+    """Where replies are put together; one for a server, used during one wake-up at a time."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(SEND_BUFFER))
+        self.sheets = {style: Sheets(style) for style in HeaderStyle}
+
+
+class Outgoing:
+    """Replies to one client, put one behind the other into ``buffer`` and then sent.
+
+    ``filled``: bytes of the buffer that wait for :meth:`send`.
+    """
+
+    def __init__(self, style: HeaderStyle, buffer: SendBuffer, outbox: Outbox) -> None:
+        self.buffer = buffer.view
+        self.sheets = buffer.sheets[style]
+        self.outbox = outbox
+        self.filled = 0
+        replies = BulkReplies(style)
+        self.pack_read, self.read_header = replies.pack_read, replies.read_header
+        self.pack_done, self.done = replies.pack_done, replies.done
+
+    def send(self) -> bool:
+        """Send what was put together; True when nothing is left.  Raises ``OSError``."""
+        if not self.filled:
+            return not self.outbox
+        filled, self.filled = self.filled, 0
+        return self.outbox.send_now(self.buffer[:filled])
+
+    def make_room(self, length: int) -> None:
+        """Send what is there if ``length`` bytes would not fit behind it."""
+        if self.filled + length > SEND_BUFFER:
+            self.send()
