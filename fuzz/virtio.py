@@ -109,7 +109,7 @@ class Watch:
         self._rig = rig
         self._dirtied: list[tuple[int, int]] = []
         self._ever: set[tuple[int, int]] = set()
-        rig.memory._on_dirtied[:] = [lambda gpa, length: self._dirtied.append((gpa, length))]
+        rig.memory._on_dirtied[:] = [self._dirtied.extend]
         self._before = self._driver_memory()
 
     def _driver_memory(self) -> bytes:  # views compare a hundred times slower

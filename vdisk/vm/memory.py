@@ -27,15 +27,20 @@ from typing import TYPE_CHECKING
 from vdisk.errors import InvalidRequestError, OutOfRangeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
+
+    Range = tuple[int, int]
+    """(gpa, bytes)"""
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 FOUR_GIB = 1 << 32
 LOW_RAM_LIMIT = 0xC000_0000
 """RAM below 4 GiB ends here at the latest; PCI has the rest (i440FX with 1 GiB of PCI)."""
+EXTENDED = 1 << 20
+"""Where the memory of PCs begins that has no holes for cards and firmware."""
 LARGEST_RAM = 1 << 38  # 256 GiB: what a host could meaningfully lend; a kind is a byte a page
 
 
@@ -73,7 +78,8 @@ class GuestMemory:
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.kinds_address = ctypes.addressof(ctypes.c_char.from_buffer(self._kinds))
         self._on_change: list[Callable[[int, int], None]] = []
-        self._on_dirtied: list[Callable[[int, int], None]] = []
+        self._on_dirtied: list[Callable[[Sequence[Range]], None]] = []
+        self._whole_to = EXTENDED  # from there to here all is RAM
         self.set_kind(0, self.low_end, PageKind.RAM)
         if self.high_end > FOUR_GIB:
             self.set_kind(FOUR_GIB, self.high_end - FOUR_GIB, PageKind.RAM)
@@ -89,6 +95,11 @@ class GuestMemory:
         if self._kinds[first : first + count] == wanted:
             return
         self._kinds[first : first + count] = wanted
+        if start < self.low_end and start + length > EXTENDED:
+            whole = not self._kinds[EXTENDED >> PAGE_SHIFT : self.low_end >> PAGE_SHIFT].strip(
+                _RAM_BYTE
+            )
+            self._whole_to = self.low_end if whole else EXTENDED
         for callback in self._on_change:
             callback(start, length)
 
@@ -110,14 +121,16 @@ class GuestMemory:
         """Call ``callback(start, length)`` after the kinds of these pages have changed."""
         self._on_change.append(callback)
 
-    def on_dirtied(self, callback: Callable[[int, int], None]) -> None:
-        """Call ``callback(start, length)`` after anything but a vCPU has written memory."""
+    def on_dirtied(self, callback: Callable[[Sequence[Range]], None]) -> None:
+        """Call ``callback(ranges)`` after anything but a vCPU has written memory."""
         self._on_dirtied.append(callback)
 
     # -- access ------------------------------------------------------------------------------
 
     def is_ram(self, gpa: int, length: int) -> bool:
         """True if the whole range is RAM; what a device checks before it touches memory."""
+        if EXTENDED <= gpa <= gpa + length <= self._whole_to:
+            return True
         last = gpa + length - 1
         if gpa < 0 or last >= self.top:
             return False
@@ -138,6 +151,16 @@ class GuestMemory:
             raise OutOfRangeError(f"guest memory {gpa:#x}+{length:#x} is not all RAM")
         return self._bytes[gpa : gpa + length]
 
+    def views(self, ranges: Iterable[Range]) -> list[memoryview]:
+        """As :meth:`view`, of several ranges: a guest's buffer may be some hundred pages."""
+        everything, whole_to, found = self._bytes, self._whole_to, []
+        for gpa, length in ranges:
+            end = gpa + length
+            if not EXTENDED <= gpa <= end <= whole_to and not self.is_ram(gpa, length):
+                raise OutOfRangeError(f"guest memory {gpa:#x}+{length:#x} is not all RAM")
+            found.append(everything[gpa:end])
+        return found
+
     def raw(self, gpa: int, length: int) -> memoryview:
         """The bytes behind these pages, whatever they are: for the device that owns them.
 
@@ -153,8 +176,12 @@ class GuestMemory:
 
     def dirtied(self, gpa: int, length: int) -> None:
         """Say that a device has written this range (translations of it are dropped)."""
+        self.all_dirtied(((gpa, length),))
+
+    def all_dirtied(self, ranges: Sequence[Range]) -> None:
+        """As :meth:`dirtied`, of several ranges."""
         for callback in self._on_dirtied:
-            callback(gpa, length)
+            callback(ranges)
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of RAM or ROM bytes; raises :class:`OutOfRangeError` elsewhere."""

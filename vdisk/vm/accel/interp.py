@@ -252,7 +252,7 @@ class _Engine:
         self.vcpu.port_out(port, size, value)
 
     def code_written(self, _: int, physical: int, size: int) -> None:
-        self.vcpu.engine.dirtied(physical, size, self.vcpu)
+        self.vcpu.engine.dirtied([(physical, size)], self.vcpu)
 
 
 class InterpAccelerator(SoftwareAccelerator):

@@ -143,7 +143,9 @@ class LlvmAccelerator(SoftwareAccelerator):
             "mmio_write": MMIO_WRITE(self._guard(lambda v, a, s, x: v.mmio_write(a, s, x), None)),
             "port_read": MMIO_READ(self._guard(lambda v, p, s: v.port_in(p, s), 0)),
             "port_write": MMIO_WRITE(self._guard(lambda v, p, s, x: v.port_out(p, s, x), None)),
-            "code_written": CODE_WRITTEN(self._guard(lambda v, a, s: self.dirtied(a, s, v), None)),
+            "code_written": CODE_WRITTEN(
+                self._guard(lambda v, a, s: self.dirtied([(a, s)], v), None)
+            ),
         }
         self._keep.extend(made.values())
         return {

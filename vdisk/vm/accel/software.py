@@ -49,13 +49,13 @@ from vdisk.vm.cpu.translate import Translator
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
-    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.memory import GuestMemory, Range
 
 IN_PAGE = PAGE_SIZE - 1
 MASK_64 = (1 << 64) - 1
@@ -234,7 +234,7 @@ class SoftwareVcpu(Core):
         if not memory.is_ram(physical, len(data)):
             return False
         memory.view(physical, len(data))[:] = data
-        self.engine.dirtied(physical, len(data), self)
+        self.engine.dirtied([(physical, len(data))], self)
         return True
 
     def load_run(self, linear: int, length: int) -> bytes | None:
@@ -403,7 +403,7 @@ class SoftwareAccelerator(Accelerator):
 
     def _memory_changed(self, start: int, length: int) -> None:
         """Physical pages have become another kind of memory."""
-        self.dirtied(start, length)
+        self.dirtied([(start, length)])
         self._flush_tlbs()
 
     def _flush_tlbs(self) -> None:
@@ -514,9 +514,9 @@ class SoftwareAccelerator(Accelerator):
             for vcpu in self.vcpus:
                 vcpu.drop_write_entries(page_number)
 
-    def dirtied(self, gpa: int, length: int, writer: SoftwareVcpu | None = None) -> None:
+    def dirtied(self, ranges: Sequence[Range], writer: SoftwareVcpu | None = None) -> None:
         """Memory was written, by a vCPU or by a device: drop what was translated from it."""
-        touched = self.arena.touches_code(gpa, length)
+        touched = self.arena.touches_code(ranges)
         if touched:
             with self.lock:
                 for page, start, end in touched:

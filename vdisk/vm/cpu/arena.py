@@ -34,8 +34,10 @@ from vdisk.vm.cpu.records import RECORD_SIZE
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from vdisk.vm.cpu.decode import Mode
-    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.memory import GuestMemory, Range
 
 # -- layout ------------------------------------------------------------------------------------
 
@@ -79,6 +81,9 @@ COUNTERS = (
 HEADER_FIELDS = {name: HEADER + 8 * number for number, name in enumerate(COUNTERS)}
 
 WHOLE_PAGE = (1 << 64) - 1
+NO_MASKS = bytes(8 << 20 >> PAGE_SHIFT)
+"""Of pages without code, as many as are written at once, mostly: 1 MiB.  Other masks are larger,
+and so are those of more pages."""
 _RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
@@ -252,22 +257,21 @@ class Arena:
         """Have Python told when something in a page is dropped, or no longer."""
         self._halves[self._page_field(page_number, PAGE_WATCHED)] = int(wanted)
 
-    def touches_code(self, gpa: int, length: int) -> list[tuple[int, int, int]]:
+    def touches_code(self, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
         """Where a write may have changed translated code: (page, start, end) in each page."""
-        first = gpa >> PAGE_SHIFT
-        end = min((gpa + length - 1 >> PAGE_SHIFT) + 1, self.pages)
-        masks = self.bytes[PAGES + first * 8 : PAGES + max(end, first) * 8]
-        if not masks.tobytes().strip(b"\0"):
-            return []
-        return [
-            (
-                page,
-                max(gpa - (page << PAGE_SHIFT), 0),
-                min(gpa + length - (page << PAGE_SHIFT), PAGE_SIZE),
-            )
-            for page in range(first, end)
-            if self.mask(page)
-        ]
+        mapping = self._mapping
+        found: list[tuple[int, int, int]] = []
+        for gpa, length in ranges:
+            first, end = gpa >> PAGE_SHIFT, (gpa + length - 1 >> PAGE_SHIFT) + 1
+            if mapping[PAGES + first * 8 : PAGES + end * 8] > NO_MASKS:
+                found += self._masked(gpa, length, range(first, min(end, self.pages)))
+        return found
+
+    def _masked(self, gpa: int, length: int, pages: range) -> Iterator[tuple[int, int, int]]:
+        for page in pages:
+            if self.mask(page):
+                start = page << PAGE_SHIFT
+                yield page, max(gpa - start, 0), min(gpa + length - start, PAGE_SIZE)
 
     def give_back(self, page_number: int, start: int, end: int) -> None:
         """Take the regions that were made from bytes [start, end) of a page out of use."""

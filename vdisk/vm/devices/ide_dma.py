@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from vdisk.errors import OutOfRangeError, VdiskError
 from vdisk.vm.devices.base import Device
 from vdisk.vm.memory import PAGE_SIZE
-from vdisk.vm.scatter import ScatterList
+from vdisk.vm.scatter import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.memory import GuestMemory, Range
 
 START, TO_MEMORY = 0x01, 0x08
 ACTIVE, ERROR, INTERRUPT = 0x01, 0x02, 0x04
@@ -48,19 +48,19 @@ class DmaError(VdiskError):
 class Gathered:
     """The memory of a transfer.  ``exact``: the table ends where the transfer does."""
 
-    __slots__ = ("_pieces", "exact", "views")
+    __slots__ = ("_ranges", "exact", "views")
 
-    def __init__(self, memory: GuestMemory, pieces: list[tuple[int, int]], exact: bool) -> None:
-        self._pieces = ScatterList(pieces)
+    def __init__(self, memory: GuestMemory, pieces: list[Range], exact: bool) -> None:
+        self._ranges = joined(pieces)
         try:
-            self.views = self._pieces.views(memory)
+            self.views = memory.views(self._ranges)
         except OutOfRangeError as error:
             raise DmaError(f"a region that is not RAM: {error}") from error
         self.exact = exact
 
     def dirtied(self, memory: GuestMemory) -> None:
         """Say that the drive wrote this memory."""
-        self._pieces.dirtied(memory)
+        memory.all_dirtied(self._ranges)
 
 
 class BusMaster(Device):

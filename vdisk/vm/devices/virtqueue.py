@@ -23,10 +23,10 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import OutOfRangeError, VdiskError
-from vdisk.vm.scatter import ScatterList
+from vdisk.vm.scatter import joined
 
 if TYPE_CHECKING:
-    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.memory import GuestMemory, Range
 
 VIRTQ_DESC_F_NEXT: Final = 1
 VIRTQ_DESC_F_WRITE: Final = 2
@@ -88,19 +88,15 @@ class Chain:
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.room = 0
-        self._written: ScatterList | None = None
+        self._written: list[Range] = []
 
     def fill(self, memory: GuestMemory, parts: Parts) -> Chain:
         """Look the parts up; raises :class:`BrokenQueueError` for what is not RAM."""
         try:
-            if len(parts.readable) == 1 and parts.readable[0][1]:  # a header
-                self.readable = [memory.view(*parts.readable[0])]
-            elif parts.readable:
-                self.readable = ScatterList(parts.readable).views(memory)
-            if parts.writable:
-                self._written = ScatterList(parts.writable)
-                self.writable = self._written.views(memory)
-                self.room = parts.room
+            self.readable = memory.views(joined(parts.readable))
+            self._written = joined(parts.writable)
+            self.writable = memory.views(self._written)
+            self.room = parts.room
         except OutOfRangeError as error:
             raise BrokenQueueError(f"a descriptor names what is not RAM: {error}") from error
         return self
@@ -125,8 +121,7 @@ class Chain:
 
     def dirtied(self, memory: GuestMemory) -> None:
         """Say that the device wrote the writable parts."""
-        if self._written is not None:
-            self._written.dirtied(memory)
+        memory.all_dirtied(self._written)
 
 
 class Parts:
@@ -168,37 +163,33 @@ class Parts:
         False for any other, of which nothing was taken: it has to be followed.
         """
         count = len(table) >> 4
-        words = _words(count).unpack(table)
-        lengths, tails = [], []  # a tail: flags, and the next descriptor above them
-        for word in words[1::2]:
-            lengths.append(word & 0xFFFF_FFFF)
-            tails.append(word >> 32)
-        writes, last = VIRTQ_DESC_F_WRITE, count - 1
+        fields = _descriptors(count).unpack(table)
+        lengths, tails = fields[1::3], fields[2::3]  # a tail: flags, and the next one above them
         first = 0  # of the writable ones
-        while first < count and not tails[first] & writes:
+        while first < count and not tails[first] & VIRTQ_DESC_F_WRITE:
             first += 1
-        tails[last] &= 0xFFFF  # its next one means nothing
         expected = _READ_TAILS[:first] + _WRITE_TAILS[first:count]
-        expected[last] = writes if first < count else 0
-        if tails != expected or self.count:
+        in_order = tails[:-1] == expected[:-1]
+        ends = tails[-1] & 0xFFFF == expected[-1] & VIRTQ_DESC_F_WRITE  # its next means nothing
+        if not in_order or not ends or self.count:
             return False
         self.count, self.room = count, sum(lengths[first:])
         self.total = self.room + sum(lengths[:first])
         self._check()
-        pieces = list(zip(words[::2], lengths, strict=True))
+        pieces = list(zip(fields[::3], lengths, strict=True))
         self.readable, self.writable = pieces[:first], pieces[first:]
         return True
 
 
-_READ_TAILS: Final = [VIRTQ_DESC_F_NEXT | n << 16 for n in range(1, MAX_CHAIN + 1)]
-_WRITE_TAILS: Final = [tail | VIRTQ_DESC_F_WRITE for tail in _READ_TAILS]
+_READ_TAILS: Final = tuple(VIRTQ_DESC_F_NEXT | n << 16 for n in range(1, MAX_CHAIN + 1))
+_WRITE_TAILS: Final = tuple(tail | VIRTQ_DESC_F_WRITE for tail in _READ_TAILS)
 """By place: flags and next one of a descriptor that the next place follows."""
 
 
 @cache
-def _words(count: int) -> Struct:
-    """A table of so many descriptors, two words each."""
-    return Struct(f"<{2 * count}Q")
+def _descriptors(count: int) -> Struct:
+    """A table of so many: address, length, flags and the next one."""
+    return Struct("<" + count * "QII")
 
 
 def indirect_table(memory: GuestMemory, address: int, length: int) -> memoryview:

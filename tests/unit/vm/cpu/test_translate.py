@@ -249,10 +249,17 @@ def test_a_handler_is_not_replaced_in_a_block_that_was_dropped(it):
 
 def test_only_pages_with_code_are_told_of_writes(it):
     it.translate("c3")
-    assert it.arena.touches_code(START, 1) == [(PAGE, 0, 1)]
-    assert it.arena.touches_code(START + PAGE_SIZE, 1) == []
-    assert it.arena.touches_code(0, 1 << 20) == [(PAGE, 0, PAGE_SIZE)]
-    assert it.arena.touches_code(1 << 30, 1) == []
+    assert it.arena.touches_code([(START, 1)]) == [(PAGE, 0, 1)]
+    assert it.arena.touches_code([(START + PAGE_SIZE, 1), (START - 1, 1)]) == []
+    assert it.arena.touches_code([(START + PAGE_SIZE, 1), (START - 1, 3)]) == [(PAGE, 0, 2)]
+    assert it.arena.touches_code([(0, 1 << 20)]) == [(PAGE, 0, PAGE_SIZE)]
+    assert it.arena.touches_code([(1 << 30, 1)]) == []
+
+
+def test_writes_of_any_length_are_told(it):
+    assert it.arena.touches_code([(0, 1 << 30)]) == []
+    it.translate("c3")
+    assert it.arena.touches_code([(0, 1 << 30)]) == [(PAGE, 0, PAGE_SIZE)]
 
 
 def test_instructions_are_forgotten_when_there_are_too_many(it, monkeypatch):

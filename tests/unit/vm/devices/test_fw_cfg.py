@@ -102,7 +102,7 @@ def test_dma_goes_on_where_it_stopped_and_skips(board: Board) -> None:
 
 def test_dma_tells_translations_what_it_wrote(board: Board) -> None:
     dirtied: list[tuple[int, int]] = []
-    board.memory.on_dirtied(lambda gpa, length: dirtied.append((gpa, length)))
+    board.memory.on_dirtied(dirtied.extend)
     board.dma(fw_cfg.DMA_SELECT | fw_cfg.DMA_READ, 4, 0x2000)
     assert (0x2000, 4) in dirtied
 

@@ -114,7 +114,7 @@ def test_dma_says_when_memory_was_written() -> None:
     driver = driver_of(store())
     seen: list[tuple[int, int]] = []
     driver.table([(DATA, 512), (DATA + 4096, 512)])
-    driver.board.memory.on_dirtied(lambda *where: seen.append(where))
+    driver.board.memory.on_dirtied(seen.extend)
     driver.dma_command(0x25, 0, 2, reading=READING)
     assert (DATA, 512) in seen and (DATA + 4096, 512) in seen
 
