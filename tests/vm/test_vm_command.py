@@ -207,6 +207,14 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
         (["--display", "text", "--serial", "stdio"], "one of them can have the terminal"),
         (["--vga", "none", "--display", "vnc"], "without a video card"),
         (["--net", "bridge"], "network 'bridge'"),
+        (["--net", "user,dns=1.1.1.1"], "no option 'dns'"),
+        (["-device", "e1000"], "no device 'e1000' here: virtio-blk-pci"),
+        (["-device", "virtio-blk-pci,drive=d"], "no such -drive with if=none"),
+        (["-device", "virtio-rng-pci,rate=1"], "no option 'rate'"),
+        (["-device", "isa-debug-exit"], "iobase=0xf4"),
+        (["-drive", "file=x,if=none"], "needs an id"),
+        (["-drive", "file=x,if=none,id=d"], "no -device uses 'd'"),
+        (["-netdev", "user"], "user,id=NAME"),
         (["--loadvm", "x"], "no writable qcow2 disk"),
         (["--replay", "/etc/passwd", "--accel", "interp"], "not a journal"),
         (["--qmp", "nonsense", "--display", "none"], "is no address"),
@@ -318,6 +326,29 @@ def test_qemus_words(accel: str, echo: str, tmp_path: Path) -> None:
     )
     done = run(*COMMAND, "run", *line.split(), stdin=b"Hello\x1b")
     assert (done.stdout, done.returncode, done.stderr) == (b">hELLO", 15, b"")
+
+
+def test_qemus_devices(accel: str, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    drives = " ".join(
+        f"-drive file={tmp_path}/{name},if=none,id={name},format=raw" for name in ("a", "b", "c")
+    )
+    line = (
+        f"{drives} -device virtio-blk-pci,drive=a,serial=S1 "
+        "-device ide-hd,drive=b,bus=ide.1,unit=1 -device ide-cd,drive=c "
+        "-netdev user,id=n,hostfwd=tcp::0-:22 -monitor stdio "
+        "-device virtio-net-pci,netdev=n -device virtio-rng-pci -device isa-debug-exit,iobase=0xf4"
+    )
+    done = run(*words(accel, *line.split()), stdin=b"info block\ninfo network\ninfo pci\nquit\n")
+    said = done.stdout.decode()
+    assert (done.returncode, done.stderr) == (0, b"")
+    for name in ("virtio0 (#virtio0): {}/a (raw)", "ide1-hd1 (#ide1-hd1): {}/b (raw)"):
+        assert name.format(tmp_path) in said
+    assert f"ide0-cd0 (#ide0-cd0): {tmp_path}/c (raw, read-only)" in said
+    assert "-> the guest:22" in said
+    for device in ("1af4:1005", "1af4:1000", "1af4:1001"):
+        assert device in said.lower()
 
 
 def test_a_serial_line_at_a_tcp_port(accel: str, echo: str) -> None:

@@ -35,7 +35,7 @@ from vdisk.vm._machine.options import Options
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
 from vdisk.vm._machine.saving import Saving
-from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
+from vdisk.vm._machine.specs import DiskSpec, disk_of_words, disk_spec, parse_disk
 from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
@@ -53,7 +53,14 @@ if TYPE_CHECKING:
     from vdisk.vm.loader import Entry, MemoryRange
     from vdisk.vm.net.user import UserNetwork
 
-__all__ = ["DiskSpec", "Machine", "MachineError", "MachineTimeoutError", "parse_disk"]
+__all__ = [
+    "DiskSpec",
+    "Machine",
+    "MachineError",
+    "MachineTimeoutError",
+    "disk_of_words",
+    "parse_disk",
+]
 
 FIXED_EPOCH = 946_684_800
 """2000-01-01: when deterministic runs begin, unless told otherwise."""

@@ -37,10 +37,15 @@ def add_hardware(parser: Parser) -> None:
     add("--snapshot", action="store_true", help="writes to all disks are thrown away at the end")
     add("--vga", choices=("std", "none"), default="std", help="video card")
     add("--vga-memory", metavar="SIZE", default="16M", help="video memory, 1M to 32M")
-    add("--net", metavar="none|user[,hostfwd=…]", default="none",
+    add("--net", "--nic", metavar="none|user[,hostfwd=…]", default="none",
         help="network card; user: this process speaks for the guest, "
         "hostfwd=tcp:[HOST]:PORT-[GUEST]:PORT leads connections to it")  # fmt: skip
     add("--rng", action="store_true", help="a virtio source of randomness")
+    add("--device", metavar="NAME,OPTION…", action="append", default=[],
+        help="as QEMU's: virtio-blk-pci, ide-hd or ide-cd for a --drive with if=none, "
+        "virtio-net-pci for a --netdev, virtio-rng-pci")  # fmt: skip
+    add("--netdev", metavar="user,id=NAME[,hostfwd=…]", action="append", default=[],
+        help="what a --device is connected to")  # fmt: skip
     add("--no-apic", dest="apic", action="store_false", help="the 8259 interrupt controllers only")
     add("--accel", choices=("auto", "llvm", "kvm", "interp"), default="auto",
         help="who executes: auto takes kvm where it really runs a guest")  # fmt: skip
@@ -77,16 +82,17 @@ def add_determinism(parser: Parser) -> None:
 
 def machine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of :class:`vdisk.vm.Machine`."""
-    from vdisk.vm.machine import DiskSpec, parse_disk
+    from vdisk.cli._vm._devices import parse_devices
+    from vdisk.vm.machine import DiskSpec
 
-    disks = [parse_disk(text) for text in [*args.images, *args.disk]]
+    devices = parse_devices([*args.images, *args.disk], args.device, args.netdev, args.net)
+    disks = devices.disks
     for place, name in enumerate(IDE_DISKS):
         if (file := getattr(args, name)) is not None:
             disks.append(DiskSpec(file=file, index=place))
     if args.snapshot:
         for disk in disks:
             disk.snapshot = disk.media != "cdrom"
-    network, forwards = _network(args.net)
     return {
         "memory": _memory(args.memory),
         "cpus": _cpus(args.cpus),
@@ -102,9 +108,9 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
         "vga": args.vga,
         "vga_memory": parse_size(args.vga_memory, what="--vga-memory"),
         "apic": args.apic,
-        "rng": args.rng,
-        "network": network,
-        "forwards": forwards,
+        "rng": args.rng or devices.rng,
+        "network": devices.network,
+        "forwards": devices.forwards,
         "epoch": None if args.rtc is None else _time_of_day(args.rtc),
         "deterministic": args.deterministic or args.record is not None,
         "replay": args.replay,
@@ -153,15 +159,3 @@ def _cdrom(text: str) -> DiskSpec:
     from vdisk.vm.machine import DiskSpec, parse_disk
 
     return DiskSpec(media="cdrom") if text == "none" else parse_disk(text, media="cdrom")
-
-
-def _network(text: str) -> tuple[str, list[str]]:
-    """``user,hostfwd=…,hostfwd=…``: the kind, and each forwarded port."""
-    kind, *words = text.split(",")
-    forwards = []
-    for word in words:
-        name, forward = next(iter(parse_keyval(word).items()))
-        if name != "hostfwd":
-            raise InvalidRequestError(f"--net {kind} has no option {name!r}")
-        forwards.append(forward)
-    return kind, forwards

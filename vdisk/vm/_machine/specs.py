@@ -81,7 +81,11 @@ def parse_disk(text: str, *, media: Literal["disk", "cdrom"] = "disk") -> DiskSp
 
     Raises :class:`InvalidRequestError` for a word that does not exist or has no such value.
     """
-    flat = parse_keyval(text, implied_key="file")
+    return disk_of_words(parse_keyval(text, implied_key="file"), media=media)
+
+
+def disk_of_words(flat: Mapping[str, str], *, media: Literal["disk", "cdrom"] = "disk") -> DiskSpec:
+    """As :func:`parse_disk`, of words that are taken apart already."""
     bag = OptionBag(flat, f"disk {flat.get('file', '')!r}")
     name = bag.string("file")
     spec = DiskSpec(
