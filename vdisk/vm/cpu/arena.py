@@ -8,6 +8,7 @@
     ...       what is known of instructions (:mod:`vdisk.vm.cpu.known`)
     HEADER    counters and limits, and the lock
     WINDOW    the guest bytes that are being translated, and notes about them
+    ASKED     for each processor: which variants of instructions it did not find
     MODES     what is fixed for a mode
     EXPECTED  a bit for each mode, place in a page and first byte of blocks that Python asked for
     (pages)   for each physical page: its mask, its PAGE entry, and a table for each mode
@@ -66,8 +67,15 @@ SPANS = ARRAYS + CODE_ARRAYS * ARRAY_SIZE
 KNOWN = SPANS + MOST_SPANS * SPAN_SIZE
 HEADER = KNOWN + known.SIZE
 WINDOW = HEADER + PAGE_SIZE
+NOTES = WINDOW + PAGE_SIZE
 WINDOW_SIZE = 2 * PAGE_SIZE
-MODES = WINDOW + WINDOW_SIZE
+ASKED = WINDOW + WINDOW_SIZE
+ASKED_SIZE = 8
+"""A variant that is not known: its entry and its key."""
+ASKED_LIST = 64 * ASKED_SIZE
+MOST_ASKERS = 64
+"""Processors."""
+MODES = ASKED + MOST_ASKERS * ASKED_LIST
 EXPECTED = MODES + MOST_MODES * MODE_SIZE
 PAGES = EXPECTED + (MOST_MODES << 20 >> 3)
 MOST_DROPS = 32
@@ -169,6 +177,12 @@ class Arena:
         self._set("stale", stale)
         self._set("processors", processors)
         self._set("direct", int(direct))
+
+    def asked(self, processor: int, count: int) -> list[tuple[int, int]]:
+        """The variants that a processor's question is about: (entry, key) of each."""
+        start = (ASKED + processor * ASKED_LIST) // 4
+        numbers = self._halves[start : start + count * ASKED_SIZE // 4].tolist()
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     # -- modes -----------------------------------------------------------------------------------
 

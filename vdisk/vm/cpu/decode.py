@@ -1,26 +1,32 @@
-"""From bytes to micro-ops: iced-x86 decodes, this table says which operation with what operands.
+"""What an instruction is lowered to: micro-ops, and what translation has to know of it.
 
-An instruction becomes one :class:`Op` or a few: a :class:`~vdisk.vm.cpu.context.Shape` and the
-parameters of its record.  What depends on the instruction's place in its page (rip-relative
-addresses, targets of jumps) is left as :class:`Op` attributes, so that a decoded instruction can
-be used wherever the same bytes stand (:class:`Decoder` keeps them by their bytes).
+All instructions that lowering does not tell apart have one :class:`Form`: the shapes of their
+micro-ops, the flags that they read and change, whether a block ends with them.  What they differ
+in (which register, which displacement) are parameters of records, which a :class:`Pattern` takes
+from the instruction.  What depends on the instruction's place in its page (rip-relative addresses,
+targets of jumps) is left open, so that all this holds wherever the same bytes stand.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, NamedTuple
 
-import iced_x86 as iced
-from iced_x86 import Mnemonic, OpKind, Register
-
-from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.context import Shape
-from vdisk.vm.cpu.state import FIELDS
+from vdisk.vm.cpu.known import Bit
+from vdisk.vm.cpu.records import RECORD, WIDE_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import iced_x86 as iced
+
+    from vdisk.vm.cpu.context import Shape
+    from vdisk.vm.cpu.known import Parameter
+
+    Read = Callable[[iced.Instruction], int]
+    """How a parameter is found in a decoded instruction."""
+    Source = int | Read
 
 
 class Mode(NamedTuple):
@@ -48,11 +54,14 @@ FLAT_MODE = Mode(32, 32, checked=False)
 """What 32-bit systems run in."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Op:
     """One micro-op: a shape, and what its record holds."""
 
     shape: Shape
+    rip_relative: bool = False
+    jump: int | None = None
+    """The target of a direct jump, relative to the next instruction."""
     r0: int = 0
     r1: int = 0
     r2: int = 0
@@ -62,374 +71,143 @@ class Op:
     disp: int = 0
     imm: int = 0
     segment: int = 0
-    wide: int | None = None
-    rip_relative: bool = False
-    jump: int | None = None
+    wide: int = 0
+    """In place of ``disp`` and ``imm``, where the pattern says so."""
+
+
+PARAMETERS = tuple(each.name for each in fields(Op))[3:]
+"""What :meth:`Pattern.values` gives."""
+DISP, IMM, WIDE = (PARAMETERS.index(name) for name in ("disp", "imm", "wide"))
 
 
 @dataclass(slots=True)
-class Decoded:
-    """One instruction."""
+class Pattern:
+    """One micro-op of all instructions of a form: parameters are constants, or read from each."""
 
-    ops: list[Op]
-    length: int
+    shape: Shape
+    r0: Source = 0
+    r1: Source = 0
+    r2: Source = 0
+    base: Source = 0
+    index: Source = 0
+    scale: Source = 0
+    disp: Source = 0
+    imm: Source = 0
+    segment: Source = 0
+    wide: Source | None = None
+    rip_relative: bool = False
+    jumps: bool = False
+    """``wide`` is where a direct jump leads to."""
+    _constants: list[int] = field(default_factory=list)
+    _read: tuple[tuple[int, Read], ...] = ()
+
+    def settle(self) -> None:
+        """No parameter will be given any more."""
+        sources: list[Source] = [getattr(self, name) or 0 for name in PARAMETERS]
+        self._constants = [0 if callable(each) else each for each in sources]
+        self._read = tuple((place, each) for place, each in enumerate(sources) if callable(each))
+
+    def values(self, instruction: iced.Instruction) -> list[int]:
+        """The parameters of an instruction, as in ``PARAMETERS``."""
+        values = self._constants.copy()
+        for place, read in self._read:
+            values[place] = read(instruction)
+        return values
+
+    def op(self, instruction: iced.Instruction) -> Op:
+        """The micro-op of an instruction."""
+        values = self.values(instruction)
+        jump = values[WIDE] if self.jumps else None
+        return Op(self.shape, self.rip_relative, jump, *values)
+
+    def record(self, handler: int, values: list[int], length: int) -> bytes:
+        """A record at offset 0 with count 0.
+
+        ``values``: see :meth:`values`; ``length``: the instruction's.
+        """
+        r0, r1, r2, base, index, scale, disp, imm, segment, wide = values
+        if self.wide is None:
+            return RECORD.pack(
+                handler, r0, r1, base, index, disp, imm, 0, length, scale, segment, 0, r2
+            )
+        return WIDE_RECORD.pack(
+            handler, r0, r1, base, index, wide, 0, length, scale, segment, 0, r2
+        )
+
+
+@dataclass(eq=False)
+class Form:
+    """What instructions have in common that are lowered alike."""
+
+    patterns: tuple[Pattern, ...]
     name: str
-    """The operation of its last micro-op."""
+    """The operation of the last micro-op."""
     reads: int = 0
-    """Arithmetic flags that it looks at, or that a fault of it would show."""
+    """Arithmetic flags that they look at, or that a fault of them would show."""
     writes: int = 0
-    """Arithmetic flags that it may change."""
+    """Arithmetic flags that they may change."""
     kills: int = 0
-    """Arithmetic flags that it sets whatever they were."""
+    """Arithmetic flags that they set whatever they were."""
     leaves: int = -1
-    """``cc_op`` after it where that is known, -2 where it leaves all as it was."""
+    """``cc_op`` behind them where that is known, -2 where they leave all as it was."""
     needs_known: bool = False
-    """It asks for the flags that were there, so it matters what is known of them."""
+    """They ask for the flags that were there, so it matters what is known of them."""
     is_condition: bool = False
     ends: bool = False
-    """The block ends with it."""
+    """The block ends with them."""
     falls_through: bool = False
-    """It ends a block, but the next instruction may follow (conditional jumps)."""
+    """They end a block, but the next instruction may follow (conditional jumps)."""
     shadow: bool = False
-    """The next instruction is its last (STI)."""
-    jump: int | None = None
-    """A direct jump: its target relative to the next instruction."""
-    placed: bool = False
-    """Its records depend on its place in the page (rip-relative addresses)."""
+    """The next instruction is the block's last (STI)."""
+    links: bool = False
+    """They may follow a link to a target in their page."""
+    open: dict[int, tuple[Parameter, int] | None] = field(default_factory=dict)
+    """By width of the displacement: which parameter, of which micro-op, the number is that stands
+    in the last four bytes (:meth:`vdisk.vm.cpu.decoder.Decoder.field`)."""
+    handlers: dict[int, list[int]] = field(default_factory=dict)
+    """By the key of a variant: the translator's numbers of their handlers."""
 
+    @property
+    def jumps(self) -> bool:
+        """True for direct jumps."""
+        return self.patterns[-1].jumps
 
-# -- registers ---------------------------------------------------------------------------------
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """True if there is but one way to execute them, whatever stands before and behind."""
+        return not self.writes and not self.needs_known
 
-
-def _register_offsets() -> dict[Any, int]:
-    table: dict[Any, int] = {}
-    wide = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")
-    for number, name in enumerate(wide):
-        stem = name[1:]
-        for alias in (name, "E" + stem, stem):
-            table[getattr(Register, alias)] = 8 * number
-    for number, name in enumerate(("AL", "CL", "DL", "BL", "SPL", "BPL", "SIL", "DIL")):
-        table[getattr(Register, name)] = 8 * number
-    for number, name in enumerate(("AH", "CH", "DH", "BH")):
-        table[getattr(Register, name)] = 8 * number + 1
-    for number in range(8, 16):
-        for suffix in ("", "D", "W", "L"):
-            table[getattr(Register, f"R{number}{suffix}")] = 8 * number
-    for name in ("ES", "CS", "SS", "DS", "FS", "GS"):
-        table[getattr(Register, name)] = FIELDS[f"{name.lower()}_selector"].offset
-    for number in range(16):
-        table[getattr(Register, f"XMM{number}")] = FIELDS[f"xmm{number}"].offset
-    for number in range(8):
-        table[getattr(Register, f"MM{number}")] = FIELDS[f"st{number}"].offset
-    return table
-
-
-REGISTERS = _register_offsets()
-SIZES = {number: iced.RegisterExt.size(number) * 8 for number in REGISTERS}
-SEGMENT_BASES = {
-    getattr(Register, name): FIELDS[f"{name.lower()}_base"].offset
-    for name in ("ES", "CS", "SS", "DS", "FS", "GS")
-}
-ZERO = FIELDS["zero"].offset
-CODE_PAGE = FIELDS["code_page"].offset
-T3 = FIELDS["t3"].offset
-
-_XMM = {getattr(Register, f"XMM{number}") for number in range(16)}
-_MMX = {getattr(Register, f"MM{number}") for number in range(8)}
-_IMMEDIATE = {
-    getattr(OpKind, name)
-    for name in (
-        "IMMEDIATE8",
-        "IMMEDIATE16",
-        "IMMEDIATE32",
-        "IMMEDIATE64",
-        "IMMEDIATE8TO16",
-        "IMMEDIATE8TO32",
-        "IMMEDIATE8TO64",
-        "IMMEDIATE32TO64",
-        "IMMEDIATE8_2ND",
-    )
-}
-
-_FLAG_BITS = (
-    (iced.RflagsBits.OF, flags.OF),
-    (iced.RflagsBits.SF, flags.SF),
-    (iced.RflagsBits.ZF, flags.ZF),
-    (iced.RflagsBits.AF, flags.AF),
-    (iced.RflagsBits.CF, flags.CF),
-    (iced.RflagsBits.PF, flags.PF),
-)
-
-
-@functools.cache
-def _flags_of(bits: int) -> int:
-    return sum(ours for theirs, ours in _FLAG_BITS if bits & theirs)
-
-
-# -- operands ----------------------------------------------------------------------------------
-
-
-class Lowering:
-    """One instruction on its way to micro-ops."""
-
-    def __init__(self, instruction: iced.Instruction, mode: Mode) -> None:
-        self.i, self.mode = instruction, mode
-        self.before: list[Op] = []
-        self.stack = -mode.stack if mode.checked else mode.stack
-        self.alignment = "a" if mode.aligned else ""
-
-    def op(self, operation: str, size: int, **more: object) -> Op:
-        """A micro-op without operands yet."""
-        shape = Shape(
-            operation,
-            size,
-            address=str(more.pop("address", self.mode.code)) + self.alignment,
-            code=self.mode.code,
-            stack=self.stack,
-            variant=int(more.pop("variant", 0)),  # type: ignore[call-overload]
-            lock=bool(more.pop("lock", False)),
+    @functools.cached_property
+    def entry(self) -> tuple[int, ...]:
+        """The part of their entries that all have in common (:mod:`vdisk.vm.cpu.known`)."""
+        bits = (
+            self.ends * Bit.ENDS
+            | self.falls_through * Bit.FALLS_THROUGH
+            | self.shadow * Bit.SHADOW
+            | self.links * Bit.LINKABLE
+            | self.needs_known * Bit.NEEDS_KNOWN
+            | self.is_condition * Bit.IS_CONDITION
         )
-        return Op(shape, **more)  # type: ignore[arg-type]
+        return len(self.patterns), bits, self.reads, self.writes, self.kills, self.leaves
 
-    def with_operands(
-        self, operation: str, size: int, indices: range | tuple[int, ...], *, variant: int = 0
-    ) -> Op:
-        """A micro-op with the instruction's operands, in order."""
-        op = self.op(operation, size, variant=variant, lock=self.i.has_lock_prefix)
-        letters, registers = "", []
-        for index in indices:
-            kind = self.i.op_kind(index)
-            if kind == OpKind.REGISTER:
-                register = self.i.op_register(index)
-                letters += "x" if register in _XMM else "w" if register in _MMX else "r"
-                registers.append(REGISTERS[register])
-            elif kind in _IMMEDIATE:
-                letters += "i"
-                op.imm = _signed32(self.i.immediate(index))
-            else:
-                letters += "m"
-                self.memory(op)
-        for name, value in zip(("r0", "r1", "r2"), registers, strict=False):
-            setattr(op, name, value if name != "r2" else value // 8)
-        op.shape = op.shape._replace(operands=letters)
-        return op
+    @functools.cached_property
+    def placed(self) -> int:
+        """A bit for each record that depends on its place in the page (rip-relative addresses)."""
+        return sum(each.rip_relative << place for place, each in enumerate(self.patterns))
 
-    def memory(self, op: Op) -> None:
-        """Fill in the memory operand."""
-        i = self.i
-        width = self.address_width()
-        displacement = i.memory_displacement
-        address = str(width)
-        op.base = op.index = ZERO
-        if i.memory_base in (Register.RIP, Register.EIP):
-            op.base, op.rip_relative = CODE_PAGE, True
-        elif i.memory_base != Register.NONE:
-            op.base = REGISTERS[i.memory_base]
-        if i.memory_index != Register.NONE:
-            op.index = REGISTERS[i.memory_index]
-            op.scale = i.memory_index_scale.bit_length() - 1
-            address += "x"
-        op.disp = _signed64(displacement)
-        if not -(1 << 31) <= op.disp < 1 << 31:
-            if width == 64:
-                self.absolute(op)
-            else:
-                op.disp = _signed32(displacement)
-        op.segment, suffix = self.segment(i.memory_segment)
-        op.shape = op.shape._replace(address=address + suffix + self.alignment)
-
-    def absolute(self, op: Op) -> None:
-        """A 64-bit address (MOV with moffs64) goes through a temporary."""
-        first = self.op("mov_wide", 64, r0=T3, wide=op.disp)
-        first.shape = first.shape._replace(operands="r", flags=False)
-        self.before.append(first)
-        op.base, op.disp = T3, 0
-
-    def segment(self, register: int) -> tuple[int, str]:
-        """Offset of a segment's base, and how the address changes by it."""
-        if self.mode.code == 64:
-            if register in (Register.FS, Register.GS):
-                return SEGMENT_BASES[register], "s"
-            return 0, ""
-        if self.mode.checked or register in (Register.CS, Register.FS, Register.GS):
-            return SEGMENT_BASES[register], "c"
-        return 0, ""
-
-    def address_width(self) -> int:
-        """16, 32 or 64: the width that addresses of this instruction are computed in."""
-        i = self.i
-        for register in (i.memory_base, i.memory_index):
-            if register != Register.NONE:
-                if register in (Register.RIP, Register.EIP):
-                    return 64 if register == Register.RIP else 32
-                return SIZES[register]
-        return i.memory_displ_size * 8 if i.memory_displ_size > 1 else self.default_address()
-
-    def default_address(self) -> int:
-        """Address size from the mode and the prefix."""
-        return int(self.i.op_code().address_size) or self.mode.code
-
-    def operand_size(self) -> int:
-        """Width of the first register or memory operand, in bits."""
-        for index in range(self.i.op_count):
-            kind = self.i.op_kind(index)
-            if kind == OpKind.REGISTER:
-                return SIZES.get(self.i.op_register(index), self.mode.code)
-            if kind == OpKind.MEMORY:
-                return iced.MemorySizeExt.size(self.i.memory_size) * 8
-        return self.mode.code
-
-    def source_size(self) -> int:
-        """Width of the second operand, in bits."""
-        if self.i.op_kind(1) == OpKind.REGISTER:
-            return SIZES[self.i.op_register(1)]
-        return iced.MemorySizeExt.size(self.i.memory_size) * 8
-
-    def all(self, operation: str, *, variant: int = 0) -> list[Op]:
-        """One micro-op with all operands."""
-        op = self.with_operands(
-            operation, self.operand_size(), range(self.i.op_count), variant=variant
-        )
-        return [*self.before, op]
+    def decoded(self, instruction: iced.Instruction) -> Decoded:
+        """One instruction of this form."""
+        return Decoded(self, [each.op(instruction) for each in self.patterns], instruction.len)
 
 
-def _signed32(value: int) -> int:
-    value &= 0xFFFF_FFFF
-    return value - (1 << 32) if value >> 31 else value
+class Decoded(NamedTuple):
+    """One instruction."""
 
+    form: Form
+    ops: list[Op]
+    length: int
 
-def _signed64(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-LOWER: dict[int, Callable[[Lowering], list[Op]]] = {}
-"""By mnemonic: how an instruction becomes micro-ops."""
-
-FAMILIES: dict[int, flags.Family] = {}
-"""By mnemonic: the family of lazy flags that it leaves, where that is always the same."""
-
-
-def lower(*names: str) -> Callable[[Callable[[Lowering], list[Op]]], None]:
-    """Register a lowering for mnemonics."""
-
-    def register(function: Callable[[Lowering], list[Op]]) -> None:
-        for name in names:
-            LOWER[getattr(Mnemonic, name)] = function
-
-    return register
-
-
-def lower_instruction(instruction: iced.Instruction, mode: Mode) -> Decoded:
-    """One decoded instruction as micro-ops."""
-    lowering = Lowering(instruction, mode)
-    mnemonic = instruction.mnemonic
-    function = LOWER.get(mnemonic)
-    if instruction.is_invalid or function is None or _refused_lock(instruction):
-        ops = [lowering.op("undefined", 32)]
-    else:
-        ops = [_normal(op) for op in function(lowering)]
-    last = ops[-1]
-    decoded = Decoded(ops, instruction.len, last.shape.operation, jump=last.jump)
-    decoded.reads = _flags_of(instruction.rflags_read)
-    changed = decoded.writes = decoded.kills = _flags_of(instruction.rflags_modified)
-    family = FAMILIES.get(mnemonic)
-    if family is not None:
-        decoded.leaves = flags.cc_op(family, last.shape.size)
-    elif not changed:
-        decoded.leaves = -2
-    _refine(decoded, last.shape)
-    return decoded
-
-
-CONDITIONAL_FLAGS = {"shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd"}
-ENDS = {
-    *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "call", "call_indirect"),
-    *("ret", "in", "out", "popf", "system", "undefined", "hlt", "iretq", "syscall", "sysretq"),
-    *("write_cr3", "iretd", "sysenter", "sysexit", "int_real", "iret_real"),
-}
-FALL_THROUGH = {"jcc", "loop", "loope", "loopne", "jcxz"}
-READS_ALL = {
-    *("load_selector", "pop_selector"),
-    *("pushf", "system", "in", "out", "undefined", "hlt", "iretq", "syscall", "sysretq"),
-    *("write_cr3", "invlpg", "rdtsc", "wrmsr", "read_control", "iretd", "sysenter", "sysexit"),
-    *("int_real", "iret_real"),
-}
-
-
-REPEATED = {"movs", "stos", "lods", "scas", "cmps"}
-
-FAULTING = {
-    *("push", "pop", "push_selector", "pusha", "popa", "leave", "enter", "call", "ret", "pushf"),
-    *("movs", "stos", "lods", "scas", "cmps", "call_indirect", "div", "idiv", "aam", "xlat"),
-    *("cli", "sti", "swapgs", "bound", "popf", "jmp_indirect", "load_selector", "pop_selector"),
-}
-"""Operations that may fault without a memory operand in their shape."""
-
-
-def _refine(decoded: Decoded, shape: Shape) -> None:
-    """What the general rule gets wrong, and what follows from it."""
-    name = decoded.name
-    if name in CONDITIONAL_FLAGS and shape.variant == 1:  # a count of zero changes nothing
-        decoded.kills, decoded.leaves, decoded.reads = 0, -1, flags.ARITHMETIC
-    if name in {"scas", "cmps"}:
-        decoded.leaves = -1
-        if shape.variant:
-            decoded.kills = 0
-    if name in READS_ALL:
-        decoded.reads, decoded.kills = flags.ARITHMETIC, 0
-    looks = bool(decoded.reads) or decoded.writes not in (0, flags.ARITHMETIC)
-    decoded.needs_known = looks
-    if name in FAULTING or any("m" in op.shape.operands for op in decoded.ops):
-        decoded.reads = flags.ARITHMETIC
-    decoded.ends = name in ENDS
-    decoded.falls_through = name in FALL_THROUGH
-    if name in REPEATED and shape.variant:
-        # It may be interrupted, and a new block begin with it: what follows is the same then.
-        decoded.ends = decoded.falls_through = True
-    decoded.is_condition = name in {"jcc", "setcc", "cmovcc"}
-    decoded.shadow = name == "sti"
-    decoded.placed = any(op.rip_relative for op in decoded.ops)
-
-
-_LOCKABLE = {
-    getattr(Mnemonic, name)
-    for name in (
-        *("ADD", "ADC", "AND", "BTC", "BTR", "BTS", "CMPXCHG", "CMPXCHG8B", "CMPXCHG16B"),
-        *("DEC", "INC", "NEG", "NOT", "OR", "SBB", "SUB", "XADD", "XCHG", "XOR"),
-    )
-}
-
-
-STACK_OPERATIONS = {
-    "pop_selector",
-    *("push", "push_selector", "pop", "pusha", "popa", "leave", "enter", "call", "call_indirect"),
-    *("ret", "pushf", "popf"),
-}
-CODE_OPERATIONS = STACK_OPERATIONS | {
-    *("fxsave", "fxrstor"),
-    *("jmp", "jcc", "loop", "loope", "loopne", "jcxz", "jmp_indirect", "in", "out", "popf"),
-    *("iretq", "syscall", "sysretq", "write_cr3", "invlpg", "iretd", "sysenter", "sysexit"),
-    *("int_real", "iret_real"),
-    *("movs", "stos", "lods", "scas", "cmps", "xlat", "sse_masked_store"),
-}
-
-
-def _normal(op: Op) -> Op:
-    """Without what an operation does not depend on, so that fewer handlers are made."""
-    shape = op.shape
-    if shape.operation not in STACK_OPERATIONS:
-        shape = shape._replace(stack=64)
-    if shape.operation not in CODE_OPERATIONS and "m" not in shape.operands:
-        shape = shape._replace(code=64, address="")
-    op.shape = shape
-    return op
-
-
-def _refused_lock(instruction: iced.Instruction) -> bool:
-    """LOCK is for the instructions that it is defined for, with a memory destination."""
-    if not instruction.has_lock_prefix:
-        return False
-    if instruction.mnemonic not in _LOCKABLE:
-        return True
-    return all(instruction.op_kind(i) != OpKind.MEMORY for i in range(instruction.op_count))
+    @property
+    def jump(self) -> int | None:
+        """A direct jump: its target relative to the next instruction."""
+        return self.ops[-1].jump

@@ -29,13 +29,13 @@ import iced_x86 as iced
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import ENDS_ITSELF, SEMANTICS, Context
-from vdisk.vm.cpu.decode import FALL_THROUGH
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
+from vdisk.vm.cpu.lowering import FALL_THROUGH
 from vdisk.vm.cpu.native import KNOWN
 from vdisk.vm.cpu.records import PARAMS
 from vdisk.vm.cpu.state import FIELDS
-from vdisk.vm.cpu.translate import block_end_shape, may_link
+from vdisk.vm.cpu.translate import block_end_shape
 from vdisk.vm.cpu.translation import BLOCK_LIMIT, KEEPS, LINKED
 from vdisk.vm.memory import PAGE_SIZE
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from vdisk.vm.cpu.context import Shape
-    from vdisk.vm.cpu.decode import Decoded, Mode, Op
+    from vdisk.vm.cpu.decode import Decoded, Form, Mode, Op
     from vdisk.vm.cpu.decoder import Decoder
 
 REGION_LIMIT = 192
@@ -133,7 +133,7 @@ class Region:
             waiting += plan.successors
             self._find_addresses(code, plan)
         head = self.blocks.get(self.head)
-        if head is None or head.decoded[0].name in NOT_HOT:
+        if head is None or head.decoded[0].form.name in NOT_HOT:
             return False
         loops = any(plan.offset in plan.successors for plan in self.blocks.values())
         return loops or sum(len(plan.decoded) for plan in self.blocks.values()) >= LEAST
@@ -156,10 +156,10 @@ class Region:
         last = decoded[-1]
         end = offset + sum(each.length for each in decoded)
         successors = []
-        goes_on = last.jump is not None and last.name != "call"
-        if goes_on and links_to(last, end + (last.jump or 0), self.mode):
+        goes_on = last.jump is not None and last.form.name != "call"
+        if goes_on and links_to(last, end + (last.jump or 0)):
             successors.append(end + (last.jump or 0))
-        if (not last.ends or last.falls_through) and end < PAGE_SIZE:
+        if (not last.form.ends or last.form.falls_through) and end < PAGE_SIZE:
             successors.append(end)
         return Plan(offset, decoded, tuple(successors), end)
 
@@ -172,7 +172,7 @@ class Region:
             for offset, plan in self.blocks.items():
                 now = self.live_out(plan, live)
                 for decoded in reversed(plan.decoded):
-                    now = decoded.reads | (now & ~decoded.kills)
+                    now = decoded.form.reads | (now & ~decoded.form.kills)
                 if now != live[offset]:
                     live[offset], changed = now, True
         return live
@@ -180,9 +180,9 @@ class Region:
     def live_out(self, plan: Plan, live: dict[int, int]) -> int:
         """The flags that are looked at after a block; all, where it leaves the region."""
         last = plan.decoded[-1]
-        ways = 2 if last.name in FALL_THROUGH else 1
+        ways = 2 if last.form.name in FALL_THROUGH else 1
         inside = [live[successor] for successor in plan.successors if successor in live]
-        if len(inside) < ways or (last.ends and last.jump is None):
+        if len(inside) < ways or (last.form.ends and last.jump is None):
             return flags.ARITHMETIC
         total = 0
         for each in inside:
@@ -194,21 +194,21 @@ class Region:
         wanted, now = [], self.live_out(plan, live)
         for decoded in reversed(plan.decoded):
             wanted.append(now)
-            now = decoded.reads | (now & ~decoded.kills)
+            now = decoded.form.reads | (now & ~decoded.form.kills)
         wanted.reverse()
         steps: list[Step] = []
         offset, known = plan.offset, -1
         for count, (decoded, live_after) in enumerate(zip(plan.decoded, wanted, strict=True), 1):
             for op in decoded.ops:
                 shape = op.shape._replace(
-                    flags=live_after & decoded.writes != 0,
-                    known=known if decoded.needs_known else -1,
+                    flags=live_after & decoded.form.writes != 0,
+                    known=known if decoded.form.needs_known else -1,
                 )
                 if op.jump is not None:
                     target = offset + decoded.length + op.jump
-                    if links_to(decoded, target, self.mode):
+                    if links_to(decoded, target):
                         shape = shape._replace(variant=shape.variant | LINKED)
-                if decoded.name in {"inc", "dec"} and not live_after & flags.CF:
+                if decoded.form.name in {"inc", "dec"} and not live_after & flags.CF:
                     shape = shape._replace(variant=CARRY_DEAD)
                 place = Place(plan.offset, len(steps), offset, count)
                 following = None
@@ -216,26 +216,26 @@ class Region:
                     end, more = offset + decoded.length, min(count + 1, len(plan.decoded))
                     following = Place(plan.offset, len(steps) + 1, end, more)
                 steps.append(Step(op, shape, offset, decoded.length, count, place, following))
-            known = _known_after(decoded, known)
+            known = _known_after(decoded.form, known)
             offset += decoded.length
         return steps
 
 
-def links_to(decoded: Decoded, target: int, mode: Mode) -> bool:
+def links_to(decoded: Decoded, target: int) -> bool:
     """True if a jump to an offset of its page follows a link."""
-    return 0 <= target < PAGE_SIZE and may_link(decoded, mode)
+    return decoded.form.links and 0 <= target < PAGE_SIZE
 
 
 CARRY_DEAD = 1
 """Variant of INC and DEC: nobody will look at CF, so it need not be kept."""
 
 
-def _known_after(decoded: Decoded, known: int) -> int:
-    if decoded.leaves >= 0:
-        return decoded.leaves
-    if decoded.leaves != KEEPS:
+def _known_after(form: Form, known: int) -> int:
+    if form.leaves >= 0:
+        return form.leaves
+    if form.leaves != KEEPS:
         return -1
-    return 0 if known < 0 and decoded.is_condition else known
+    return 0 if known < 0 and form.is_condition else known
 
 
 def _field(code: bytes, name: str, number: int) -> int | None:
@@ -292,8 +292,8 @@ class RegionBuilder(LlvmBuilder):
     def _write_end(self, plan: Plan, last: Step) -> None:
         """What stands behind the last instruction: where it may fall through, the next block."""
         self.place_label(self._next)
-        decoded = plan.decoded[-1]
-        if decoded.ends and not decoded.falls_through:
+        form = plan.decoded[-1].form
+        if form.ends and not form.falls_through:
             self.end("unreachable")
             return
         shape = block_end_shape(self.region.mode)
@@ -319,7 +319,7 @@ class RegionBuilder(LlvmBuilder):
         if name == "disp":
             number = op.disp + (step.offset if op.rip_relative else 0)
         elif name == "wide":
-            number = op.wide or 0
+            number = op.wide
         elif name in {"off", "len", "count"}:
             number = {"off": step.offset, "len": step.length, "count": step.number}[name]
         else:

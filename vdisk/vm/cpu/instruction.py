@@ -12,8 +12,8 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import descriptors as d
 from vdisk.vm.cpu import faults
-from vdisk.vm.cpu.decode import REGISTERS, SIZES
 from vdisk.vm.cpu.faults import GuestFault
+from vdisk.vm.cpu.operands import REGISTERS, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

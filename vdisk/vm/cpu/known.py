@@ -26,12 +26,12 @@ from __future__ import annotations
 import enum
 import secrets
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.records import RECORD_SIZE
 
 if TYPE_CHECKING:
-    from vdisk.vm.cpu.decode import Decoded
+    from vdisk.vm.cpu.decode import Form
 
 LONGEST = 15
 """Bytes of an instruction."""
@@ -76,25 +76,23 @@ class Bit:
     INCOMPLETE = 64
 
 
-class Field(NamedTuple):
-    """The parameter that an entry's last four bytes are."""
-
-    parameter: Parameter
-    op: int
-    """Of which record."""
-    addend: int
-
-    def packed(self) -> int:
-        """What ``FIELD`` of an entry holds."""
-        return self.parameter | self.op << 8
-
-
 class Parameter(enum.IntEnum):
     """Which parameter of a record it is; ``WIDE`` is where a jump leads to."""
 
     IMM = 1
     DISP = 2
     WIDE = 3
+
+
+Key = tuple[int, int, int]
+"""What an entry is found by: its ``LOW``, ``HIGH`` and ``LENGTH``."""
+KEY = Struct("<QQB")
+
+
+def key_of(code: bytes, tag: int, length: int) -> Key:
+    """``code``: all bytes but a number that is left open; ``length``: of the whole instruction."""
+    low, high = int.from_bytes(code[:8], "little"), int.from_bytes(code[8:], "little")
+    return low, high | tag << 56, length
 
 
 HASH = 0
@@ -110,11 +108,6 @@ HIGH_FACTOR = 0x9E37_79B9_7F4A_7C15
 _MASK_64 = (1 << 64) - 1
 
 
-def variant_key(wanted: bool, known: int) -> int:
-    """One number for (flags wanted, known ``cc_op`` or -1)."""
-    return (known + 1) << 1 | int(wanted)
-
-
 def has_field(code: bytes) -> bool:
     """True if an instruction's last four bytes may be what an entry leaves open."""
     if len(code) < 5:
@@ -128,6 +121,7 @@ class Instructions:
     def __init__(self, view: memoryview) -> None:
         self._bytes = view
         self._halves, self._words = view.cast("I"), view.cast("Q")
+        self._numbers = view[HASH:ENTRIES].cast("I")
         self._lengths = view[LENGTHS:HANDLERS].cast("H")
         # Nobody can make up instructions that all have one hash.
         self._words[MULTIPLIER // 8] = self.multiplier = secrets.randbits(64) | 1
@@ -193,84 +187,56 @@ class Instructions:
         self._handlers += 1
         return number
 
-    def add(
-        self, code: bytes, mode: int, decoded: Decoded, *, linkable: bool, field: Field | None
-    ) -> int:
+    def place_of(self, key: Key) -> int:
+        """Where among the hashes an entry is, or may be added."""
+        low, high, _ = key
+        mixed = low ^ (high * HIGH_FACTOR & _MASK_64)
+        mixed ^= mixed >> 32
+        place = (mixed * self.multiplier & _MASK_64) >> (64 - HASH_BITS)
+        while number := self._numbers[place]:
+            if KEY.unpack_from(self._bytes, ENTRIES + number * ENTRY_SIZE) == key:
+                break
+            place = (place + 1) & ((1 << HASH_BITS) - 1)
+        return place
+
+    def entry_at(self, place: int) -> int:
+        """The number of the entry there, or 0."""
+        return self._numbers[place]
+
+    def add(self, place: int, key: Key, form: Form, jump: int, field: int) -> int:
         """One more instruction; its variants follow when they are asked for.  Gives its entry.
 
-        ``field``: it stands for all that have another number in the last four bytes.
+        ``jump`` and ``field``: what ``JUMP`` and ``FIELD`` of the entry hold.
         """
-        bits = (
-            decoded.ends * Bit.ENDS
-            | decoded.falls_through * Bit.FALLS_THROUGH
-            | decoded.shadow * Bit.SHADOW
-            | linkable * Bit.LINKABLE
-            | decoded.needs_known * Bit.NEEDS_KNOWN
-            | decoded.is_condition * Bit.IS_CONDITION
-        )
-        placed = 0
-        if decoded.placed:
-            placed = sum(1 << number for number, op in enumerate(decoded.ops) if op.rip_relative)
-        rest = (
-            *(decoded.length, len(decoded.ops), bits, decoded.reads, decoded.writes),
-            *(decoded.kills, decoded.leaves, decoded.jump or 0, placed, 0, 0),
-        )
-        self._add_length(code, mode, field)
-        if field is None:
-            return self._add(code, mode, rest)
-        rest = (*rest[:7], field.addend, placed, field.packed(), 0)
-        return self._add(code[:-4], mode | FIELD_TAG, rest)
-
-    def has(self, code: bytes, mode: int) -> bool:
-        """True if there is an entry for a whole instruction."""
-        if self._has(code, mode, len(code)):
-            return True
-        return has_field(code) and self._has(code[:-4], mode | FIELD_TAG, len(code))
-
-    def _has(self, code: bytes, tag: int, length: int) -> bool:
-        low = int.from_bytes(code[:8], "little")
-        high = int.from_bytes(code[8:], "little") | tag << 56
-        place = self._hash(low, high)
-        while number := self._halves[HASH // 4 + place]:
-            at = ENTRIES + number * ENTRY_SIZE
-            if ENTRY.unpack_from(self._bytes, at)[:3] == (low, high, length):
-                return True
-            place = (place + 1) & ((1 << HASH_BITS) - 1)
-        return False
+        return self._add(place, key, (*form.entry, jump, form.placed, field, 0))
 
     def add_incomplete(self, code: bytes, mode: int) -> None:
         """The last bytes of a page, which are no whole instruction."""
-        rest = (len(code), 0, Bit.INCOMPLETE, 0, 0, 0, 0, 0, 0, 0, 0)
-        self._add(code, mode | INCOMPLETE_TAG, rest)
+        key = key_of(code, mode | INCOMPLETE_TAG, len(code))
+        self._add(self.place_of(key), key, (0, Bit.INCOMPLETE, 0, 0, 0, 0, 0, 0, 0, 0))
 
-    def _add(self, code: bytes, tag: int, rest: tuple[int, ...]) -> int:
-        low = int.from_bytes(code[:8], "little")
-        high = int.from_bytes(code[8:], "little") | tag << 56
+    def _add(self, place: int, key: Key, rest: tuple[int, ...]) -> int:
         number = self._next_entry
         self._next_entry += 1
-        ENTRY.pack_into(self._bytes, ENTRIES + number * ENTRY_SIZE, low, high, *rest)
-        place = self._hash(low, high)
-        while self._halves[HASH // 4 + place]:
-            place = (place + 1) & ((1 << HASH_BITS) - 1)
-        self._halves[HASH // 4 + place] = number  # from now on it is found
+        ENTRY.pack_into(self._bytes, ENTRIES + number * ENTRY_SIZE, *key, *rest)
+        self._numbers[place] = number  # from now on it is found
         return number
 
-    def _hash(self, low: int, high: int) -> int:
-        mixed = low ^ (high * HIGH_FACTOR & _MASK_64)
-        mixed ^= mixed >> 32
-        return (mixed * self.multiplier & _MASK_64) >> (64 - HASH_BITS)
+    def add_length(self, code: bytes, mode: int, kept: int) -> None:
+        """Let instructions be looked for that begin like this one.
 
-    def _add_length(self, code: bytes, mode: int, field: Field | None) -> None:
+        ``kept``: how many of its bytes an entry has.
+        """
         lengths, bit = self._lengths, 1 << len(code)
         start = mode * (_LENGTHS_SIZE // 2)
-        if len(code) > (1 if field is None else 5):
+        if kept > 1:
             lengths[start + int.from_bytes(code[:2], "little")] |= bit
         else:  # whatever follows it
             for place in range(start + code[0], start + 0x10000, 0x100):
                 lengths[place] |= bit
 
     def instruction(self, entry: int) -> tuple[bytes, int]:
-        """(bytes, number of the mode) of an entry."""
+        """(bytes, number of the mode) of an entry; zeroes stand for a number that is left open."""
         low, high, length, *_ = ENTRY.unpack_from(self._bytes, ENTRIES + entry * ENTRY_SIZE)
         code = (low | high << 64).to_bytes(16, "little")
         return code[:length], code[15] & (MODES - 1)

@@ -8,14 +8,15 @@ with handlers compiled for them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import iced_x86 as iced
 
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.context import Shape
-from vdisk.vm.cpu.decode import Decoded, Mode, Op
-from vdisk.vm.cpu.decoder import Decoder
-from vdisk.vm.cpu.known import AT_ONCE, has_field
-from vdisk.vm.cpu.records import RECORD, WIDE_RECORD
+from vdisk.vm.cpu.decode import WIDE, Form, Mode, Pattern
+from vdisk.vm.cpu.decoder import PLACES, Decoder
+from vdisk.vm.cpu.known import AT_ONCE, FIELD_TAG, has_field, key_of
 from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, LINKED, Question
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
     class Asker(Protocol):
         """A vCPU, or whatever else can call routines."""
 
+        index: int
+
         def routine(self, name: str, *arguments: int) -> int: ...
 
 
+NOTHING = iced.Instruction()
 AHEAD = 96
 """Bytes that are decoded for an answer."""
 
@@ -38,6 +42,15 @@ AHEAD = 96
 def block_end_shape(mode: Mode) -> Shape:
     """What goes on at an offset of the page (or just behind it)."""
     return Shape("block_end", address=str(mode.code), code=mode.code, flags=False)
+
+
+class Learned(NamedTuple):
+    """What an entry was made from."""
+
+    form: Form
+    values: list[list[int]]
+    """Of the parameters of each micro-op."""
+    length: int
 
 
 class Translator:
@@ -58,9 +71,9 @@ class Translator:
         self._handlers, self._code_bytes, self._protect = handlers, code_bytes, protect
         self._decoders: dict[Mode, Decoder] = {}
         self._numbers: dict[Shape, int] = {}
-        self._variants: dict[tuple[tuple[Shape, ...], int, bool], list[int]] = {}
-        """Numbers of handlers by lowered shapes, the variant's key, and whether there is one more
-        for a jump that follows its link."""
+        self._mode_numbers: dict[Mode, int] = {}
+        self._lately: dict[int, Learned] = {}
+        """What the last answer learned, by entries: the variants that are asked for next."""
         self.shapes: list[Shape] = []
         """By the numbers that templates have for their handlers."""
         self.modes: list[Mode] = []
@@ -75,14 +88,15 @@ class Translator:
 
     def mode_number(self, mode: Mode) -> int:
         """The arena's number for a mode, which is ready to be translated for then."""
-        number = self.arena.mode_number(mode)
-        if number == len(self.modes):
+        number = self._mode_numbers.get(mode)
+        if number is None:
+            number = self._mode_numbers[mode] = self.arena.mode_number(mode)
             self.modes.append(mode)
             end, crossing = block_end_shape(mode), Shape("crossing", flags=False)
             self.arena.set_mode(
                 mode,
-                self._template(Op(end), self._number(end), 0),
-                self._template(Op(crossing, wide=0), self._number(crossing), 0),
+                self._template(Pattern(end), self._number(end)),
+                self._template(Pattern(crossing, wide=0), self._number(crossing)),
                 1 if mode.step else BLOCK_LIMIT,
             )
         return number
@@ -170,68 +184,100 @@ class Translator:
         if self.arena.known.full:
             asker.routine("lock_arena")
             self.arena.known.clear()
+            self._lately.clear()
             asker.routine("unlock_arena")
         elif kind == Question.INSTRUCTION:
             self._learn(code, mode)
         else:
-            assert kind == Question.VARIANT
-            self._learn_variant(answer >> 8 & 0xFF_FFFF, answer >> 32 & 0xFFFF)
+            assert kind == Question.VARIANTS
+            self._learn_variants(self.arena.asked(asker.index, answer >> 8 & 0xFF))
 
     def _learn(self, code: bytes, mode: Mode) -> None:
-        """Put the instruction that these bytes begin with into the tables, and those behind it:
-        where one is new, the next ones mostly are."""
-        known, number, decoder = self.arena.known, self.mode_number(mode), self.decoder(mode)
-        learned = 0
-        for each in decoder.instructions(code):
-            if learned and (learned == AT_ONCE or known.has(each, number)):
+        """Put the instruction that these bytes begin with into the tables, and what is new of its
+        block."""
+        number, decoder = self.mode_number(mode), self.decoder(mode)
+        self._lately.clear()
+        seen = 0
+        for each, instruction in decoder.instructions(code):
+            form = decoder.form(each, instruction)
+            self._learn_instruction(each, instruction, form, number)
+            seen += 1
+            if form.ends or seen == AT_ONCE:
                 break
-            decoded = decoder.lowered(each)
-            self._learn_instruction(each, number, decoded, mode)
-            learned += 1
-            if decoded.ends:
-                break
-        if not learned:
-            known.add_incomplete(code, number)
+        plain = [(entry, 0) for entry, each in self._lately.items() if each.form.is_plain]
+        self._learn_variants(plain)
+        if not seen:
+            self.arena.known.add_incomplete(code, number)
 
-    def _learn_instruction(self, code: bytes, number: int, decoded: Decoded, mode: Mode) -> None:
-        linkable = decoded.jump is not None and may_link(decoded, mode)
-        field = self.decoder(mode).field(code) if has_field(code) else None
-        entry = self.arena.known.add(code, number, decoded, linkable=linkable, field=field)
-        if not decoded.writes and not decoded.needs_known:  # there is but one way to execute it
-            self._add_variant(entry, 0, decoded, mode)
+    def _learn_instruction(
+        self, code: bytes, instruction: iced.Instruction, form: Form, mode: int
+    ) -> None:
+        """Make an entry for an instruction, unless there is one."""
+        known, length = self.arena.known, len(code)
+        kept, tag, left_open = code, mode, None
+        if has_field(code):
+            left_open = self._decoders[self.modes[mode]].field(code, instruction, form)
+            if left_open is not None:
+                kept, tag = code[:-4], mode | FIELD_TAG
+        key = key_of(kept, tag, length)
+        place = known.place_of(key)
+        if known.entry_at(place):
+            return
+        values = [each.values(instruction) for each in form.patterns]
+        jump, field = values[-1][WIDE] if form.jumps else 0, 0
+        if left_open is not None:
+            parameter, op = left_open
+            number = int.from_bytes(code[-4:], "little", signed=True)
+            jump, field = values[op][PLACES[parameter]] - number, parameter | op << 8
+        entry = known.add(place, key, form, jump, field)
+        known.add_length(code, mode, len(kept))
+        self._lately[entry] = Learned(form, values, length)
 
-    def _learn_variant(self, entry: int, key: int) -> None:
-        known = self.arena.known
-        code, number = known.instruction(entry)
-        mode = self.modes[number]
-        self._add_variant(entry, key, self.decoder(mode).lowered(code), mode)
+    def _learn_variants(self, asked: list[tuple[int, int]]) -> None:
+        """Put variants into the tables: their entries, and their keys."""
+        found = [(self._lately.get(entry) or self._remember(entry), key) for entry, key in asked]
+        new = [(each.form, key) for each, key in found if key not in each.form.handlers]
+        if new:
+            self._make_handlers(new)
+        add_variant = self.arena.known.add_variant
+        for (entry, key), ((form, values, length), _) in zip(asked, found, strict=True):
+            numbers = form.handlers[key]
+            records = [
+                pattern.record(number, each, length)
+                for number, pattern, each in zip(numbers, form.patterns, values, strict=False)
+            ]
+            add_variant(entry, key, records, numbers[-1] if form.links else 0)
 
-    def _add_variant(self, entry: int, key: int, decoded: Decoded, mode: Mode) -> None:
-        linkable = decoded.jump is not None and may_link(decoded, mode)
-        wanted, before = bool(key & 1), (key >> 1) - 1
-        shapes = tuple(op.shape for op in decoded.ops)
-        numbers = self._variants.get((shapes, key, linkable))
-        if numbers is None:
-            made = [shape._replace(flags=wanted, known=before) for shape in shapes]
-            if linkable:
-                made.append(made[-1]._replace(variant=made[-1].variant | LINKED))
-            self._handlers(made)
-            numbers = self._variants[shapes, key, linkable] = [self._number(each) for each in made]
-        records = [
-            self._template(op, number, decoded.length)
-            for op, number in zip(decoded.ops, numbers, strict=False)
-        ]
-        self.arena.known.add_variant(entry, key, records, numbers[-1] if linkable else 0)
+    def _make_handlers(self, variants: list[tuple[Form, int]]) -> None:
+        """Have the handlers of variants, all of them at once, where they are not there yet."""
+        wanted = [variant_shapes(form, key) for form, key in variants]
+        self._handlers(shape for shapes in wanted for shape in shapes)
+        for (form, key), shapes in zip(variants, wanted, strict=True):
+            form.handlers[key] = [self._number(shape) for shape in shapes]
 
-    def _template(self, op: Op, handler: int, length: int) -> bytes:
-        """The bytes of one record at offset 0, count 0, with the number of a handler."""
-        tail = (0, length, op.scale, op.segment, 0, op.r2)
-        if op.wide is not None:
-            return WIDE_RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.wide, *tail)
-        return RECORD.pack(handler, op.r0, op.r1, op.base, op.index, op.disp, op.imm, *tail)
+    def _remember(self, entry: int) -> Learned:
+        """What an entry was made from, where another answer made it."""
+        code, number = self.arena.known.instruction(entry)
+        decoder = self.decoder(self.modes[number])
+        ((_, instruction),) = decoder.instructions(code)
+        form = decoder.form(code, instruction)
+        return Learned(form, [each.values(instruction) for each in form.patterns], len(code))
+
+    def _template(self, pattern: Pattern, handler: int) -> bytes:
+        """A record of what is no instruction, with the number of a handler."""
+        pattern.settle()
+        return pattern.record(handler, pattern.values(NOTHING), 0)
 
 
-def may_link(decoded: Decoded, mode: Mode) -> bool:
-    """True for a jump that may follow a link within its page: where neither limits nor a narrower
-    instruction pointer need a look."""
-    return not mode.checked and not mode.step and decoded.ops[-1].shape.size == mode.code
+def variant_shapes(form: Form, key: int) -> list[Shape]:
+    """What the handlers of a variant are made for, and behind them, where instructions of the form
+    are linked, the last one's with a link.
+
+    ``key``: whether its flags are wanted (bit 0), and one more than the ``cc_op`` that is known
+    before it.
+    """
+    wanted, before = bool(key & 1), (key >> 1) - 1
+    shapes = [each.shape._replace(flags=wanted, known=before) for each in form.patterns]
+    if form.links:
+        shapes.append(shapes[-1]._replace(variant=shapes[-1].variant | LINKED))
+    return shapes

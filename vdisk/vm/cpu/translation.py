@@ -41,8 +41,8 @@ LINKED = 0x100
 KEEPS = -2
 """``leaves`` of what leaves the flags as they were."""
 
-NOTES = arena.WINDOW + PAGE_SIZE
-"""Behind the bytes: for each instruction its entry and which flags are looked at after it."""
+NOTES = arena.NOTES
+"""For each instruction its entry and which flags are looked at after it."""
 NOTE_SIZE = 8
 WAITS = 1 << 31
 ASKING = 1 << 63
@@ -55,8 +55,9 @@ class Question(enum.IntEnum):
     """The block would begin with an instruction that is not all in the page."""
     INSTRUCTION = 2
     """Bits 8-23: the offset in the page of an instruction that is not known."""
-    VARIANT = 3
-    """Bits 8-31: an entry; bits 32-47: the key of a variant that it does not have."""
+    VARIANTS = 3
+    """Bits 8-15: how many variants are listed (:data:`~vdisk.vm.cpu.arena.ASKED`) that are not
+    known."""
     ROOM = 4
     """The arena is full."""
     PROTECTION = 5
@@ -250,7 +251,7 @@ def _write_instructions(
     """The records of all instructions; (the last entry, where the last variant is)."""
     before, done, at = b.variable("i64", -1), b.variable("i64"), b.variable("i64", offset)
     window = b.const("i64", arena.WINDOW) - offset
-    entry, variant = b.variable("i64"), b.variable("i64")
+    entry, variant, missing = b.variable("i64"), b.variable("i64"), b.variable("i64")
     with b.loop():
         note = done.get() * NOTE_SIZE + NOTES
         done.set(done.get() + 1)
@@ -261,17 +262,29 @@ def _write_instructions(
         told = b.select(has_bit(bits, Bit.NEEDS_KNOWN), before.get() + 1, b.const("i64", 0))
         key = (told << 1) | wanted.zext("i64")
         variant.set(b.call("find_variant", entry.get(), key))
-        with b.if_(variant.get().eq(0), unlikely=True):
-            b.return_(question(b, Question.VARIANT, number | (key << 24)))
-        writer.check_room(64)
         length = wide(b, entry.get() + known.LENGTH, "i8")
-        start = writer.place.get()
-        _write_instruction(b, writer, entry.get(), variant.get(), at.get(), done.get())
-        _write_field(b, entry.get(), start, at.get(), window + at.get() + length)
+        with b.if_(variant.get().eq(0), unlikely=True):
+            _ask_for(b, missing, number, key)
+        with b.else_():
+            writer.check_room(64)
+            start = writer.place.get()
+            _write_instruction(b, writer, entry.get(), variant.get(), at.get(), done.get())
+            _write_field(b, entry.get(), start, at.get(), window + at.get() + length)
         _known_after(b, before, entry.get(), bits)
         at.set(at.get() + length)
         b.break_if(done.get().eq(count))
+    with b.if_(missing.get().ne(0), unlikely=True):
+        b.return_(question(b, Question.VARIANTS, missing.get()))
     return entry, variant.get()
+
+
+def _ask_for(b: Builder, missing: Variable, entry: Value, key: Value) -> None:
+    """List one more variant that is not known."""
+    mine = b.get("vcpu") * arena.ASKED_LIST + arena.ASKED
+    place = mine + missing.get() * arena.ASKED_SIZE
+    b.arena_store(place, entry.trunc("i32"))
+    b.arena_store(place + 4, key.trunc("i32"))
+    missing.set(missing.get() + 1)
 
 
 def _write_instruction(

@@ -17,7 +17,6 @@ from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.flags import Family, cc_op
 from vdisk.vm.cpu.records import PARAMS, RECORD, RECORD_SIZE, WIDE_RECORD
-from vdisk.vm.cpu.translate import may_link
 from vdisk.vm.cpu.translation import BLOCK_LIMIT
 from vdisk.vm.memory import PAGE_SIZE, GuestMemory
 
@@ -306,10 +305,10 @@ CODE = st.one_of(
 )
 
 
-def expected(op, decoded, offset, number):
+def expected(op, is_wide, decoded, offset, number):
     """What a record holds for a micro-op, but for its handler."""
     tail = (offset, decoded.length, op.scale, op.segment, number, op.r2)
-    if op.wide is not None:
+    if is_wide:
         return WIDE_RECORD.pack(0, op.r0, op.r1, op.base, op.index, op.wide, *tail)[8:]
     disp = (op.disp + offset + (1 << 31)) % (1 << 32) - (1 << 31) if op.rip_relative else op.disp
     return RECORD.pack(0, op.r0, op.r1, op.base, op.index, disp, op.imm, *tail)[8:]
@@ -328,13 +327,17 @@ def test_blocks_are_what_the_decoder_finds_on_either_engine(code, mode, start):
                 )
                 place, at = one.translate(code, offset=offset, mode=mode), offset
                 for number, decoded in enumerate(block, 1):
-                    for op in decoded.ops:
+                    for op, pattern in zip(decoded.ops, decoded.form.patterns, strict=True):
                         (found,) = one.parameters(place, 1)
-                        wanted = expected(op, decoded, at, number)
-                        if op.jump is not None and may_link(decoded, mode):
+                        is_wide = pattern.wide is not None
+                        wanted = expected(op, is_wide, decoded, at, number)
+                        if op.jump is not None and decoded.form.links:
                             target = at + decoded.length + op.jump
                             if 0 <= target < PAGE_SIZE:  # a link, which differs
                                 found, wanted = found[16:], wanted[16:]
-                        assert found == wanted, (decoded.name, code[at : at + decoded.length].hex())
+                        assert found == wanted, (
+                            decoded.form.name,
+                            code[at : at + decoded.length].hex(),
+                        )
                         place += 1
                     at += decoded.length

@@ -3,7 +3,7 @@
 
 def load_all() -> None:
     """Register every semantic function and every lowering."""
-    from vdisk.vm.cpu import lowering, lowering_sse, lowering_x87
+    from vdisk.vm.cpu import lowering_control, lowering_integer, lowering_sse, lowering_x87
     from vdisk.vm.cpu.semantics import (
         bits,
         contexts,
@@ -20,5 +20,6 @@ def load_all() -> None:
         x87_control,
     )
 
-    del contexts, lowering_sse, lowering_x87, mmx, sse, x87, x87_arithmetic, x87_control
-    del lowering, bits, control, integer, machine, privileged, shifts, strings
+    del lowering_control, lowering_integer, lowering_sse, lowering_x87
+    del contexts, mmx, sse, x87, x87_arithmetic, x87_control
+    del bits, control, integer, machine, privileged, shifts, strings
