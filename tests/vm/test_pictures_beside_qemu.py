@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.tools import qemu_machine, qtest
+from tests.tools import vga_card as modes
 from tests.tools.peers import requires_peer
-from tests.unit.vm.devices import test_vga as modes
-from tests.unit.vm.devices.test_vga import Card
+from tests.tools.vga_card import Card
 
 pytestmark = requires_peer("qemu-system-x86_64")
 QEMU_LFB = 0xE000_0000

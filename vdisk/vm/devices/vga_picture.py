@@ -128,11 +128,14 @@ def units(memory: bytes, offset: int, count: int) -> bytes:
 # -- colours ---------------------------------------------------------------------------------------
 
 
+_SIX_BITS_AS_EIGHT = bytes((value & 0x3F) << 2 | (value & 0x3F) >> 4 for value in range(256))
+
+
 def colours(picture: Picture) -> list[int]:
     """The 256 colours of the DAC, 0xRRGGBB."""
     dac = picture.dac
     if not picture.dac_8_bit:
-        dac = bytes(part << 2 | part >> 4 for part in (value & 0x3F for value in dac))
+        dac = dac.translate(_SIX_BITS_AS_EIGHT)
     return [dac[i] << 16 | dac[i + 1] << 8 | dac[i + 2] for i in range(0, 768, 3)]
 
 

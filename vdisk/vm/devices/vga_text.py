@@ -6,6 +6,8 @@ repeats the eighth, so that lines join.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from vdisk.vm.devices import vga_registers as reg
 from vdisk.vm.devices.vga_picture import (
     MODE_BLINK,
@@ -22,6 +24,8 @@ FONTS = (0x0000, 0x4000, 0x8000, 0xC000, 0x2000, 0x6000, 0xA000, 0xE000)
 """Where in plane 2 the fonts lie that SEQ_FONTS chooses from."""
 GLYPH_ROOM = 32
 CURSOR_OFF = 0x20
+MOST_GLYPHS = 2048
+"""Cells whose pixels are kept from one picture to the next: 256 characters in eight colours."""
 
 
 def text(picture: Picture) -> TextFrame | None:
@@ -72,10 +76,21 @@ def _cursor_shape(picture: Picture) -> range | None:
     return range(first, min(end + 1, picture.row_lines))
 
 
-class _Glyphs:
-    """Cells as lines of pixels, each made once."""
+@lru_cache(maxsize=MOST_GLYPHS)
+def _rasterized(shapes: bytes, width: int, ninth: bool, ink: bytes, paper: bytes) -> list[bytes]:
+    """The lines of a cell; what ``ink`` and ``paper`` are is a dot of each."""
+    lines = []
+    for shape in shapes:
+        dots = shape << 1 | (shape & 1 if ninth else 0)
+        lines.append(b"".join([ink if dots >> 8 - dot & 1 else paper for dot in range(width)]))
+    return lines
+
+
+class _Glyphs(dict[tuple[int, int], list[bytes]]):
+    """Cells, each a character and its attribute, as lines of pixels."""
 
     def __init__(self, picture: Picture) -> None:
+        super().__init__()
         fonts = picture.sequencer[reg.SEQ_FONTS]
         plane = picture.memory[2::4]
         first = FONTS[fonts & 3 | (fonts >> 4 & 1) << 2]
@@ -88,32 +103,22 @@ class _Glyphs:
         self._palette = [
             colour.to_bytes(4, "little") * picture.dot_factor for colour in palette_16(picture)
         ]
-        self._made: dict[tuple[int, int], list[bytes]] = {}
         self.cursor_at = _cursor_offset(picture)
         self._cursor = _cursor_shape(picture)
 
-    def lines(self, character: int, attribute: int) -> list[bytes]:
-        """The lines of a cell."""
-        key = character, attribute
-        found = self._made.get(key)
-        if found is None:
-            found = self._made[key] = self._make(character, attribute)
-        return found
-
-    def _make(self, character: int, attribute: int) -> list[bytes]:
+    def __missing__(self, cell: tuple[int, int]) -> list[bytes]:
+        character, attribute = cell
         font = self._fonts[attribute >> 3 & 1]
         shapes = font[character * GLYPH_ROOM : character * GLYPH_ROOM + self.height]
         back = attribute >> 4 & (7 if self._mode & MODE_BLINK else 15)
         ink, paper = self._palette[attribute & 15], self._palette[back]
-        ninth = self._mode & MODE_LINE and 0xC0 <= character <= 0xDF
-        made = []
-        for line, shape in enumerate(shapes.ljust(self.height, b"\x00")):
-            underlined = line == self._underline and attribute & 7 == 1
-            dots = 0x1FF if underlined else shape << 1 | (shape & 1 if ninth else 0)
-            made.append(
-                b"".join([ink if dots >> 8 - dot & 1 else paper for dot in range(self.width)])
-            )
-        return made
+        ninth = bool(self._mode & MODE_LINE) and 0xC0 <= character <= 0xDF
+        lines = _rasterized(shapes.ljust(self.height, b"\x00"), self.width, ninth, ink, paper)
+        if attribute & 7 == 1 and self._underline < self.height:
+            lines = [*lines]
+            lines[self._underline] = ink * self.width
+        self[cell] = lines
+        return lines
 
     def with_cursor(self, lines: list[bytes], attribute: int) -> list[bytes]:
         """A cell with the cursor over it."""
@@ -152,7 +157,7 @@ def _text_row(picture: Picture, glyphs: _Glyphs, offset: int, panning: int) -> l
     """The lines of pixels of the row of characters at an offset."""
     row = cells(units(picture.memory, offset, picture.columns + 1))
     pairs = list(zip(row[0::2], row[1::2], strict=True))
-    drawn = [glyphs.lines(character, attribute) for character, attribute in pairs]
+    drawn = list(map(glyphs.__getitem__, pairs))
     column = (glyphs.cursor_at - offset) % PLANE_SPAN
     if column < len(drawn):
         drawn[column] = glyphs.with_cursor(drawn[column], pairs[column][1])
