@@ -256,12 +256,13 @@ def _load_outer_stack(cpu: Core, ss: int, code: d.Descriptor, level: int) -> Non
 
 
 def _drop_inner_segments(cpu: Core, level: int) -> None:
-    """Data segments that the outer level may not use become null."""
+    """Data segments that the outer level may not use become null; the base of FS and GS stays."""
     for name in ("es", "ds", "fs", "gs"):
         attributes = getattr(cpu.state, f"{name}_attributes")
         conforming = attributes & d.CODE and attributes & d.CONFORMING
         if not conforming and attributes >> d.DPL_SHIFT & 3 < level and attributes & d.S:
-            d.set_segment(cpu.state, name, 0, d.NULL)
+            base = getattr(cpu.state, f"{name}_base")
+            d.set_segment(cpu.state, name, 0, d.NULL._replace(base=base))
     cpu.update_mode()
 
 

@@ -203,6 +203,17 @@ start64:
         call print_msr
         LINE
 ;= loading FS clears its base: 0000000000000000 
+        SAY "FS of an inner level is null in ring 3, its base stays: "
+        mov eax, DATA64
+        mov fs, eax
+        WRITE_MSR FS_BASE, L(values)
+        TRY3 user_fs
+        NUMBER 4, [seen]
+        SAY " "
+        NUMBER 16, [seen + 8]
+        LINE
+;= FS of an inner level is null in ring 3, its base stays: #06(0000) +18
+;= 0000 8877665544332211
 
         WRITE_MSR STAR, (0x0023 << 48) | (CODE64 << 32)
         WRITE_MSR LSTAR, L(syscall_entry)
@@ -309,6 +320,11 @@ user_cr3:
         mov rax, cr3
 user_swapgs:
         swapgs
+user_fs:
+        mov [seen], fs
+        mov rax, [fs:8]
+        mov [seen + 8], rax
+        ud2
 user_syscall:
         push 0x8d7
         popf
