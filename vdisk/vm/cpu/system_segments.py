@@ -85,6 +85,8 @@ def _load_table(core: Core, n: Instruction) -> None:
     limit, base = core.load(n.linear(2), 2), core.load(n.linear(wide, plus=2), wide)
     if n.mode != 64 and n.operand_size() == 2:
         base &= 0xFF_FFFF
+    if n.mode == 64 and not core.canonical(base):
+        raise GuestFault(faults.GP)
     name = "gdt" if n.i.mnemonic == Mnemonic.LGDT else "idt"
     setattr(core.state, f"{name}_base", base)
     setattr(core.state, f"{name}_limit", limit)
@@ -113,6 +115,8 @@ def _lldt(core: Core, n: Instruction) -> None:
         raise GuestFault(faults.GP, selector & ~3)
     if not descriptor.present:
         raise GuestFault(faults.NP, selector & ~3)
+    if not core.canonical(descriptor.base):
+        raise GuestFault(faults.GP, selector & ~3)
     d.set_segment(core.state, "ldtr", selector, descriptor)
 
 
@@ -129,6 +133,8 @@ def _ltr(core: Core, n: Instruction) -> None:
         raise GuestFault(faults.GP, selector & ~3)
     if not descriptor.present:
         raise GuestFault(faults.NP, selector & ~3)
+    if not core.canonical(descriptor.base):
+        raise GuestFault(faults.GP, selector & ~3)
     at = core.wrap_linear(where + 5)
     core.store(at, 1, core.load(at, 1, supervisor=True) | d.BUSY, supervisor=True)
     busy = descriptor._replace(attributes=descriptor.attributes | d.BUSY)
