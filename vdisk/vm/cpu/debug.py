@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Builder, Value
     from vdisk.vm.cpu.core import Core
     from vdisk.vm.cpu.events import Events
+    from vdisk.vm.cpu.state import CpuState
 
+MET = 0xF
 BD, BS, BT = 1 << 13, 1 << 14, 1 << 15
 GD = 1 << 13
 ENABLES = 0xFF
@@ -50,6 +52,11 @@ def breakpoints(core: Core, *kinds: int) -> list[tuple[int, int, int]]:
         if dr7 >> 2 * number & 3 and kind in kinds:
             found.append((number, getattr(state, f"dr{number}") & -length, length))
     return found
+
+
+def note(state: CpuState, hits: int) -> None:
+    """What a debug exception is for: B0-B3 become what this one met, other bits stay set."""
+    state.dr6 = state.dr6 & ~MET | hits
 
 
 def watch(core: Core) -> None:
@@ -77,15 +84,14 @@ def check_execution(core: Core) -> None:
     linear = core.wrap_linear(state.rip + state.cs_base)
     hits = sum(1 << n for n, address, _ in breakpoints(core, EXECUTE) if address == linear)
     if hits:
-        state.dr6 |= hits
+        note(state, hits)
         raise GuestFault(faults.DB)
 
 
 def check_detect(core: Core) -> None:
     """#DB instead of an access to a debug register while DR7.GD is set."""
-    state = core.state
-    if state.dr7 & GD:
-        state.dr6 |= BD
+    if core.state.dr7 & GD:
+        note(core.state, BD)
         raise GuestFault(faults.DB)
 
 
@@ -163,8 +169,16 @@ def trap(core: Core) -> None:
     hits = state.debug_hits | (BS if core.traced else 0)
     state.debug_hits = 0
     if hits:
-        state.dr6 |= hits
+        note(state, hits)
         core.raise_fault(GuestFault(faults.DB))
+
+
+def merge(core: Core) -> None:
+    """INT1 is a #DB that tells of what MOV SS before it has met as well."""
+    state = core.state
+    if state.debug_hits:
+        note(state, state.debug_hits)
+        state.debug_hits = 0
 
 
 def trap_task(core: Events) -> None:
@@ -172,7 +186,7 @@ def trap_task(core: Events) -> None:
     state = core.state
     if state.debug_hits & BT:
         state.debug_hits &= ~BT
-        state.dr6 |= BT
+        note(state, BT)
         core.raise_fault(GuestFault(faults.DB))
 
 

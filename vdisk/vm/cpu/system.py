@@ -12,6 +12,7 @@ from iced_x86 import Mnemonic, OpKind
 
 from vdisk.vm.cpu import (
     cpuid,
+    debug,
     faults,
     flags,
     msr,
@@ -87,6 +88,7 @@ def _int3(core: Core, _: Instruction) -> None:
 @on("INT1")
 def _int1(core: Core, _: Instruction) -> None:
     core.software_interrupt(faults.DB, checked=False)
+    debug.merge(core)
 
 
 @on("INTO")

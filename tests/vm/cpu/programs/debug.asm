@@ -94,6 +94,13 @@ repeated:
         nop
         DEBUG_OFF
 ;= execution: 01 DR6 ffff0ff1 +00
+        mov dword [origin], .again
+        DEBUG_AT L(.again), 0x402, "B1-B3 go, BS stays: "
+        mov eax, 0x400e
+        mov dr6, rax
+.again: nop
+        DEBUG_OFF
+;= B1-B3 go, BS stays: 01 DR6 ffff4ff1 +00
         mov dword [origin], .write
         DEBUG_AT L(cell), 0x10402 | 0xc0000, "write: "
         mov eax, [cell]
@@ -155,7 +162,20 @@ repeated:
         DEBUG_OFF
 ;= INT1: 01 DR6 ffff0ff0 +01
 ;q INT1: #06(0000) +00
-.after: SAY "an interrupt clears TF for its handler: "
+.after: mov word [cell], DATA64
+        mov dword [origin], .merged
+        mov dword [resume], .after2
+        DEBUG_AT L(cell), 0x30402 | 0xc0000, "INT1 behind MOV SS tells of both: "
+        mov ss, [cell]
+.merged:
+        db 0xf1
+        DEBUG_OFF
+;= INT1 behind MOV SS tells of both: 01 DR6 ffff0ff1 +01
+;q INT1 behind MOV SS tells of both: #06(0000) +00
+.after2:
+        mov eax, 0x400
+        mov dr7, rax
+        SAY "an interrupt clears TF for its handler: "
         SET_GATE 0x20, on_interrupt, 0x8e00
         COUNT
         mov dword [origin], .interrupt
