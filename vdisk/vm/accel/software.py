@@ -41,6 +41,7 @@ from vdisk.vm.accel.spinning import Spinning
 from vdisk.vm.cpu import known, mmu
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.core import FOREVER, Core
+from vdisk.vm.cpu.cpuid import APIC_ENABLED
 from vdisk.vm.cpu.events import KICK
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
@@ -333,14 +334,18 @@ class SoftwareVcpu(Core):
     def mmio_read(self, physical: int, size: int) -> int:
         """Memory-mapped I/O, of the local APIC or the bus."""
         with self.bus.lock:
-            if self.apic is not None and physical & ~IN_PAGE == self.state.apic_base & ~IN_PAGE:
+            if self.apic is not None and self._is_apic(physical):
                 return self.apic.mmio_read(physical & IN_PAGE, size)
             return self.bus.mmio.read(physical, size)
+
+    def _is_apic(self, physical: int) -> bool:
+        base = self.state.apic_base
+        return base & APIC_ENABLED != 0 and physical & ~IN_PAGE == base & ~IN_PAGE
 
     def mmio_write(self, physical: int, size: int, value: int) -> None:
         """The counterpart of :meth:`mmio_read`."""
         with self.bus.lock:
-            if self.apic is not None and physical & ~IN_PAGE == self.state.apic_base & ~IN_PAGE:
+            if self.apic is not None and self._is_apic(physical):
                 self.apic.mmio_write(physical & IN_PAGE, size, value)
             else:
                 self.bus.mmio.write(physical, size, value)

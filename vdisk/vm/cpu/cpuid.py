@@ -11,6 +11,9 @@ VENDOR = b"GenuineIntel"
 BRAND = b"vdisk recompiled x86-64 processor"
 SIGNATURE = 0x0000_06FB  # family 6, model 15, stepping 11: what software knows as a Core 2
 
+APIC_ENABLED = 1 << 11
+"""Of IA32_APIC_BASE."""
+
 FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP = 0, 2, 3, 4, 5, 6, 8, 9, 11
 PGE, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2 = 13, 15, 16, 17, 19, 23, 24, 25, 26
 LEAF1_EDX = (
@@ -43,7 +46,8 @@ def leaf(core: Core, function: int, index: int) -> tuple[int, int, int, int]:
             ebx, edx, ecx = _text(VENDOR)
             return 7, ebx, ecx, edx
         case 1:
-            apic = 1 << APIC if core.apic is not None else 0
+            has_apic = core.apic is not None and core.state.apic_base & APIC_ENABLED
+            apic = 1 << APIC if has_apic else 0
             ebx = core.index << 24 | 8 << 8 | core.count << 16
             many = 1 << 28 if core.count > 1 else 0
             return SIGNATURE, ebx, _bits(LEAF1_ECX), _bits(LEAF1_EDX) | apic | many

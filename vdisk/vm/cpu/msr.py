@@ -16,13 +16,14 @@ ARCH_CAPABILITIES = 0x10A
 NOT_VULNERABLE = sum(1 << bit for bit in (0, 3, 4, 5, 6, 8, 13, 14, 15, 20, 26, 27))
 """RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
 BHI_NO, GDS_NO, RFDS_NO: this processor does not speculate, so systems need no mitigations."""
-FAST_STRINGS = 1
-"""Of IA32_MISC_ENABLE: without it systems copy and clear memory word by word."""
+READ_ONLY = {MISC_ENABLE: 1 << 7 | 3 << 11}
+"""Bits that writes leave alone: performance monitoring, branch trace and PEBS not there.  What the
+others of IA32_MISC_ENABLE would switch off stays on."""
 MTRR_CAP, BIOS_SIGN_ID, EFER = 0xFE, 0x8B, 0xC000_0080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 CANONICAL = {0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102}
 
-IGNORED = {BIOS_SIGN_ID: 0, MISC_ENABLE: FAST_STRINGS, 0x17: 0}
+IGNORED = {BIOS_SIGN_ID: 0, 0x17: 0}
 """Read as these values and accept writes: systems touch them without asking CPUID."""
 
 
@@ -53,7 +54,8 @@ def write(core: Core, index: int, value: int) -> None:
     elif index in MSRS:
         if index in CANONICAL and not core.canonical(value):
             raise GuestFault(faults.GP)
-        setattr(core.state, MSRS[index], value)
+        kept = READ_ONLY.get(index, 0)
+        setattr(core.state, MSRS[index], value & ~kept | getattr(core.state, MSRS[index]) & kept)
     elif index == TSC:
         core.set_timestamp(value)
     elif index in IGNORED:

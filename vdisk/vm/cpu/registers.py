@@ -15,6 +15,7 @@ MSRS = {
     0x174: "sysenter_cs",
     0x175: "sysenter_esp",
     0x176: "sysenter_eip",
+    0x1A0: "misc_enable",
     0x277: "pat",
     0xC000_0080: "efer",
     0xC000_0081: "star",
@@ -30,6 +31,8 @@ MSRS = {
 
 CR4_PAE = 1 << 5
 RESET_PAT = 0x0007_0406_0007_0406
+FAST_STRINGS = 1
+"""Of IA32_MISC_ENABLE: without it systems copy and clear memory word by word."""
 
 
 def reset(core: Core) -> None:
@@ -44,6 +47,7 @@ def reset(core: Core) -> None:
     state.rdx = cpuid.SIGNATURE
     state.rip, state.a20_mask = 0xFFF0, (1 << 64) - 1
     state.pat, state.mxcsr, state.fpu_control, state.fpu_tag = RESET_PAT, 0x1F80, 0x40, 0x5555
+    state.misc_enable = FAST_STRINGS
     state.apic_base = 0xFEE0_0800 | (0x100 if core.index == 0 else 0)
     core.halted = core.inhibit = core.holds_debug = False
     set_system(core, SystemRegisters(cs=Segment(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B)))

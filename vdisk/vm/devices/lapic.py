@@ -102,6 +102,9 @@ class Lapic(Device):
 
     def reset(self) -> None:
         self.base = BASE_ADDRESS | BASE_ENABLED | (0 if self._initial_id else BASE_BSP)
+        self._power_up()
+
+    def _power_up(self) -> None:
         self._id = self._initial_id << 24
         self.init()
 
@@ -402,7 +405,7 @@ class Lapic(Device):
         switched_off = self.base & BASE_ENABLED and not value & BASE_ENABLED
         self.base = value & ~BASE_BSP | self.base & BASE_BSP
         if switched_off:  # 11.4.3: comes back as after power-up
-            self.init()
+            self._power_up()
         self._update()
         return True
 

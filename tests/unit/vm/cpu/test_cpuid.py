@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from vdisk.vm.accel.interp import accelerator
 from vdisk.vm.bus import Bus
+from vdisk.vm.clock import RealClock
 from vdisk.vm.cpu import cpuid, msr
 from vdisk.vm.cpu.core import Core
+from vdisk.vm.devices.apic_bus import ApicBus
+from vdisk.vm.devices.lapic import Lapic
 from vdisk.vm.memory import GuestMemory
 
 
@@ -30,3 +33,31 @@ def test_a_reset_leaves_the_signature_in_edx():
 
 def test_fast_strings_are_on():
     assert msr.read(make_core(), msr.MISC_ENABLE) & 1
+
+
+def test_misc_enable_keeps_what_can_be_written():
+    core = make_core()
+    msr.write(core, msr.MISC_ENABLE, (1 << 64) - 1)
+    assert msr.read(core, msr.MISC_ENABLE) == (1 << 64) - 1 & ~0x1880
+    core.reset()
+    assert msr.read(core, msr.MISC_ENABLE) == 1
+
+
+def test_an_apic_that_is_switched_off_is_not_there():
+    core = make_core()
+    apic = Lapic(0, ApicBus(), RealClock(core.bus.lock), None)
+    core.apic = apic
+    page = 0xFEE0_0000
+
+    def seen() -> tuple[bool, int]:
+        return bool(cpuid.leaf(core, 1, 0)[3] >> 9 & 1), core.mmio_read(page + 0x30, 4)
+
+    assert seen() == (True, 0x5_0014)
+    core.mmio_write(page + 0x20, 4, 7 << 24)
+    msr.write(core, msr.APIC_BASE, page | 0x100)
+    core.mmio_write(page + 0x80, 4, 0x55)
+    assert seen() == (False, 0xFFFF_FFFF)
+    msr.write(core, msr.APIC_BASE, page | 0x900)
+    assert seen() == (True, 0x5_0014)
+    assert core.mmio_read(page + 0x80, 4) == 0
+    assert core.mmio_read(page + 0x20, 4) == 0  # the ID is that of power-up again
