@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -128,16 +128,18 @@ def print_options(options: Sequence[Any]) -> None:
 class Progress:
     """``-p``: a callback for jobs, ``progress(done, total)``, and what it draws.
 
-    On a terminal a bar with the time left; elsewhere qemu-img's ``(12.34/100%)`` and carriage
-    return, which programs read.  Without ``-p``, as with qemu-img, the signal SIGUSR1 makes it
-    tell on stderr how far it is.  Use it as a context manager, so that the line is ended.
+    On a terminal a bar with the time left, behind its ``title``; elsewhere qemu-img's
+    ``(12.34/100%)`` and carriage return, which programs read.  Without ``-p``, as with qemu-img,
+    the signal SIGUSR1 makes it tell on stderr how far it is.  Use it as a context manager, so
+    that the line is ended.
     """
 
     REDRAW_SECONDS = 0.1
 
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
-        self._terminal = enabled and sys.stdout.isatty()
+    def __init__(self, enabled: bool, title: str = "", file: TextIO | None = None) -> None:
+        self._enabled, self._title = enabled, title
+        self._file = sys.stdout if file is None else file
+        self._terminal = enabled and self._file.isatty()
         self._began = time.monotonic()
         self._next = 0.0
         self._drawn = False
@@ -152,16 +154,17 @@ class Progress:
         self._next = now + self.REDRAW_SECONDS
         self._drawn = True
         share = _share(done, total)
-        sys.stdout.write(self._bar(share, now) if self._terminal else f"{_percentage(share)}\r")
-        sys.stdout.flush()
+        self._file.write(self._bar(share, now) if self._terminal else f"{_percentage(share)}\r")
+        self._file.flush()
 
     def _bar(self, share: float, now: float) -> str:
         spent = now - self._began
         left = f"{_duration(spent / share - spent)} left" if 0 < share < 1 else _duration(spent)
         text = f" {share:6.1%}  {left}"
-        room = max(os.get_terminal_size().columns - len(text) - 4, 10)
+        columns = os.get_terminal_size(self._file.fileno()).columns
+        room = max(columns - len(self._title) - len(text) - 4, 10)
         full = round(share * room)
-        return f"\r[{'#' * full}{'.' * (room - full)}]{text}\x1b[K"
+        return f"\r{self._title}[{'#' * full}{'.' * (room - full)}]{text}\x1b[K"
 
     def _tell(self, _number: int, _frame: FrameType | None) -> None:
         sys.stderr.write(f"{_percentage(_share(*self._reached))}\n")
@@ -180,7 +183,8 @@ class Progress:
         if self._handler is not None:
             signal.signal(signal.SIGUSR1, self._handler)
         if self._drawn:
-            sys.stdout.write("\n")
+            self._file.write("\n")
+            self._file.flush()
 
 
 def _share(done: int, total: int) -> float:

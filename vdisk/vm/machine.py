@@ -103,6 +103,8 @@ class Machine(Life):
     ``deterministic``: virtual time (see :mod:`~vdisk.vm._machine.turns`), in which the same run
     happens each time; :meth:`save_journal` keeps what came from outside.  ``replay``: repeat
     the run of such a journal.
+    ``progress``: told, by any thread, how much of how much is done where something has to be
+    prepared first: the recompiler's first run compiles what most guests need.
     Raises :class:`VdiskError` of the kind that fits; then nothing stays open.
     """
 
@@ -133,6 +135,7 @@ class Machine(Life):
         deterministic: bool = False,
         replay: str | None = None,
         name: str = "vdisk",
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         options = Options(
             memory=memory, cpus=cpus, disks=disks, cdroms=cdroms, accel=accel,
@@ -140,7 +143,7 @@ class Machine(Life):
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory, apic=apic,
             serial_ports=serial_ports, rng=rng, epoch=epoch,
             network=network, forwards=forwards,
-            deterministic=deterministic, replay=replay,
+            deterministic=deterministic, replay=replay, progress=progress,
         )  # fmt: skip
         self.name = name
         super().__init__(reboot=reboot, stay=stay)
@@ -176,7 +179,11 @@ class Machine(Life):
         self.block_jobs = BlockJobs(self.drives, self._emit)
         self._closers.append(self.block_jobs.close)
         self.accelerator = accelerators.make(
-            options.accel, self.memory, self.bus, deterministic=not real
+            options.accel,
+            self.memory,
+            self.bus,
+            deterministic=not real,
+            progress=options.progress,
         )
         self._closers.append(self.accelerator.close)
         firmware = None if options.bios is None else FirmwareFile(options.bios)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from vdisk.cli.output import Progress
 from vdisk.errors import InvalidRequestError
 from vdisk.options import OptionBag, parse_keyval
 from vdisk.units import parse_size
@@ -13,9 +15,10 @@ if TYPE_CHECKING:
     import argparse
 
     from vdisk.cli.options import Parser
-    from vdisk.vm import DiskSpec
+    from vdisk.vm import DiskSpec, Machine
 
 MIB = 1 << 20
+PREPARING = "preparing the processor "
 IDE_DISKS = ("hda", "hdb", "hdc", "hdd")
 IDE_PLACES = ("primary master", "primary slave", "secondary master", "secondary slave")
 
@@ -68,6 +71,7 @@ def add_booting(parser: Parser) -> None:
         help="the time of day: utc by default; a date is 2026-01-31T12:00")  # fmt: skip
     add("--loadvm", metavar="TAG", help="go on from a machine saved in the disks")
     add("--name", default="vdisk", help="what monitors and displays call the machine")
+    add("-q", "--quiet", action="store_true", help="do not show what a first run prepares")
 
 
 def add_determinism(parser: Parser) -> None:
@@ -78,6 +82,18 @@ def add_determinism(parser: Parser) -> None:
         help="virtual time: the same run happens each time")  # fmt: skip
     add("--record", metavar="FILE", help="write what comes from outside (implies it)")
     add("--replay", metavar="FILE", help="repeat a run that was recorded")
+
+
+def make_machine(args: argparse.Namespace, **more: Any) -> Machine:
+    """The machine that was asked for; ``more`` keywords.
+
+    What its first run prepares is shown on stderr, if somebody looks at that.
+    """
+    from vdisk.vm import Machine
+
+    shown = sys.stderr.isatty() and not args.quiet
+    with Progress(shown, PREPARING, sys.stderr) as progress:
+        return Machine(**machine_options(args), **more, progress=progress)
 
 
 def machine_options(args: argparse.Namespace) -> dict[str, Any]:

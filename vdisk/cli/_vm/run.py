@@ -72,10 +72,9 @@ def run(args: argparse.Namespace) -> int:
                    *(f"--serial {place}" for place in on_terminal)]  # fmt: skip
     if len(in_terminal) > 1:
         raise InvalidRequestError(f"{' and '.join(in_terminal)}: one of them can have the terminal")
-    from vdisk.vm import Machine
-
-    options = _options.machine_options(args)
-    machine = Machine(**options, serial_ports=len(serial), reboot=args.reboot, stay=args.stay)
+    machine = _options.make_machine(
+        args, serial_ports=len(serial), reboot=args.reboot, stay=args.stay
+    )
     with ExitStack() as stack:
         stack.enter_context(machine)
         _run(machine, args, Ends(displays, serial, monitors), stack)

@@ -46,11 +46,9 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.vga == "none":
         raise InvalidRequestError("a machine without a video card has no screen")
-    from vdisk.vm import Machine
-
     args.snapshot = True
     deadline = time.monotonic() + args.timeout
-    with Machine(**_options.machine_options(args)) as machine:
+    with _options.make_machine(args) as machine:
         if args.loadvm is not None:
             machine.load(args.loadvm)
         machine.start()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vdisk.vm.accel.base import Accelerator
     from vdisk.vm.bus import Bus
     from vdisk.vm.memory import GuestMemory
@@ -15,11 +17,19 @@ if TYPE_CHECKING:
 NAMES = ("auto", "llvm", "kvm", "interp")
 
 
-def make(name: str, memory: GuestMemory, bus: Bus, *, deterministic: bool = False) -> Accelerator:
+def make(
+    name: str,
+    memory: GuestMemory,
+    bus: Bus,
+    *,
+    deterministic: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Accelerator:
     """The accelerator called ``name``; ``auto``: KVM where it really runs a guest, else llvm.
 
     ``deterministic``: it must count instructions, and nothing may depend on when code is
     compiled in the background, so that is not done.
+    ``progress``: is told how much of how much is done, where there is something to prepare.
     Raises :class:`UnsupportedFeatureError` where it cannot be had on this system.
     """
     if name not in NAMES:
@@ -40,7 +50,7 @@ def make(name: str, memory: GuestMemory, bus: Bus, *, deterministic: bool = Fals
     if name == "llvm":
         from vdisk.vm.accel.llvm import LlvmAccelerator
 
-        return LlvmAccelerator(memory, bus, hot=not deterministic)
+        return LlvmAccelerator(memory, bus, hot=not deterministic, progress=progress)
     from vdisk.vm.accel.interp import InterpAccelerator
 
     return InterpAccelerator(memory, bus)

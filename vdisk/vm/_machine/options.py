@@ -10,7 +10,7 @@ from vdisk.vm.devices.serial import COM_PORTS
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vdisk.block import BlockDevice
     from vdisk.vm._machine.boot_choice import BootChoice
@@ -48,6 +48,7 @@ class Options:
     epoch: int | None
     deterministic: bool
     replay: str | None
+    progress: Callable[[int, int], None] | None
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= LARGEST_CPUS:

@@ -72,6 +72,7 @@ class Hotspots:
         if self._threads or self.eager:
             return
         self._compiler = CompilerProcess()
+        self._compiler.give_way()
         for name, target in (("vdisk-sampler", self._sample), ("vdisk-compiler", self._work)):
             thread = threading.Thread(target=target, name=name, daemon=True)
             self._threads.append(thread)

@@ -16,11 +16,14 @@ from vdisk.vm.cpu.known_store import InstructionStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    Progress = Callable[[int, int], None]
+
     from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
+
 
 HOSTS = ("x86_64", "AMD64")
 _U64 = ctypes.c_uint64
@@ -79,10 +82,19 @@ class LlvmAccelerator(SoftwareAccelerator):
     name = "llvm"
 
     def __init__(
-        self, memory: GuestMemory, bus: Bus, *, hot: bool = True, eager: bool = False
+        self,
+        memory: GuestMemory,
+        bus: Bus,
+        *,
+        hot: bool = True,
+        eager: bool = False,
+        progress: Progress | None = None,
     ) -> None:
-        """``hot``: with the second tier; ``eager``: with nothing but it (for tests)."""
-        self.native = native_code()
+        """``hot``: with the second tier; ``eager``: with nothing but it (for tests).
+
+        ``progress``: in a first run, is told how much of how much is compiled that it waits for.
+        """
+        self.native = native_code(progress)
         self.hotspots = Hotspots(self, eager=eager) if hot or eager else None
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()

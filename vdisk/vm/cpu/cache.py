@@ -98,14 +98,15 @@ class CodeCache:
                 return [entry for entry, _ in found]
         return []
 
-    def append(self, label: bytes, code: bytes) -> None:
-        """Keep one more entry; a cache that cannot be written is no error."""
-        if self.path is None:
-            return
-        header = HEADER.pack(MAGIC, len(label), len(code), zlib.crc32(label), zlib.crc32(code))
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            self._write(header + label + code)
+    def append(self, label: bytes, code: bytes) -> Entry:
+        """Keep one more entry, which is given; a cache that cannot be written is no error."""
+        entry = Entry(label, memoryview(code), zlib.crc32(code))
+        if self.path is not None:
+            header = HEADER.pack(MAGIC, len(label), len(code), zlib.crc32(label), entry.check)
+            with contextlib.suppress(OSError):
+                os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+                self._write(header + label + code)
+        return entry
 
     def _write(self, entry: bytes) -> None:
         assert self.path is not None

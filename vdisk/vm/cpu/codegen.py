@@ -1,9 +1,10 @@
 """Native code: handlers are compiled when a translation first needs them, and kept.
 
 A handler's machine code depends only on its shape, this source and the host, so compiled code goes
-into a cache (:mod:`vdisk.vm.cpu.cache`) that later runs use at once.  A vCPU waits for a handler
-that is not there, so that one is compiled roughly first; whoever has time (the second tier's
-compiler) makes a fine one of it, which the next run finds.
+into a cache (:mod:`vdisk.vm.cpu.cache`) that later runs use at once.  A first run makes what most
+guests need before it begins (:mod:`vdisk.vm.cpu.ahead`).  A vCPU waits for any other handler, so
+that one is compiled roughly first; whoever has time (the second tier's compiler) makes a fine one
+of it, which the next run finds.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ from vdisk.vm.cpu.region_store import RegionStore
 from vdisk.vm.cpu.semantics import load_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from vdisk.vm.cpu.ahead import Ahead
+
+    Progress = Callable[[int, int], None]
 
 RUNTIME = "enter"
 """The symbol by which the run-time is known in the cache."""
+COMPLETE = "complete"
+"""What the cache has instead of a symbol when all that is made ahead is in it."""
 BATCH = 32
 """Handlers that are made fine at a time, so that regions need not wait long."""
 
@@ -55,8 +62,18 @@ class NativeCode:
     One for the whole process: generated code knows nothing of the machine it serves.
     """
 
-    def __init__(self, cache_directory: str | None, level: Level = Level.ROUGH) -> None:
-        """``level``: how handlers are compiled that are not in the cache."""
+    def __init__(
+        self,
+        cache_directory: str | None,
+        level: Level = Level.ROUGH,
+        *,
+        ahead: Progress | None = None,
+    ) -> None:
+        """``level``: how handlers are compiled that are not in the cache.
+
+        ``ahead``: if this is a first run, begin with those that most guests need, and tell this
+        function how many there are and how many are waited for.
+        """
         load_all()
         processor, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
         self.digest = digest(llvmlite.__version__, str(llvm.llvm_version_info), processor, features)
@@ -71,14 +88,31 @@ class NativeCode:
         self._kept: dict[str, tuple[Level, Entry]] = {}
         prune(cache_directory)
         self._find_kept()
-        self._start()
+        self._ahead: Ahead | None = None
+        self._is_complete = ahead is None or RUNTIME not in self._kept or COMPLETE in self._kept
+        if not self._add_kept(RUNTIME):
+            self._begin(ahead)
+        self._bind()
 
     # -- the run-time --------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        if not self._add_kept(RUNTIME):
-            text = native.runtime_module()
-            self._compile(text, Level.BEST, [RUNTIME])
+    def _begin(self, progress: Progress | None) -> None:
+        """The first run: compile the run-time, and begin with what is to be made ahead."""
+        if progress is None:
+            self._compile(native.runtime_module(), Level.BEST, [RUNTIME])
+            return
+        from vdisk.vm.cpu.ahead import Ahead, missing
+
+        ahead = self._ahead = Ahead(missing(self._kept), self.take, progress, self._completed)
+        try:
+            ahead.start()
+            self._compile(native.runtime_module(), Level.BEST, [RUNTIME])
+            ahead.wait()
+        except BaseException:
+            ahead.close()
+            raise
+
+    def _bind(self) -> None:
         addresses = self.memory.symbols
         u64, pointer = ctypes.c_uint64, ctypes.c_void_p
         self.enter = ctypes.CFUNCTYPE(None, pointer)(addresses[RUNTIME])
@@ -121,7 +155,10 @@ class NativeCode:
 
     def _compile(self, text: str, level: Level, names: list[str]) -> None:
         """Compile a module here, now, and keep it under the names of its symbols."""
-        code = self.compiler.compile(text, level)
+        self._add(self.compiler.compile(text, level), level, names)
+
+    def _add(self, code: bytes, level: Level, names: list[str]) -> None:
+        """Put new code in place, and keep it under these names."""
         self.keep(names, code, level)
         added = Piece.unpack(code)
         base = self.memory.add(added)
@@ -139,9 +176,15 @@ class NativeCode:
             self._compiler = Compiler()
         return self._compiler
 
-    def keep(self, names: Iterable[str], code: bytes, level: Level) -> None:
+    def keep(self, names: Iterable[str], code: bytes, level: Level) -> Entry:
         """Let later runs have what was compiled."""
-        self._cache.append(bytes([level]) + "\n".join(names).encode(), code)
+        return self._cache.append(bytes([level]) + "\n".join(names).encode(), code)
+
+    def take(self, names: Iterable[str], code: bytes, level: Level) -> None:
+        """Let this run have it as well, as if it had been there."""
+        entry = self.keep(names, code, level)
+        with self._lock:
+            self._kept.update((name, (level, entry)) for name in names)
 
     def prepare(self, shapes: Iterable[Shape]) -> None:
         """Make sure that these handlers exist."""
@@ -170,21 +213,45 @@ class NativeCode:
             if self._level is Level.ROUGH:
                 self._rough.update(zip(names, absent, strict=True))
 
+    def _completed(self) -> None:
+        self.take([COMPLETE], b"", Level.ROUGH)
+        self._ahead = None
+
     def next_rough(self) -> list[Shape]:
-        """Handlers of this run that only exist in rough; each is given once."""
+        """Handlers of this run that only exist in rough; each is given once.
+
+        Then those that were to be made ahead by an earlier run, which was ended before.
+        """
         with self._lock:
+            if self._ahead is not None:
+                return []  # which is more urgent
+            if not self._rough and not self._is_complete:
+                self._rough = self._missing()
             symbols = list(self._rough)[:BATCH]
             return [self._rough.pop(symbol) for symbol in symbols]
+
+    def _missing(self) -> dict[str, Shape]:
+        from vdisk.vm.cpu.ahead import missing
+
+        self._is_complete = True
+        shapes = missing(self._kept)
+        if not shapes:
+            self._completed()
+        return {shape.symbol: shape for shape in shapes}
 
 
 _shared: NativeCode | None = None
 _shared_lock = threading.Lock()
 
 
-def native_code() -> NativeCode:
-    """The process's :class:`NativeCode`."""
+def _silent(_done: int, _total: int) -> None:
+    """A progress that nobody looks at."""
+
+
+def native_code(progress: Progress | None = None) -> NativeCode:
+    """The process's :class:`NativeCode`; ``progress``: see ``ahead`` there."""
     global _shared
     with _shared_lock:
         if _shared is None:
-            _shared = NativeCode(default_directory())
+            _shared = NativeCode(default_directory(), ahead=progress or _silent)
         return _shared

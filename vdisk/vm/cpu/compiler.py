@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from enum import IntEnum
@@ -23,7 +22,7 @@ from vdisk.vm.cpu.linker import LinkError, piece
 
 LENGTH = Struct("<I")
 NICENESS = 5
-"""Regions are compiled beside the guest, not instead of it."""
+"""For what is compiled beside the guest, not instead of it."""
 TRIPLE = "x86_64-unknown-linux-gnu"
 
 
@@ -47,6 +46,7 @@ class CompilerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            process_group=0,  # Ctrl-C is for whoever reads the answers
         )
 
     def carry_out(self, order: Any) -> Any:
@@ -62,6 +62,11 @@ class CompilerProcess:
         except (OSError, ValueError):
             return None
         return pickle.loads(answer) if answer else None
+
+    def give_way(self) -> None:
+        """Have it leave processors to those who are waited for."""
+        if self._process.poll() is None:
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -134,8 +139,6 @@ class Compiler:
 
 def serve() -> None:
     """Carry out what comes on standard input until it ends."""
-    os.nice(NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever reads the answers
     compiler = Compiler()
     while data := _receive(sys.stdin.buffer):
         try:

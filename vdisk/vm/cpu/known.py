@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu.records import RECORD_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vdisk.vm.cpu.decode import Form
 
 LONGEST = 15
@@ -240,6 +242,15 @@ class Instructions:
         low, high, length, *_ = ENTRY.unpack_from(self._bytes, ENTRIES + entry * ENTRY_SIZE)
         code = (low | high << 64).to_bytes(16, "little")
         return code[:length], code[15] & (MODES - 1)
+
+    def variants(self, entry: int) -> Iterator[tuple[int, int]]:
+        """Number and key of each variant of an entry; numbers are given out in order."""
+        number = self._halves[(ENTRIES + entry * ENTRY_SIZE + VARIANT_HEAD) // 4]
+        while number:
+            at = VARIANTS + number * VARIANT_SIZE
+            key, following, *_ = VARIANT.unpack_from(self._bytes, at)
+            yield number, key
+            number = following
 
     def add_variant(self, entry: int, key: int, records: list[bytes], linked: int) -> None:
         """One more variant of an entry.

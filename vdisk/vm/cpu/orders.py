@@ -25,14 +25,15 @@ def decoder(mode: Mode) -> Decoder:
 
 
 class HandlersOrder(NamedTuple):
-    """Fine handlers for these shapes."""
+    """Handlers for these shapes."""
 
     shapes: list[Shape]
+    level: Level = Level.FINE
 
     def carry_out(self, compiler: Compiler) -> bytes:
         """Their packed code."""
         load_all()
-        return compiler.compile(handlers_module(self.shapes), Level.FINE)
+        return compiler.compile(handlers_module(self.shapes), self.level)
 
 
 class CompiledRegion(NamedTuple):

@@ -44,6 +44,11 @@ def block_end_shape(mode: Mode) -> Shape:
     return Shape("block_end", address=str(mode.code), code=mode.code, flags=False)
 
 
+def mode_shapes(mode: Mode) -> tuple[Shape, Shape]:
+    """What every mode needs: the ends of blocks, and instructions that are on two pages."""
+    return block_end_shape(mode), Shape("crossing", flags=False)
+
+
 class Learned(NamedTuple):
     """What an entry was made from."""
 
@@ -92,7 +97,7 @@ class Translator:
         if number is None:
             number = self._mode_numbers[mode] = self.arena.mode_number(mode)
             self.modes.append(mode)
-            end, crossing = block_end_shape(mode), Shape("crossing", flags=False)
+            end, crossing = mode_shapes(mode)
             self.arena.set_mode(
                 mode,
                 self._template(Pattern(end), self._number(end)),

@@ -1,0 +1,157 @@
+"""A first run: handlers are made before they are asked for, whatever becomes of who makes them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from vdisk.vm.cpu import ahead, codegen
+from vdisk.vm.cpu.codegen import COMPLETE, RUNTIME, NativeCode
+from vdisk.vm.cpu.common import common_instructions, shapes_of
+from vdisk.vm.cpu.compiler import CompilerProcess
+from vdisk.vm.cpu.orders import decoder
+
+SOME = 40
+"""Lines of the list that these tests make do with."""
+PATIENCE = 60
+
+
+class Told(list):
+    """What a progress was told."""
+
+    def __call__(self, done, total):
+        self.append((done, total))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """A short list, in small orders, of which only the first is waited for."""
+    some = common_instructions()[:SOME]
+    monkeypatch.setattr(ahead, "common_instructions", lambda: some)
+    monkeypatch.setattr(ahead, "BATCH", 8)
+    monkeypatch.setattr(ahead, "FIRST", 8)
+    return {shape.symbol for shape in shapes_of(some, decoder)}
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Those that were begun."""
+    begun = []
+
+    class Process(CompilerProcess):
+        def __init__(self):
+            super().__init__()
+            begun.append(self)
+
+    monkeypatch.setattr(ahead, "CompilerProcess", Process)
+    return begun
+
+
+def await_end():
+    for thread in threading.enumerate():
+        if thread.name.startswith("vdisk-ahead"):
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def has_ended(process):
+    return process._process.poll() is not None
+
+
+def test_a_first_run_has_them_and_leaves_them(tmp_path, few, processes):
+    told = Told()
+    first = NativeCode(str(tmp_path), ahead=told)
+    total = 8 + ahead.RUNTIME
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+    assert {of for _, of in told} == {total}
+    await_end()
+    assert told[-1] == (total, total)  # what is made behind the guest's back is not shown
+    assert all(map(has_ended, processes))
+    assert first._kept.keys() >= few | {COMPLETE}
+    assert not first.memory.symbols.keys() & few  # they are put in place when they are used
+    shapes = shapes_of(ahead.common_instructions(), decoder)
+    first.prepare(shapes)
+    assert {first.handlers[shape] for shape in shapes} <= set(first.memory.symbols.values())
+
+    begun = len(processes)
+    later = NativeCode(str(tmp_path), ahead=told)
+    assert len(processes) == begun
+    assert later._kept.keys() >= few | {RUNTIME, COMPLETE}
+    assert not later.next_rough()
+
+
+def test_nothing_is_made_ahead_unless_it_is_asked_for(tmp_path, few, processes):
+    code = NativeCode(str(tmp_path))
+    assert not processes
+    assert not code._kept.keys() & few
+    assert not code.next_rough()
+
+
+def test_without_a_directory(few, processes):
+    code = NativeCode(None, ahead=Told())
+    await_end()
+    assert code._kept.keys() >= few
+
+
+def test_processes_that_end_are_not_waited_for(tmp_path, monkeypatch, processes):
+    def carry_out(process, order):
+        process._process.kill()
+
+    monkeypatch.setattr(CompilerProcess, "carry_out", carry_out)
+    code = NativeCode(str(tmp_path), ahead=Told())
+    await_end()
+    assert all(map(has_ended, processes))
+    shapes = shapes_of(ahead.common_instructions(), decoder)
+    code.prepare(shapes[:3])  # here and now
+    assert COMPLETE not in code._kept
+
+
+def test_what_a_run_left_undone_the_next_one_makes_when_it_has_time(tmp_path, monkeypatch, few):
+    with monkeypatch.context() as patch:
+        patch.setattr(CompilerProcess, "carry_out", lambda process, order: None)
+        NativeCode(str(tmp_path), ahead=Told())
+        await_end()
+    told = Told()
+    second = NativeCode(str(tmp_path), ahead=told)
+    assert not told  # nobody waits
+    left = set()
+    while shapes := second.next_rough():
+        left |= {shape.symbol for shape in shapes}
+        order = codegen.handlers_module(shapes)
+        code = second.compiler.compile(order, codegen.Level.FINE)
+        second.keep([shape.symbol for shape in shapes], code, codegen.Level.FINE)
+    assert left == few
+    third = NativeCode(str(tmp_path), ahead=told)
+    assert not third.next_rough()
+    assert COMPLETE in NativeCode(str(tmp_path))._kept
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_first_run_leaves_no_processes(tmp_path, monkeypatch, processes, error):
+    def interrupt(code, *_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NativeCode, "_compile", interrupt)
+        with pytest.raises(error):
+            NativeCode(str(tmp_path), ahead=Told())
+    await_end()
+    assert processes
+    assert all(map(has_ended, processes))
+    assert RUNTIME in NativeCode(str(tmp_path), ahead=Told()).memory.symbols
+    await_end()
+
+
+def test_a_run_that_only_lacks_the_runtime(tmp_path, monkeypatch, processes, few):
+    with monkeypatch.context() as patch:
+        patch.setattr(NativeCode, "_compile", lambda *_: None)
+        patch.setattr(NativeCode, "_bind", lambda _: None)
+        NativeCode(str(tmp_path), ahead=Told())
+        await_end()
+    begun, told = len(processes), Told()
+    code = NativeCode(str(tmp_path), ahead=told)
+    assert len(processes) == begun
+    assert told == [(ahead.RUNTIME, ahead.RUNTIME)]
+    assert COMPLETE in code._kept

@@ -1,0 +1,98 @@
+"""Instructions that most guests have: what is compiled before any guest asks for it.
+
+They stand in a text file beside this module, in the order in which guests come to need them::
+
+    64 4801d8 -,f             add rax,rbx
+    64 7400 sub8,sub32        je short 2
+
+mode (``16``, ``32``, ``64``; behind a ``/`` the width of the stack pointer, where that is another;
+``c`` where segments are checked), bytes, variants, and the same for people to read.  A variant
+says whether somebody looks at the flags that the instruction leaves (``f``), and which operation
+left those that it finds, where that matters (``sub32``).
+
+An instruction stands for all that are lowered to the same shapes.  Shapes themselves are not in
+the file, so it does not depend on what they are called.  bench/common_code.py makes it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vdisk.vm.cpu.decode import Mode
+from vdisk.vm.cpu.flags import ALL_CC_OPS, Family, cc_op
+from vdisk.vm.cpu.translate import mode_shapes, variant_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vdisk.vm.cpu.context import Shape
+    from vdisk.vm.cpu.decode import Form
+    from vdisk.vm.cpu.decoder import Decoder
+
+FILE = Path(__file__).with_suffix(".txt")
+
+
+def _variants() -> dict[str, int]:
+    found = {"-": 0, "f": 1}
+    for family, size in ALL_CC_OPS:
+        name, key = f"{Family(family).name.lower()}{size}", (cc_op(family, size) + 1) << 1
+        found |= {name: key, f"{name}+f": key | 1}
+    return found
+
+
+VARIANTS = _variants()
+"""Keys (:func:`vdisk.vm.cpu.translate.variant_shapes`) by what the file calls them."""
+_NAMES = {key: name for name, key in VARIANTS.items()}
+
+
+class Common(NamedTuple):
+    """One line."""
+
+    mode: Mode
+    code: bytes
+    variants: tuple[int, ...]
+
+    def text(self) -> str:
+        """The line, without what it is for people."""
+        mode = self.mode
+        stack = "" if mode.stack == mode.code else f"/{mode.stack}"
+        variants = ",".join(_NAMES[key] for key in self.variants)
+        return f"{mode.code}{stack}{'c' * mode.checked} {self.code.hex()} {variants}"
+
+    @classmethod
+    def parse(cls, line: str) -> Common:
+        """What :meth:`text` gave, whatever follows it.
+
+        Raises :class:`ValueError`, :class:`KeyError` for another variant.
+        """
+        mode, code, variants, *_ = line.split(maxsplit=3)
+        bits, _, stack = mode.removesuffix("c").partition("/")
+        return cls(
+            Mode(int(bits), int(stack or bits), checked=mode.endswith("c")),
+            bytes.fromhex(code),
+            tuple(VARIANTS[name] for name in variants.split(",")),
+        )
+
+
+def common_instructions(path: Path = FILE) -> list[Common]:
+    """All of them."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Common.parse(line) for line in lines if line and not line.startswith("#")]
+
+
+def shapes_of(found: Iterable[Common], decoder: Callable[[Mode], Decoder]) -> list[Shape]:
+    """The shapes that these instructions, and their modes, need handlers for; each once."""
+    shapes: dict[Shape, None] = {}
+    for each in found:
+        form = form_of(each.code, decoder(each.mode))
+        shapes |= dict.fromkeys(mode_shapes(each.mode))
+        for key in each.variants:
+            shapes |= dict.fromkeys(variant_shapes(form, key))
+    return list(shapes)
+
+
+def form_of(code: bytes, decoder: Decoder) -> Form:
+    """The form of one whole instruction."""
+    ((_, instruction),) = decoder.instructions(code)
+    return decoder.form(code, instruction)
