@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType, TracebackType
+    from types import FrameType
     from typing import Self
 
 _BUCKETS = 512
@@ -174,12 +174,7 @@ class Progress:
             self._handler = signal.signal(signal.SIGUSR1, self._tell)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGUSR1, self._handler)
         if self._drawn:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 
 class _Shared:
@@ -25,12 +24,7 @@ class _Shared:
     def __enter__(self) -> None:
         self._gate.begin_sharing()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._gate.end_sharing()
 
 
@@ -40,12 +34,7 @@ class _Alone(_Shared):
     def __enter__(self) -> None:
         self._gate.begin_alone()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._gate.end_alone()
 
 

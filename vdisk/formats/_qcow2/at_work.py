@@ -11,8 +11,6 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vdisk.formats._gate import Gate
 
 
@@ -27,12 +25,7 @@ class Work:
     def __enter__(self) -> None:
         self._ticket = self._log.begin()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._log.end(self._ticket)
 
 
@@ -93,11 +86,6 @@ class Writing:
         self._gate.begin_sharing()
         self._ticket = self._log.begin()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._log.end(self._ticket)
         self._gate.end_sharing()

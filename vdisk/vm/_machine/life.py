@@ -23,7 +23,6 @@ from vdisk.vm.monitor.control import MachineEvent, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
     from typing import Self
 
     from vdisk.vm._machine.console import SerialConsole
@@ -126,12 +125,7 @@ class Life:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def _close_parts(self) -> None:

@@ -19,7 +19,6 @@ from vdisk.vm.devices.keycodes import keys_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from types import TracebackType
     from typing import Self
 
     from vdisk.vm.display.base import InputSink
@@ -115,12 +114,7 @@ class ConnectionServer(Generic[C]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     async def listen(self, address: Address) -> Address:

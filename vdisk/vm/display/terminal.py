@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vdisk.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 _ENTER = "\x1b[?1049h\x1b[?25l"
@@ -42,12 +41,7 @@ class Terminal:
         self.write(_ENTER)
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.give_back()
 
     def give_back(self) -> None:

@@ -31,7 +31,6 @@ from vdisk.vm.display.serving import InputThread
 from vdisk.vm.display.web_client import LONGEST_MESSAGE, WebClient
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from aiohttp import web
@@ -102,12 +101,7 @@ class WebDisplay:
         self._tasks.append(asyncio.create_task(self._tell_state(), name="web display"))
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         self._unsubscribe()
         for task in self._tasks:
             task.cancel()
