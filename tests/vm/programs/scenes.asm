@@ -56,12 +56,9 @@ main:
     xor ax, ax
     mov ds, ax
     mov es, ax
-    clc
+    mov byte [verdict], 'k'
     call [table + bx]
-    mov al, 'k'
-    jnc .said
-    mov al, '!'
-.said:
+    mov al, [verdict]
     call answer
     jmp .next
 
@@ -69,6 +66,8 @@ answer:
     mov dx, 0x3f8
     out dx, al
     ret
+
+verdict: db 'k'
 
 table:
     dw text_80, text_80_bright, text_40, text_50, text_start, text_cursor, text_two_fonts
@@ -193,20 +192,48 @@ fill:                               ; CX bytes
     ret
 seed: db 0
 
+text_screen:                        ; mode AL, glyphs of BH lines, CX cells of which none blinks
+    push cx
+    push bx
+    call set_mode
+    pop bx
+    mov al, 0x10
+    call load_font
+    call hide_cursor
+    mov byte [mask], 0x7f
+    pop cx
+    jmp fill_text
+
+planes:                             ; each plane another pattern
+    mov si, 1
+.plane:
+    mov dx, 0x3c4
+    mov al, 2
+    out dx, al
+    inc dx
+    mov ax, si
+    out dx, al
+    imul ax, si, 59
+    mov [seed], al
+    mov cx, PLANE_BYTES
+    call fill
+    shl si, 1
+    cmp si, 16
+    jne .plane
+    indexed 0x3c4, 2, 0x0f
+    ret
+
+planar:                             ; mode AL
+    call set_mode
+    jmp planes
+
 ; -- text ------------------------------------------------------------------------------------------
 
 text_80:
     mov al, 3
-    call set_mode
-    mov ax, 0x0010
     mov bh, 16
-    call load_font
-    call hide_cursor
-    mov byte [mask], 0x7f           ; nothing blinks
     mov cx, 80 * 25
-    call fill_text
-    clc
-    ret
+    jmp text_screen
 
 text_80_bright:
     call text_80
@@ -215,43 +242,27 @@ text_80_bright:
     int 0x10
     mov byte [mask], 0xff
     mov cx, 80 * 25
-    call fill_text
-    clc
-    ret
+    jmp fill_text
 
 text_40:
     mov al, 1
-    call set_mode
-    indexed 0x3c4, 1, 9             ; QEMU has no cells of 18 dots
-    mov ax, 0x0010
     mov bh, 16
-    call load_font
-    call hide_cursor
-    mov byte [mask], 0x7f
     mov cx, 40 * 25
-    call fill_text
-    clc
+    call text_screen
+    indexed 0x3c4, 1, 9             ; QEMU has no cells of 18 dots
     ret
 
 text_50:
     mov al, 3
-    call set_mode
-    mov ax, 0x0010
     mov bh, 8
-    call load_font
-    call hide_cursor
-    mov byte [mask], 0x7f
     mov cx, 80 * 50
-    call fill_text
-    clc
-    ret
+    jmp text_screen
 
 text_start:
     call text_80
     mov cx, 80 * 40
     call fill_text
     indexed 0x3d4, 0x0d, 85
-    clc
     ret
 
 text_cursor:
@@ -270,7 +281,6 @@ text_cursor:
     mov ax, 0xb800
     mov es, ax
     mov word [es:(5 * 80 + 10) * 2], 0x4e20
-    clc
     ret
 
 text_two_fonts:
@@ -293,7 +303,6 @@ text_two_fonts:
     push ds
     pop es
     int 0x10
-    clc
     ret
 
 ; -- 256 colours -----------------------------------------------------------------------------------
@@ -302,15 +311,15 @@ mode_13h:
     mov al, 0x13
     call set_mode
     mov byte [seed], 0
-    jmp fill_64k_and_done
+    jmp fill_64k
 
 mode_13h_dac:
     call mode_13h
-    call colours
-    clc
-    ret
+    jmp colours
 
 colours:                            ; what a mode does not use BIOSes leave, or clear
+    mov ah, 11
+colours_by:                         ; AH more each time
     mov dx, 0x3c8
     xor al, al
     out dx, al
@@ -318,7 +327,7 @@ colours:                            ; what a mode does not use BIOSes leave, or 
     mov cx, 256 * 3
     mov al, 7
 .part:
-    add al, 11
+    add al, ah
     out dx, al
     loop .part
     ret
@@ -329,13 +338,11 @@ mode_13h_split:
     indexed 0x3d4, 0x18, 0x7f       ; line 127: bit 8 is in CR07, bit 9 in CR09
     indexed 0x3d4, 0x07, 0x0f
     indexed 0x3d4, 0x09, 0x01
-    clc
     ret
 
 mode_13h_panned:
     call mode_13h
     attribute 0x13, 6
-    clc
     ret
 
 mode_x:
@@ -343,58 +350,16 @@ mode_x:
     indexed 0x3c4, 4, 6
     indexed 0x3d4, 0x14, 0
     indexed 0x3d4, 0x17, 0xe3
-    mov si, 1
-.plane:
-    mov dx, 0x3c4
-    mov al, 2
-    out dx, al
-    inc dx
-    mov ax, si
-    out dx, al
-    imul ax, si, 37
-    mov [seed], al
-    mov cx, PLANE_BYTES
-    call fill
-    shl si, 1
-    cmp si, 16
-    jne .plane
+    call planes
     indexed 0x3d4, 0x0c, 0x10       ; another page
     indexed 0x3d4, 0x0d, 0x03
-    clc
-    ret
-
-fill_64k_and_done:
-    call fill_64k
-    clc
     ret
 
 ; -- 16 colours ------------------------------------------------------------------------------------
 
-planes:                             ; each plane another pattern
-    mov si, 1
-.plane:
-    mov dx, 0x3c4
-    mov al, 2
-    out dx, al
-    inc dx
-    mov ax, si
-    out dx, al
-    imul ax, si, 59
-    mov [seed], al
-    mov cx, PLANE_BYTES
-    call fill
-    shl si, 1
-    cmp si, 16
-    jne .plane
-    indexed 0x3c4, 2, 0x0f
-    ret
-
 mode_12h:
     mov al, 0x12
-    call set_mode
-    call planes
-    clc
-    ret
+    jmp planar
 
 mode_12h_logic:                     ; set/reset, rotation, AND, OR, XOR, the bit mask
     call mode_12h
@@ -427,7 +392,6 @@ mode_12h_logic:                     ; set/reset, rotation, AND, OR, XOR, the bit
     indexed 0x3ce, 1, 0
     indexed 0x3ce, 3, 0
     indexed 0x3ce, 8, 0xff
-    clc
     ret
 
 mode_12h_modes:                     ; write modes 1, 2, 3; read mode 1
@@ -473,7 +437,6 @@ mode_12h_modes:                     ; write modes 1, 2, 3; read mode 1
     indexed 0x3ce, 0, 0
     xor ax, ax
     mov ds, ax
-    clc
     ret
 
 mode_12h_split:
@@ -483,13 +446,11 @@ mode_12h_split:
     indexed 0x3d4, 0x18, 0x50       ; line 80
     indexed 0x3d4, 0x09, 0x00
     indexed 0x3d4, 0x07, 0x2e
-    clc
     ret
 
 mode_12h_panned:
     call mode_12h
     attribute 0x13, 5
-    clc
     ret
 
 mode_12h_palette:
@@ -499,30 +460,19 @@ mode_12h_palette:
     attribute 0x12, 0x0d            ; a plane is not shown
     attribute 0x10, 0x81
     attribute 0x14, 0x06
-    call colours
-    clc
-    ret
+    jmp colours
 
 mode_0dh:
     mov al, 0x0d
-    call set_mode
-    call planes
-    clc
-    ret
+    jmp planar
 
 mode_10h:
     mov al, 0x10
-    call set_mode
-    call planes
-    clc
-    ret
+    jmp planar
 
 mode_11h:
     mov al, 0x11
-    call set_mode
-    call planes
-    clc
-    ret
+    jmp planar
 
 cga:
     call set_mode
@@ -536,7 +486,6 @@ cga:
     xor al, ah
     stosb
     loop .byte
-    clc
     ret
 
 mode_4:
@@ -582,7 +531,6 @@ linear:                             ; depth AX, 640 x 400: fill all of it throug
     inc si
     cmp si, bp
     jne .bank
-    clc
     ret
 
 %macro linear_scene 2
@@ -601,17 +549,8 @@ vbe_8_wide_dac:
     mov ax, 8
     call linear
     dispi 4, 0x20 | 0x80 | 1        ; eight bits of each part; memory stays
-    mov dx, 0x3c8
-    xor al, al
-    out dx, al
-    inc dx
-    mov cx, 768
-.part:
-    add al, 13
-    out dx, al
-    loop .part
-    clc
-    ret
+    mov ah, 13
+    jmp colours_by
 
 vbe_panned:
     mov ax, 16
@@ -619,7 +558,6 @@ vbe_panned:
     dispi 6, 800                    ; virtual width
     dispi 8, 56
     dispi 9, 33
-    clc
     ret
 
 vbe_by_bios:                        ; mode 101h, 640 x 480 of 256 colours
@@ -627,8 +565,10 @@ vbe_by_bios:                        ; mode 101h, 640 x 480 of 256 colours
     mov bx, 0x0101
     int 0x10
     cmp ax, 0x004f
-    stc
-    jne .done
+    je .there
+    mov byte [verdict], '!'
+    ret
+.there:
     xor si, si
 .bank:
     mov ax, 0x4f05
@@ -640,8 +580,6 @@ vbe_by_bios:                        ; mode 101h, 640 x 480 of 256 colours
     inc si
     cmp si, 5
     jne .bank
-    clc
-.done:
     ret
 
 times (SECTORS + 1) * 512 - ($ - $$) db 0
