@@ -137,6 +137,24 @@ def _refuse_border(b: Builder, linear: Value, size: Value, result: Value | None 
         b.return_(result)
 
 
+@routine("void", "i64", "i64")
+def note_large_page(b: Builder, linear: Value, page_bits: Value) -> None:
+    """Widen the range with all large pages, for ``flush_page``: no entry knows of its page's size.
+
+    The range is aligned, and a power of two long.
+    """
+    ones = b.const("i64", (1 << 64) - 1)
+    with b.if_(b.get("large_address").eq(NO_TAG)):
+        b.set("large_address", linear)
+        b.set("large_mask", ones)
+    mask = b.variable("i64", b.get("large_mask") & (ones << page_bits))
+    differ = (b.get("large_address") ^ linear) & mask.get()
+    with b.if_(differ.ne(0)):
+        mask.set(~(ones >> b.unary("ctlz", differ)))
+    b.set("large_mask", mask.get())
+    b.return_()
+
+
 class _Walk:
     """The loop of the walker: one entry a round, rights and'ed on the way down."""
 
@@ -191,6 +209,8 @@ class _Walk:
                 self.mark(where.get(), entry.get(), b.const("i64", A))
         dirty = b.select(self.access.eq(WRITE), D, b.const("i64", 0))
         self.mark(self.where.get(), self.entry.get(), dirty | A)
+        with b.if_(page_bits.ne(12)):
+            b.call("note_large_page", self.linear, page_bits)
         inside = self.linear & ((b.const("i64", 1) << page_bits) - 1)
         b.return_(b.call("apply_a20", address + inside))
 

@@ -70,6 +70,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i32", "nmi_blocked")  # an NMI's handler runs: until IRET
     add("i32", "bus_owned", "processors", "pauses_left")  # for more processors than one
     add("i32", "tlb_made")  # entries since the last flush
+    add("i64", "large_address", "large_mask")  # a range with all large pages met since then
     for name in (*SEGMENTS, *SYSTEM_SEGMENTS):
         add("i64", f"{name}_base")
         add("i32", f"{name}_limit", f"{name}_attributes", f"{name}_selector")
@@ -168,6 +169,7 @@ class CpuState(_Block):
         """Forget every translation, data and code, of both sets."""
         self.view[TLB_SUPERVISOR : TLB_SUPERVISOR + 2 * TLB_SET] = _EMPTY_TLB
         self.tlb_made = 0
+        self.large_address = NO_TAG
 
 
 def _wide_field(offset: int) -> property:

@@ -91,6 +91,13 @@ start32:
         NUMBER 8, [LARGE + 0x523456]
         LINE
 ;= it is where it should be: 00c0ffee
+        SAY "INVLPG forgets all of it: "
+        mov dword [DIRECTORY + 8], 0x400000 | P | W | PS
+        invlpg [LARGE + 0x3ff000]
+        mov dword [LARGE + 0x123456], 0xbad
+        NUMBER 8, [LARGE + 0x523456]
+        LINE
+;= INVLPG forgets all of it: 00c0ffee
         SAY "user reads supervisor: "
         ENTRY TABLE, 0x200000 | P | W
         TRY3 user_read
