@@ -1,8 +1,8 @@
 """qcow2: a disk that grows, remembers and refers (QEMU docs/interop/qcow2).
 
 This is the face; the parts are in ``_qcow2``: ``layout`` and ``header`` (the bytes), ``core``
-(tables in memory and the order they are saved in), ``mapping`` (reading), ``allocation``
-(writing), ``snapshots``, ``bitmaps``, ``check``, ``amend``, ``create``.
+(tables in memory and the order they are saved in), ``mapping`` (reading), ``allocation`` and
+``zeroing`` (writing), ``snapshots``, ``bitmaps``, ``check``, ``amend``, ``create``.
 
 ::
 
@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from vdisk.block import BlockDevice, Extent, Kind, close_all, execute_read, execute_readv
-from vdisk.errors import (
-    InvalidRequestError,
-    UnsupportedFeatureError,
-)
+from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
-from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.at_work import Writing
 from vdisk.formats._qcow2.bitmaps import Bitmaps
 from vdisk.formats._qcow2.compression import CompressedClusters, compress
@@ -31,6 +27,7 @@ from vdisk.formats._qcow2.core import Core
 from vdisk.formats._qcow2.driver import Qcow2Driver
 from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.opening import read_header
+from vdisk.formats._qcow2.zeroing import Writer
 
 __all__ = ["DRIVER", "Qcow2Image", "read_header"]
 
@@ -402,28 +399,9 @@ class Qcow2Image(BlockDevice):
 
     def format_info(self) -> dict[str, Any]:
         """The format's own facts, in the shape of QEMU's ImageInfoSpecificQCow2."""
-        header = self.header
-        info: dict[str, Any] = {
-            "compat": "0.10" if header.version == 2 else "1.1",
-            "compression-type": ("zlib", "zstd")[header.compression_type],
-        }
-        if header.version >= 3:
-            info["lazy-refcounts"] = header.lazy_refcounts
-        if header.bitmaps is not None:
-            info["bitmaps"] = [
-                {"flags": list(one.flags), "name": one.name, "granularity": one.granularity}
-                for one in self.bitmaps()
-            ]
-        info["refcount-bits"] = header.refcount_bits
-        if self.encryption is not None:
-            info["encrypt"] = self.encryption.info()
-        if header.version >= 3:
-            if header.external_data:
-                info["data-file"] = header.data_file_name
-                info["data-file-raw"] = header.data_file_raw
-            info["corrupt"] = bool(header.incompatible_features & layout.CORRUPT)
-            info["extended-l2"] = header.extended_l2
-        return info
+        from vdisk.formats._qcow2.facts import facts
+
+        return facts(self)
 
     @property
     def dirty(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vdisk.block import Kind
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
-from vdisk.formats._qcow2.allocation import Writer
+from vdisk.formats._qcow2.zeroing import Writer
 from vdisk.formats.raw import preallocate as preallocate_file
 from vdisk.units import round_up
 

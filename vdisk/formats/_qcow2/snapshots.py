@@ -25,11 +25,11 @@ from vdisk.errors import (
     OutOfRangeError,
 )
 from vdisk.formats._qcow2 import layout, trees
-from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.compression import CompressedClusters
 from vdisk.formats._qcow2.mapping import Mapping, Run
 from vdisk.formats._qcow2.tables import Table, words_from_bytes, words_to_bytes
 from vdisk.formats._qcow2.text import decoded, encoded
+from vdisk.formats._qcow2.zeroing import Writer
 from vdisk.units import round_up
 
 if TYPE_CHECKING:
