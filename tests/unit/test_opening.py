@@ -506,3 +506,15 @@ def test_a_creation_that_fails_leaves_no_file(
     assert not (tmp_path / "disk.raw").exists()
     with pytest.raises(NotFoundError):
         vdisk.create(tmp_path / "absent" / "disk.raw", SIZE)
+
+
+def test_options_reach_the_nodes_of_a_name(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "disk.qcow2")
+    rule = {"event": "none", "iotype": "write", "once": True}
+    rules = {f"file.inject-error.0.{key}": value for key, value in rule.items()}
+    with open_image(f"blkdebug::{path}", readonly=False, format="qcow2", options=rules) as image:
+        assert image.format_name == "qcow2"
+        image.read(0, 512)
+        with pytest.raises(DeviceError):
+            image.write(0, b"x" * 65536)
+            image.flush()

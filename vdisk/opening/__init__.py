@@ -81,7 +81,17 @@ def open_image(
     tree = nest(name) if isinstance(name, Mapping) else parse_name(os.fspath(name))
     if format is not None:
         tree = with_format(tree, format)
-    return open_node({**tree, **(options or {})}, context)
+    return open_node(_overlaid(tree, nest(options or {})), context)
+
+
+def _overlaid(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` and, deep down, what they leave of ``tree``."""
+    found = {**tree, **options}
+    for key, value in options.items():
+        below = tree.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            found[key] = _overlaid(below, value)
+    return found
 
 
 def _ignore(_message: str) -> None:
