@@ -142,6 +142,24 @@ def test_the_feature_name_table_names_unknown_features() -> None:
         read_header(store)
 
 
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        (b"\0\x3fcut short", "cut short"),
+        (b"\0\x3f" + b"padded\0with spaces".ljust(46), "padded"),
+    ],
+)
+def test_feature_names_end_at_a_zero_and_with_the_table(table: bytes, name: str) -> None:
+    header = read_header(new_image())
+    header.feature_names = {}
+    header.extensions = [(0x6803F857, table)]
+    header.incompatible_features |= 1 << 63
+    store = new_image()
+    store.write(0, header.to_bytes())
+    with pytest.raises(UnsupportedFeatureError, match=rf"feature\(s\): {name}$"):
+        read_header(store)
+
+
 def test_unknown_autoclear_bits_are_cleared_by_the_first_writer() -> None:
     store = poked(new_image(), 88, "Q", 1 << 20)
     with images.open_image(store, readonly=True) as image:

@@ -374,9 +374,9 @@ class Core:
 
         Where the old table stands: (offset, clusters); its clusters are the caller's to free.
         """
-        old = self.l1.offset, max(-(-self.header.l1_size * 8 // self.cluster_size), 1)
-        clusters = max(-(-len(words) * 8 // self.cluster_size), 1)
-        first, _fresh = self.allocate(clusters)
+        old = self.l1.offset, self.header.l1_clusters(self.header.l1_size)
+        clusters = self.header.l1_clusters(len(words))
+        first = self.allocate(clusters)[0] if clusters else 0
         offset = first << self.cluster_bits
         try:
             self.file.note("l1_grow_write_table")

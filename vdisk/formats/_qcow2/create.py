@@ -143,10 +143,10 @@ def write_empty_image(file: BlockDevice, header: Header) -> None:
     table_clusters = _refcount_table_clusters(header)
     header.refcount_table_offset = size
     header.refcount_table_clusters = table_clusters
-    l1_clusters = max(-(-header.l1_size * 8 // size), 1)
+    l1_clusters = header.l1_clusters(header.l1_size)
     blocks = _blocks_for(header, 1 + table_clusters + l1_clusters)
     first_block = (1 + table_clusters) * size
-    header.l1_table_offset = first_block + blocks * size
+    header.l1_table_offset = first_block + blocks * size if l1_clusters else 0
     used = 1 + table_clusters + blocks + l1_clusters
     file.truncate(0)
     if file.growable:

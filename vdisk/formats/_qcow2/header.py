@@ -123,6 +123,10 @@ class Header:
         """Bytes of the guest disk that one L2 table describes."""
         return (self.cluster_size // self.l2_entry_size) << self.cluster_bits
 
+    def l1_clusters(self, entries: int) -> int:
+        """What an L1 table takes: nothing, and no offset, where the disk has no bytes."""
+        return -(-entries * 8 // self.cluster_size)
+
     def l1_entries_for(self, size: int) -> int:
         """Entries of an L1 table for a disk of ``size`` bytes."""
         return -(-size // self.l2_coverage)
@@ -321,9 +325,9 @@ def _take_extension(header: Header, kind: int, data: bytes, offset: int, path: s
     elif kind == layout.EXT_DATA_FILE:
         header.data_file_name = decoded(data.rstrip(b"\0"))
     elif kind == layout.EXT_FEATURE_NAMES:
-        for number, bit, name in _FEATURE_NAME.iter_unpack(data[: len(data) // 48 * 48]):
-            text = decoded(name.rstrip(b"\0"))
-            header.feature_names[number, bit] = text
+        whole = data.ljust(round_up(len(data), _FEATURE_NAME.size), b"\0")
+        for number, bit, name in _FEATURE_NAME.iter_unpack(whole):
+            header.feature_names[number, bit] = decoded(name.partition(b"\0")[0])
     elif kind == layout.EXT_CRYPTO:
         if len(data) != _CRYPTO.size:
             _corrupt("the full disk encryption extension is not 16 bytes long", path, offset)

@@ -247,10 +247,10 @@ def create(
     with core.structural():
         old = read_table(core)
         words = array("Q", [entry & ~layout.COPIED for entry in core.l1.words])
-        clusters = max(-(-len(words) * 8 // core.cluster_size), 1)
+        clusters = core.header.l1_clusters(len(words))
         trees.add_references(core, words)
         try:
-            first, _fresh = core.allocate(clusters)
+            first = core.allocate(clusters)[0] if clusters else 0
         except BaseException:
             trees.drop_references(core, words)
             raise
@@ -291,9 +291,8 @@ def delete(core: Core, tag: str) -> None:
         words = load_l1(core, snapshot)
         replace_table(core, [other for other in old if other is not snapshot])
         trees.drop_references(core, words)
-        core.release(
-            snapshot.l1_table_offset >> core.cluster_bits, -(-len(words) * 8 // core.cluster_size)
-        )
+        first = snapshot.l1_table_offset >> core.cluster_bits
+        core.release(first, core.header.l1_clusters(len(words)))
         trees.update_copied(core)
 
 
