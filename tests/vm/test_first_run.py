@@ -19,8 +19,12 @@ from tests.tools import bootable, guests, small_guests
 from tests.tools.peers import requires_peer
 from vdisk.cli.program import INTERRUPTED
 from vdisk.vm import Machine
+from vdisk.vm.accel.interp import InterpAccelerator
+from vdisk.vm.bus import Bus
 from vdisk.vm.cpu.common import common_instructions, shapes_of
+from vdisk.vm.cpu.known_store import WORTH_KEEPING, InstructionStore
 from vdisk.vm.cpu.orders import decoder
+from vdisk.vm.memory import GuestMemory
 
 pytestmark = requires_peer("nasm")
 PATIENCE = 90
@@ -156,6 +160,24 @@ def test_one_that_is_killed_leaves_what_it_made(echo: str, environment: dict[str
     with watched([*WORDS, echo], environment) as second:
         assert second.end() == (b">", 7 << 1 | 1)
     assert kept.stat().st_size > size
+
+
+def test_one_that_is_killed_leaves_what_it_learned(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    cache = Path(environment["XDG_CACHE_HOME"]) / "vdisk"
+    many = f"%assign n 0\n%rep {2 * WORTH_KEEPING}\n mov ax, n\n%assign n n+1\n%endrep\n"
+    bios = small_guests.assemble_bios(tmp_path, f"{many} hlt\n")
+    with watched([*WORDS, bios], environment) as first:
+        deadline = time.monotonic() + PATIENCE
+        while not (files := list(cache.glob("instructions-*.bin"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.process.kill()
+    digest = files[0].stem.removeprefix("instructions-")
+    engine = InterpAccelerator(GuestMemory(MIB), Bus())
+    InstructionStore(str(cache), digest).load(engine.translator)
+    assert engine.arena.known.count >= 2 * WORTH_KEEPING
 
 
 MISSING = 0.02

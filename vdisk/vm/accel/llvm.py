@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.errors import UnsupportedFeatureError
 from vdisk.vm.accel.hotspots import Hotspots
+from vdisk.vm.accel.keeper import Keeper
 from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.codegen import native_code
@@ -65,8 +66,7 @@ class LlvmVcpu(SoftwareVcpu):
                 hotspots.found(physical, self.mode)
 
     def run(self, budget: int | None = None) -> VcpuExit:
-        if self.engine.hotspots is not None:
-            self.engine.hotspots.start()
+        self.engine.start()
         return super().run(budget)
 
     def routine(self, name: str, *arguments: int) -> int:
@@ -99,8 +99,9 @@ class LlvmAccelerator(SoftwareAccelerator):
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()
         super().__init__(memory, bus)
-        self._instructions = InstructionStore(self.native.directory, self.native.digest)
-        self._instructions.load(self.translator)
+        store = InstructionStore(self.native.directory, self.native.digest)
+        store.load(self.translator)
+        self._keeper = Keeper(store, self.translator, self.lock)
         if self.hotspots is not None:
             self.hotspots.use(self.hotspots.store)
 
@@ -144,10 +145,17 @@ class LlvmAccelerator(SoftwareAccelerator):
         if self.hotspots is not None:
             self.hotspots.forget_all()
 
+    def start(self) -> None:
+        """Begin with what goes on beside the guest; does nothing the second time."""
+        with self.lock:
+            self._keeper.start()
+            if self.hotspots is not None:
+                self.hotspots.start()
+
     def close(self) -> None:
         if self.hotspots is not None:
             self.hotspots.close()
-        self._instructions.save(self.translator)
+        self._keeper.close()
 
     def _make_callbacks(self) -> dict[str, int]:
         made = {

@@ -107,7 +107,8 @@ class SoftwareVcpu(Core):
             self.state.flush_tlb()  # code entries are of a mode
 
     def _tables(self, mode: Mode) -> dict[str, int]:
-        number = self.engine.translator.mode_number(mode)
+        with self.engine.lock:
+            number = self.engine.translator.mode_number(mode)
         return {
             "code_table": self.engine.arena.base + self.engine.arena.table(mode),
             "mode_number": number,

@@ -24,6 +24,8 @@ from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decode import Mode
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from vdisk.vm.cpu.translate import Translator
 
 HEADER = Struct("<4sIII")
@@ -40,7 +42,8 @@ class InstructionStore:
         self.path = (
             None if directory is None else os.path.join(directory, f"instructions-{digest}.bin")
         )
-        self._kept = 0
+        self.kept = 0
+        """Instructions that are in the file."""
 
     def load(self, translator: Translator) -> None:
         """Let a translator know what earlier runs knew, before it knows anything."""
@@ -59,25 +62,33 @@ class InstructionStore:
         for mode in description["modes"]:
             translator.mode_number(Mode(*mode))
         known.restore(counts, multiplier, len(description["modes"]), tables)
-        self._kept = known.count
+        self.kept = known.count
 
-    def save(self, translator: Translator) -> None:
-        """Keep what a translator knows, if that is much more than what was there."""
+    def save(
+        self, translator: Translator, lock: AbstractContextManager[object] | None = None
+    ) -> None:
+        """Keep what a translator knows, if that is much more than what was there.
+
+        ``lock``: held while that is copied, where somebody may learn more meanwhile.
+        """
         known = translator.arena.known
-        if self.path is None or known.count < self._kept + WORTH_KEEPING:
+        if self.path is None or known.count < self.kept + WORTH_KEEPING:
             return
-        description = {
-            "modes": translator.modes,
-            "shapes": translator.shapes,
-            "multiplier": known.multiplier,
-            "counts": known.counts,
-        }
+        with lock or contextlib.nullcontext():
+            count, counts, modes = known.count, known.counts, list(translator.modes)
+            description = {
+                "modes": modes,
+                "shapes": list(translator.shapes),
+                "multiplier": known.multiplier,
+                "counts": counts,
+            }
+            tables = [bytes(part) for part in known.tables(counts, len(modes))]
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            self._write(description, known.tables(known.counts, len(translator.modes)))
-            self._kept = known.count
+            self._write(description, tables)
+            self.kept = count
 
-    def _write(self, description: dict[str, Any], tables: list[memoryview]) -> None:
+    def _write(self, description: dict[str, Any], tables: list[bytes]) -> None:
         text, check = json.dumps(description).encode(), 0
         for part in tables:
             check = zlib.crc32(part, check)
