@@ -8,6 +8,7 @@ seed; a failure prints the state that a case begins in, and what differs after i
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from random import Random
 from typing import TYPE_CHECKING
@@ -112,5 +113,30 @@ def test_pusha_and_popa_at_the_borders_of_pages(host, guest, engine, mode):
         f"{case.note}: {ending(found)}, should {ending(expected)}"
         for case, expected in zip(cases, host.run(cases), strict=True)
         if ending(found := guest.run_one(case)) != ending(expected)
+    ]
+    assert not wrong
+
+
+HINTS = (*range(0x18, 0x20),)
+"""0F 18 to 0F 1F: prefetches, ENDBR, RDSSP, bounds: nothing where a processor knows none."""
+
+
+@pytest.mark.parametrize("mode", [64, 32, 16])
+def test_hints_are_no_operations(host, guest, engine, mode):
+    model = Generator(Random(SEED), mode).case(Code.NOPD)
+    model.state.registers.gprs[3] = DATA + (ARENA - base_of(mode))
+    model.state.registers.gprs[7] = 64
+    prefixes = [b"", b"\x66", b"\xf3", b"\xf2", *([b"\xf3\x48"] if mode == 64 else [])]
+    cases = []
+    for code, prefix, register, form in itertools.product(HINTS, prefixes, range(8), (0xC2, 0x03)):
+        case = copy.deepcopy(model)
+        case.code = prefix + bytes([0x0F, code, form | register << 3])
+        case.note = case.code.hex()
+        cases.append(case)
+    wrong = [
+        f"{case.note}: {ending(found)}, should {ending(expected)}"
+        for case, expected in zip(cases, host.run(cases), strict=True)
+        if is_fair(engine, case, expected)
+        and ending(found := guest.run_one(case)) != ending(expected)
     ]
     assert not wrong

@@ -163,6 +163,7 @@ SIMPLE = {
     **dict.fromkeys(("NOP", "PREFETCHNTA", "PREFETCHT0", "PREFETCHT1", "PREFETCH"), ("nop", 0)),
     **dict.fromkeys(("PREFETCHT2", "PREFETCHW", "ENDBR64", "ENDBR32", "FWAIT"), ("nop", 0)),
     **dict.fromkeys(("LFENCE", "SFENCE", "RESERVEDNOP", "CLDEMOTE"), ("nop", 0)),
+    **dict.fromkeys(("RDSSPD", "RDSSPQ"), ("nop", 0)),  # without shadow stacks
     "MFENCE": ("mfence", 0),
     "PAUSE": ("pause", 0),
     **dict.fromkeys(
@@ -202,6 +203,7 @@ SYSTEM = (
     *("INT3", "INTO", "INT1", "RETF", "SYSRET"),
     *("SYSEXITQ", "LGDT", "LIDT", "SGDT", "SIDT", "LLDT"),
     *("SLDT", "LTR", "STR", "LMSW", "SMSW", "CLTS", "INVD", "WBINVD", "RDMSR"),
+    "WBNOINVD",
     *("CPUID", "RDPMC", "VERR", "VERW", "LAR", "LSL", "ARPL"),
     *("LDS", "LES", "LFS", "LGS", "LSS", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD"),
     *("MONITOR", "MWAIT", "SALC", "UD2", "XGETBV", "XSETBV", "CLFLUSH", "RDPID"),

@@ -175,7 +175,13 @@ def _invlpg(core: Core, _: Instruction) -> None:
     core.state.flush_tlb()
 
 
-@on("INVD", "WBINVD", "CLFLUSH")
+@on("RDPMC")
+def _rdpmc(_core: Core, _: Instruction) -> None:
+    """There are no counters, so ECX never names one."""
+    raise GuestFault(faults.GP)
+
+
+@on("INVD", "WBINVD", "WBNOINVD", "CLFLUSH")
 def _cache(core: Core, n: Instruction) -> None:
     if n.i.mnemonic == Mnemonic.CLFLUSH:
         core.load(n.linear(1), 1)

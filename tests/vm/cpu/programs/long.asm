@@ -49,6 +49,14 @@ start64:
         TRY rdmsr
 ;= no such MSR: #0d(0000) +00
 ;q no such MSR: none
+        SAY "RDPMC: "
+        xor ecx, ecx
+        TRY rdpmc
+;= RDPMC: #0d(0000) +00
+;q RDPMC: #06(0000) +00
+        SAY "WBNOINVD: "
+        TRY db 0xf3, 0x0f, 0x09
+;= WBNOINVD: none
         SAY "RDTSCP: "
         mov ecx, TSC_AUX
         mov eax, 0x1234
