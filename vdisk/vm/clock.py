@@ -118,7 +118,9 @@ class VirtualClock(Clock):
 class RealClock(Clock):
     """The host's monotonic clock, which stops while the machine is paused.
 
-    A thread of its own fires the timers, holding ``lock``.
+    A thread of its own fires the timers, holding ``lock``.  It wakes when it is told to or when the
+    timer was due that was the first when it fell asleep, whatever has become of that: guests move
+    their next tick to and fro, and waking a thread costs more than looking at the time in vain.
     """
 
     def __init__(self, lock: threading.RLock) -> None:
@@ -128,6 +130,8 @@ class RealClock(Clock):
         self._base = 0
         self._started: int | None = None
         self._thread: threading.Thread | None = None
+        self._wakes_at = 0
+        """When the thread, asleep, will look again; 0: it is awake."""
 
     def now(self) -> int:
         if self._started is None:
@@ -136,9 +140,8 @@ class RealClock(Clock):
 
     def schedule(self, timer: Timer) -> None:
         with self._wake:
-            earlier = self.next_deadline()
             super().schedule(timer)
-            if earlier is None or (timer.deadline or 0) < earlier:
+            if (timer.deadline or 0) < self._wakes_at:
                 self._wake.notify()
 
     def restore(self, now: int) -> None:
@@ -169,6 +172,8 @@ class RealClock(Clock):
         with self._wake:
             while self._started is not None and self._thread is threading.current_thread():
                 self.fire()
-                deadline = self.next_deadline()
-                left = LONGEST_WAIT if deadline is None else deadline - self.now()
-                self._wake.wait(max(min(left, LONGEST_WAIT), 0) / SECOND)
+                deadline, now = self.next_deadline(), self.now()
+                latest = now + LONGEST_WAIT
+                self._wakes_at = latest if deadline is None else min(deadline, latest)
+                self._wake.wait(max(self._wakes_at - now, 0) / SECOND)
+                self._wakes_at = 0

@@ -76,3 +76,27 @@ def test_a_deadline_at_the_end_of_time_stops_no_other_timer() -> None:
         clock.timer(fired.set).arm(clock.now() + SECOND // 100)
     assert fired.wait(10)
     clock.stop()
+
+
+def test_a_timer_that_is_moved_to_and_fro_fires_once_and_in_time() -> None:
+    lock = threading.RLock()
+    clock = RealClock(lock)
+    fired: list[int] = []
+    with lock:
+        tick = clock.timer(lambda: fired.append(clock.now()))
+        tick.arm(SECOND // 20)
+    clock.start()
+    time.sleep(0.01)
+    with lock:
+        tick.arm(100 * SECOND)  # the thread still wakes when it was going to
+        tick.arm(SECOND // 10)
+    time.sleep(0.2)
+    with lock:
+        tick.arm(clock.now() + 100 * SECOND)
+        time.sleep(0.01)
+        tick.arm(due := clock.now() + SECOND // 100)  # and is told of what is earlier than that
+    time.sleep(0.1)
+    clock.stop()
+    assert len(fired) == 2
+    assert fired[0] >= SECOND // 10
+    assert fired[1] >= due
