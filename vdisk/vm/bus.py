@@ -101,8 +101,8 @@ class IoSpace:
 
     def read(self, address: int, size: int) -> int:
         """The value that a read of ``size`` bytes gives."""
-        found = self.find(address)
-        if found is not None and address + size <= found.end:
+        place = bisect_right(self._starts, address) - 1
+        if place >= 0 and address + size <= (found := self._ranges[place]).end:
             return found.read(address - found.start, size) & ((1 << 8 * size) - 1)
         if size == 1:
             return 0xFF
@@ -110,8 +110,8 @@ class IoSpace:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Carry out a write of the low ``size`` bytes of ``value``."""
-        found = self.find(address)
-        if found is not None and address + size <= found.end:
+        place = bisect_right(self._starts, address) - 1
+        if place >= 0 and address + size <= (found := self._ranges[place]).end:
             found.write(address - found.start, size, value & ((1 << 8 * size) - 1))
         elif size > 1:
             for i in range(size):

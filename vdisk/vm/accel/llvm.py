@@ -159,10 +159,10 @@ class LlvmAccelerator(SoftwareAccelerator):
 
     def _make_callbacks(self) -> dict[str, int]:
         made = {
-            "mmio_read": MMIO_READ(self._guard(lambda v, a, s: v.mmio_read(a, s), 0)),
-            "mmio_write": MMIO_WRITE(self._guard(lambda v, a, s, x: v.mmio_write(a, s, x), None)),
-            "port_read": MMIO_READ(self._guard(lambda v, p, s: v.port_in(p, s), 0)),
-            "port_write": MMIO_WRITE(self._guard(lambda v, p, s, x: v.port_out(p, s, x), None)),
+            "mmio_read": MMIO_READ(self._guard(LlvmVcpu.mmio_read, 0)),
+            "mmio_write": MMIO_WRITE(self._guard(LlvmVcpu.mmio_write, None)),
+            "port_read": MMIO_READ(self._guard(LlvmVcpu.port_in, 0)),
+            "port_write": MMIO_WRITE(self._guard(LlvmVcpu.port_out, None)),
             "code_written": CODE_WRITTEN(
                 self._guard(lambda v, a, s: self.dirtied([(a, s)], v), None)
             ),

@@ -19,7 +19,7 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from vdisk.vm.devices.lapic import Lapic
 
@@ -40,6 +40,10 @@ class DeliveryMode(enum.IntEnum):
     INIT = 5
     STARTUP = 6
     EXTINT = 7
+
+
+FIXED, LOWEST_PRIORITY = int(DeliveryMode.FIXED), int(DeliveryMode.LOWEST_PRIORITY)
+"""Those of nearly all messages: looking a number up in an enumeration costs more than the rest."""
 
 
 class ApicBus:
@@ -66,30 +70,22 @@ class ApicBus:
         """A write of a device to FEExxxxx; anywhere else it is lost, as DMA to nowhere is."""
         if address & ~0xF_FFFF != MSI_ADDRESS:
             return
-        mode = DeliveryMode(data >> 8 & 7)
-        if address & MSI_REDIRECTION_HINT and mode is DeliveryMode.FIXED:
-            mode = DeliveryMode.LOWEST_PRIORITY
-        self.deliver(
-            self.destination(address >> 12 & 0xFF, logical=bool(address & MSI_LOGICAL)),
-            mode,
-            data & 0xFF,
-            level=bool(data & MSI_LEVEL_TRIGGERED),
-        )
+        mode = data >> 8 & 7
+        if address & MSI_REDIRECTION_HINT and mode == FIXED:
+            mode = LOWEST_PRIORITY
+        logical = bool(address & MSI_LOGICAL)
+        targets = self.destination(address >> 12 & 0xFF, logical=logical)
+        self.deliver(targets, mode, data & 0xFF, level=bool(data & MSI_LEVEL_TRIGGERED))
 
     def destination(self, destination: int, *, logical: bool) -> list[Lapic]:
         """The APICs that a destination field names."""
         return [apic for apic in self.apics if apic.matches(destination, logical=logical)]
 
-    def deliver(
-        self, targets: Iterable[Lapic], mode: DeliveryMode, vector: int, *, level: bool
-    ) -> None:
-        """Hand a message to its targets."""
-        if mode is DeliveryMode.LOWEST_PRIORITY:
+    def deliver(self, targets: Sequence[Lapic], mode: int, vector: int, *, level: bool) -> None:
+        """Hand a message to its targets; ``mode``: a :class:`DeliveryMode`, as a number."""
+        if mode == LOWEST_PRIORITY and len(targets) > 1:
             listening = [apic for apic in targets if apic.enabled]
-            targets = (
-                [min(listening, key=lambda apic: apic.processor_priority)] if listening else []
-            )
-            mode = DeliveryMode.FIXED
+            targets = sorted(listening, key=lambda apic: apic.processor_priority)[:1]
         for apic in targets:
             apic.accept(mode, vector, level=level)
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from vdisk.vm.devices.apic_bus import BROADCAST, ApicBus, DeliveryMode
+from vdisk.vm.devices.apic_bus import BROADCAST, FIXED, LOWEST_PRIORITY, ApicBus, DeliveryMode
 from vdisk.vm.devices.base import Device, State
 from vdisk.vm.devices.lapic_timer import ApicTimer, TimerMode, Tsc
 
@@ -128,7 +128,9 @@ class Lapic(Device):
         return bool(self.base & BASE_ENABLED and self._svr & SVR_ENABLED)
 
     def pending(self) -> bool:
-        return self._next >= 0 or (self._passes_pic() and self._pic_pending())
+        return self._next >= 0 or (
+            self._pic is not None and self._pic.pending() and self._passes_pic()
+        )
 
     def acknowledge(self) -> int:
         vector = self._next
@@ -146,9 +148,6 @@ class Lapic(Device):
             return bool(self.base & BASE_BSP)
         entry = self._lvt[3]
         return not entry & MASKED and entry >> 8 & 7 == DeliveryMode.EXTINT
-
-    def _pic_pending(self) -> bool:
-        return self._pic is not None and self._pic.pending()
 
     @property
     def task_priority(self) -> int:
@@ -173,8 +172,8 @@ class Lapic(Device):
     def _update(self) -> None:
         """Find the interrupt to offer after IRR, ISR or TPR have changed."""
         highest = self._irr.bit_length() - 1
-        offered = highest >= 0 and highest >> 4 > self.processor_priority >> 4
-        self._next = highest if offered and self.enabled else -1
+        offered = highest >= 0 and highest >> 4 > self.processor_priority >> 4 and self.enabled
+        self._next = highest if offered else -1
 
     def _offer(self) -> None:
         """After something that may have held an interrupt back is gone: what waits is told of."""
@@ -196,7 +195,10 @@ class Lapic(Device):
 
     def accept(self, mode: int, vector: int, *, level: bool) -> None:
         """Take a message whose destination this APIC is."""
-        if mode == DeliveryMode.NMI:
+        if mode in (FIXED, LOWEST_PRIORITY):
+            if self.enabled:
+                self._accept_fixed(vector, level)
+        elif mode == DeliveryMode.NMI:
             self._core.nmi()
         elif mode == DeliveryMode.INIT:
             self._core.init()
@@ -204,8 +206,6 @@ class Lapic(Device):
             self._core.startup(vector)
         elif mode == DeliveryMode.EXTINT:
             self._core.interrupt()
-        elif mode in {DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY} and self.enabled:
-            self._accept_fixed(vector, level)
 
     def _accept_fixed(self, vector: int, level: bool) -> None:
         if vector < LOWEST_VECTOR:
@@ -366,7 +366,7 @@ class Lapic(Device):
             return  # INIT level de-assert: not of these processors (footnote of table 11-3)
         if mode in {DeliveryMode.SMI, DeliveryMode.RESERVED, DeliveryMode.EXTINT}:
             return
-        if mode in {DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY} and value & 0xFF < 16:
+        if mode in {FIXED, LOWEST_PRIORITY} and value & 0xFF < LOWEST_VECTOR:
             self._error(ESR_SEND_ILLEGAL_VECTOR)
             return
         self._bus.deliver(self._ipi_targets(value), mode, value & 0xFF, level=False)
