@@ -82,21 +82,26 @@ def test_a_timer_that_is_moved_to_and_fro_fires_once_and_in_time() -> None:
     lock = threading.RLock()
     clock = RealClock(lock)
     fired: list[int] = []
+    change = threading.Condition(lock)
+
+    def fire() -> None:
+        fired.append(clock.now())
+        change.notify()
+
     with lock:
-        tick = clock.timer(lambda: fired.append(clock.now()))
+        tick = clock.timer(fire)
         tick.arm(SECOND // 20)
     clock.start()
-    time.sleep(0.01)
     with lock:
         tick.arm(100 * SECOND)  # the thread still wakes when it was going to
-        tick.arm(SECOND // 10)
-    time.sleep(0.2)
-    with lock:
+        tick.arm(first := SECOND // 10)
+        assert change.wait_for(lambda: fired, 30)
         tick.arm(clock.now() + 100 * SECOND)
-        time.sleep(0.01)
-        tick.arm(due := clock.now() + SECOND // 100)  # and is told of what is earlier than that
-    time.sleep(0.1)
+        change.wait(0.01)  # it sleeps for so long now …
+        tick.arm(second := clock.now() + SECOND // 100)  # … and is told of what is earlier
+        assert change.wait_for(lambda: len(fired) == 2, 30)
+        change.wait(0.01)
     clock.stop()
     assert len(fired) == 2
-    assert fired[0] >= SECOND // 10
-    assert fired[1] >= due
+    assert fired[0] >= first
+    assert fired[1] >= second
