@@ -518,3 +518,44 @@ def test_options_reach_the_nodes_of_a_name(tmp_path: Path) -> None:
         with pytest.raises(DeviceError):
             image.write(0, b"x" * 65536)
             image.flush()
+
+
+def test_a_name_and_options_are_one_tree(tmp_path: Path, raw: str) -> None:
+    """A filter among the options takes the name, by its own scheme or as what is below it."""
+    path = qcow2(tmp_path / "disk.qcow2")
+    for name in (path, f"blkdebug::{path}"):
+        options = {"driver": "blkdebug", "image.driver": "qcow2"}
+        with open_image(name, options=options) as image:
+            assert image.inner.format_name == "qcow2"  # type: ignore[attr-defined]
+    with open_image(path, options={"file.driver": "blkdebug"}) as image:
+        assert image.format_name == "qcow2"
+    verify = {"driver": "raw", "file.driver": "blkverify", "file.raw.filename": raw}
+    with open_image(raw, readonly=True, options=verify) as image:
+        assert image.file.raw.name == raw  # type: ignore[attr-defined]
+
+
+def test_options_of_qemus_own_are_read(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "disk.qcow2")
+    options = {
+        "lazy-refcounts": "on",
+        "overlap-check.template": "all",
+        "overlap-check.inactive-l2": "off",
+        "cache-clean-interval": "60",
+        "l2-cache-entry-size": "4k",
+    }
+    open_image(path, options=options).close()
+    for wrong in ({"overlap-check": "some"}, {"l2-cache-entry-size": 4095}, {"lazy": "on"}):
+        with pytest.raises(InvalidRequestError):
+            open_image(path, options=wrong)
+
+
+def test_json_may_have_single_quotes(raw: str) -> None:
+    name = f"""json:{{'driver': 'raw', "file": {{'filename': '{raw}'}}}}"""
+    with open_image(name) as image:
+        assert image.size == SIZE
+    assert parse_name(r"""json:{'a': 'it\'s "so"', "b": "'"}""") == {
+        "a": """it's "so\"""",
+        "b": "'",
+    }
+    with pytest.raises(InvalidRequestError, match="not JSON"):
+        parse_name("json:{'a: 1}")

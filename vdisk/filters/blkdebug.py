@@ -62,7 +62,8 @@ _SETTING: Final = re.compile(r'([\w-]+) *= *"([^"]*)"')
 def parse_rules(options: Mapping[str, Any], owner: str = "driver 'blkdebug'") -> list[Rule]:
     """The rules in options such as ``{"inject-error": [{"event": …}]}``.
 
-    A kind's rules are a list, or numbered as dotted keys make them: ``{"0": …, "1": …}``.
+    A kind's rules are a list, or numbered as dotted keys make them: ``{"0": …, "1": …}``; one
+    alone needs no number.
     """
     rules: list[Rule] = []
     for kind, given in options.items():
@@ -76,6 +77,8 @@ def parse_rules(options: Mapping[str, Any], owner: str = "driver 'blkdebug'") ->
 
 
 def _numbered(given: Any, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    if isinstance(given, dict) and "event" in given:
+        given = [given]
     if isinstance(given, dict):
         if sorted(given) != sorted(map(str, range(len(given)))):
             raise InvalidRequestError(f"{what}: rules are numbered from 0 on")

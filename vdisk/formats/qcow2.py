@@ -123,6 +123,7 @@ class Qcow2Image(BlockDevice):
         ticket = self._core.at_work.begin()
         try:
             found = self._mapping.locate(offset, len(view))
+            self._core.file.note("read_aio")
             if found is not None:
                 found[0].read_into(found[1], view)
             else:
@@ -135,6 +136,7 @@ class Qcow2Image(BlockDevice):
         ticket = self._core.at_work.begin()
         try:
             found = self._mapping.locate(offset, length)
+            self._core.file.note("read_aio")
             if found is not None:
                 found[0].readv(found[1], views)
             else:

@@ -96,7 +96,9 @@ def convert(
     tell = warn or _ignore
     made_with = dict(options or {})
     if backing_file is not None:
-        made_with.update(backing_file=backing_file, backing_fmt=backing_format)
+        made_with["backing_file"] = backing_file
+        if backing_format is not None:
+            made_with["backing_fmt"] = backing_format
     copying = CopyOptions(
         sparse_size=round_down(sparse_size, SECTOR),
         zeroes=Zeroes.HOLES if sparse_size >= SECTOR else Zeroes.DATA,

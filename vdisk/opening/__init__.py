@@ -19,8 +19,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vdisk import filters
 from vdisk.errors import InvalidRequestError
-from vdisk.opening.names import parse_name, with_format
+from vdisk.opening.names import overlaid, parse_name, with_format
 from vdisk.opening.nodes import Backing, NodeContext, open_node
 from vdisk.options import nest, split_secrets
 from vdisk.stores import CacheMode
@@ -81,17 +82,16 @@ def open_image(
     tree = nest(name) if isinstance(name, Mapping) else parse_name(os.fspath(name))
     if format is not None:
         tree = with_format(tree, format)
-    return open_node(_overlaid(tree, nest(options or {})), context)
+    return open_node(_with_options(tree, nest(options or {})), context)
 
 
-def _overlaid(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` and, deep down, what they leave of ``tree``."""
-    found = {**tree, **options}
-    for key, value in options.items():
-        below = tree.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            found[key] = _overlaid(below, value)
-    return found
+def _with_options(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` for the top node; if that is to be a filter, ``tree``'s name is the filter's."""
+    file = tree.get("file")
+    filtered = options.get("driver") in filters.names()
+    if filtered and tree.keys() == {"file"} and isinstance(file, dict):
+        tree = file
+    return overlaid(tree, options)
 
 
 def _ignore(_message: str) -> None:

@@ -75,17 +75,27 @@ def relative_to(directory: str | None, name: str) -> str:
 
 
 def _parse_json(text: str) -> dict[str, Any]:
-    import json
+    from vdisk.opening.json_text import loads
 
     if len(text) > MAX_JSON_NAME:
         raise InvalidRequestError(f"a json: name of more than {MAX_JSON_NAME} characters")
     try:
-        tree = json.loads(text)
+        tree = loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the json: name is not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise InvalidRequestError("a json: name holds an object: json:{…}")
     return nest(tree)
+
+
+def overlaid(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options``, and deep down what they leave of ``tree``."""
+    found = {**tree, **options}
+    for key, value in options.items():
+        below = tree.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            found[key] = overlaid(below, value)
+    return found
 
 
 def with_format(tree: dict[str, Any], format: str) -> dict[str, Any]:

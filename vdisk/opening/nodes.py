@@ -15,7 +15,14 @@ from vdisk import filters, formats, stores
 from vdisk.block import close_all
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError, VdiskError
 from vdisk.formats import OpenContext
-from vdisk.opening.names import parse_filename, parse_name, relative_to, with_format
+from vdisk.opening.names import (
+    overlaid,
+    parse_filename,
+    parse_name,
+    protocol_of,
+    relative_to,
+    with_format,
+)
 from vdisk.options import MAX_OPTION_DEPTH, OptionBag, as_bool, as_string, flatten
 from vdisk.stores import CacheMode, StoreSettings
 
@@ -172,6 +179,8 @@ def _open_filter(name: str, options: Options, context: NodeContext) -> BlockDevi
     if driver is None:
         known = ", ".join(sorted([*formats.names(), *stores.names(), *filters.names()]))
         raise InvalidRequestError(f"unknown driver {name!r} (known: {known})")
+    if "filename" in options:
+        options = _named(name, driver.children[-1], options)
     children: dict[str, BlockDevice] = {}
     try:
         for role in driver.children:
@@ -183,6 +192,18 @@ def _open_filter(name: str, options: Options, context: NodeContext) -> BlockDevi
         close_all(*children.values())
         raise
     return driver.open(children, OptionBag(options, f"driver {name!r}"))
+
+
+def _named(name: str, child: str, options: Options) -> Options:
+    """The options of a filter with a "filename": a name of the filter's own, or its child's."""
+    own = dict(options)
+    filename = as_string(own.pop("filename"), "option 'filename'")
+    if protocol_of(filename) == name:
+        stated = parse_filename(filename)
+        del stated["driver"]
+    else:
+        stated = {child: {"filename": filename}}
+    return overlaid(stated, own)
 
 
 # -- images ----------------------------------------------------------------------------------

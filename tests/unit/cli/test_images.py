@@ -11,6 +11,7 @@ import pytest
 import vdisk
 from tests.tools import cli
 from vdisk.block import Kind
+from vdisk.cli.main import main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -344,3 +345,12 @@ def test_check_repairs_corruption(disk: Path) -> None:
 def test_raw_images_have_no_check(tmp_path: Path) -> None:
     vdisk.create(tmp_path / "disk.raw", SIZE)
     assert "raw" in cli.fail("check", *_raw(tmp_path / "disk.raw"), status=63)
+
+
+def test_convert_over_a_backing_file_asks_for_its_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, target = str(tmp_path / "base"), str(tmp_path / "target")
+    assert main(["create", "-q", "-f", "qcow2", base, "1M"]) == 0
+    assert main(["convert", "-O", "qcow2", "-B", base, base, target]) == 1
+    assert "name it with -F" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tools import images
 from vdisk.cli._io import report
 from vdisk.cli._io.arguments import (
     CommandFailed,
@@ -370,3 +371,25 @@ class TestCommand:
         monkeypatch.setattr("builtins.input", interrupted)
         assert io("-f", "raw", "base.raw") == 130
         assert io("-f", "raw", "base.raw", "-c", "length") == 0, "the lock is gone"
+
+
+@pytest.mark.parametrize(
+    ("cache", "there"), [("writethrough", True), ("directsync", True), ("writeback", False)]
+)
+@pytest.mark.parametrize(
+    "command", ["write -P 7 0 64k", "writev -P 7 0 64k", "aio_write -P 7 0 64k"]
+)
+def test_write_through_is_stable_with_all_tables(
+    command: str, cache: str, there: bool, tmp_path: Path
+) -> None:
+    """What a loss of power would leave is what the file holds before the image is flushed."""
+    path = tmp_path / "disk.qcow2"
+    plan_creation(str(path), MIB, format="qcow2", options={}).run()
+    session = Session(lambda settings: open_image(str(path), readonly=False, cache=settings.cache))
+    session.open(Settings(str(path), cache=cache))
+    run_line(session, command)
+    session.finish_pending()
+    left = MemoryStore(path.read_bytes())
+    session.close()
+    with images.open_image(left, readonly=True) as image:
+        assert image.read(0, 65536) == bytes([7 if there else 0]) * 65536

@@ -157,3 +157,21 @@ def test_what_cannot_be_opened_leaves_nothing_open(image: Path) -> None:
         open_image({"driver": "blkdebug", "image.filename": str(image), "inject-error": 1})
     with open_image(image, readonly=False) as device:  # no lock is left
         device.write(0, b"x")
+
+
+def test_one_rule_needs_no_number() -> None:
+    rule = {"event": "l2_load", "errno": "28"}
+    assert parse_rules({"inject-error": rule}) == parse_rules({"inject-error": [rule]})
+
+
+def test_reading_guest_data_is_an_event(tmp_path: Path) -> None:
+    path = str(tmp_path / "disk.qcow2")
+    vdisk.create(path, 1 << 20, format="qcow2")
+    with vdisk.open(path, "r+") as image:
+        image.write(0, b"x" * 65536)
+    rule = {"event": "read_aio", "once": True}
+    file = {"driver": "blkdebug", "image": {"filename": path}, "inject-error": [rule]}
+    with open_image({"driver": "qcow2", "file": file}) as image:
+        with pytest.raises(DeviceError):
+            image.read(0, 512)
+        assert image.read(0, 512) == b"x" * 512

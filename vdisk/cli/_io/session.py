@@ -36,6 +36,13 @@ class Settings(NamedTuple):
     discard: bool = True
     options: Mapping[str, Any] = {}
 
+    @property
+    def write_through(self) -> bool:
+        """Every write is stable when it returns, an image's own tables included."""
+        from vdisk.stores import CacheMode
+
+        return CacheMode.parse(self.cache).write_through
+
 
 def complain(message: str) -> None:
     """A line on stderr, after everything already printed on stdout."""

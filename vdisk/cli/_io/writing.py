@@ -69,6 +69,12 @@ def _write_zeroes(session: Session, arguments: Arguments, offset: int, length: i
     device.write_zeroes(offset, length, unmap=unmap)
 
 
+def _settle(session: Session, arguments: Arguments) -> None:
+    """Make what was written stable, where the command or the cache mode asks for that."""
+    if arguments.has("f") or session.settings.write_through:
+        session.device.flush()
+
+
 def write(session: Session, arguments: Arguments) -> None:
     """write off len"""
     _check_write_options(arguments)
@@ -86,8 +92,7 @@ def write(session: Session, arguments: Arguments) -> None:
             _write_compressed(session.image, offset, data)
         else:
             device.write(offset, data)
-        if arguments.has("f"):
-            device.flush()
+        _settle(session, arguments)
 
     seconds = timed("write", action)
     print_statistics(arguments, "wrote", offset, length, seconds)
@@ -100,8 +105,7 @@ def writev(session: Session, arguments: Arguments) -> None:
 
     def action() -> None:
         session.device.writev(offset, views)
-        if arguments.has("f"):
-            session.device.flush()
+        _settle(session, arguments)
 
     seconds = timed("writev", action)
     print_statistics(arguments, "wrote", offset, sum(lengths), seconds)
@@ -150,8 +154,7 @@ def aio_write(session: Session, arguments: Arguments) -> None:
             _write_zeroes(session, arguments, offset, length)
         else:
             device.writev(offset, views)
-        if arguments.has("f"):
-            device.flush()
+        _settle(session, arguments)
 
     def request() -> Callable[[], None]:
         result = attempt("aio_write", action)

@@ -27,6 +27,7 @@ def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
     l2 = bag.size("l2-cache-size")
     refcounts = bag.size("refcount-cache-size")
     discard = bag.boolean("pass-discard-request", True)
+    _take_others(bag)
     bag.finish()
     if both is not None:
         l2, refcounts = _shares(both, l2, refcounts)
@@ -35,6 +36,33 @@ def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "refcount-cache-size": layout.DEFAULT_REFCOUNT_CACHE if refcounts is None else refcounts,
         "pass-discard-request": discard,
     }
+
+
+MIN_ENTRY = 512
+_OVERLAP_PARTS = (
+    *("main-header", "active-l1", "active-l2", "refcount-table", "refcount-block"),
+    *("snapshot-table", "inactive-l1", "inactive-l2", "bitmap-directory"),
+)
+
+
+def _take_others(bag: OptionBag) -> None:
+    """QEMU's options about how QEMU does it: read, so that its command lines work here.
+
+    What they turn on or off is always done here (metadata is never overwritten, whatever
+    ``overlap-check`` says), never (counts are not left behind), or by other means.
+    """
+    for name in ("lazy-refcounts", "pass-discard-snapshot", "pass-discard-other"):
+        bag.boolean(name, False)
+    bag.size("cache-clean-interval")
+    entry = bag.size("l2-cache-entry-size")
+    if entry is not None and (entry < MIN_ENTRY or entry & (entry - 1)):
+        raise InvalidRequestError(
+            f"driver 'qcow2': l2-cache-entry-size is a power of two from {MIN_ENTRY} on: {entry}"
+        )
+    for key in ("overlap-check", "overlap-check.template"):
+        bag.choice(key, ("none", "constant", "cached", "all"), "cached")
+    for part in _OVERLAP_PARTS:
+        bag.boolean(f"overlap-check.{part}", True)
 
 
 def _shares(both: int, l2: int | None, refcounts: int | None) -> tuple[int, int]:
