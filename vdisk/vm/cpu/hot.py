@@ -259,6 +259,8 @@ class RegionBuilder(LlvmBuilder):
         self.region = region
         self._budget = self.variable("i64", Value(self, "i64", "%bud"))
         self._dropped = self.variable("i1", 0)
+        """A store of the present step has changed translated code: true on the way out only."""
+        self._stores = False  # the present step, so far
         self._step: Step | None = None
         self._here = self._next = ""
 
@@ -277,17 +279,10 @@ class RegionBuilder(LlvmBuilder):
         return self.body()
 
     def _write_step(self, step: Step) -> None:
-        self._step = step
-        if self._may_store():
-            self._dropped.set(0)
+        self._step, self._stores = step, False
         SEMANTICS[step.shape.operation](Context(self, step.shape))
         if step.shape.operation not in ENDS_ITSELF:
             self.next()
-
-    def _may_store(self) -> bool:
-        """True for what may write memory."""
-        shape = self.step.shape
-        return "m" in shape.operands or shape.operation in STORING
 
     def _write_end(self, plan: Plan, last: Step) -> None:
         """What stands behind the last instruction: where it may fall through, the next block."""
@@ -341,6 +336,7 @@ class RegionBuilder(LlvmBuilder):
     def call(self, routine: str, *arguments: Value) -> Value:
         result = super().call(routine, *arguments)
         if routine in {"slow_store", "stored"}:
+            self._stores = True
             self._dropped.set(self.poll("code_dropped").ne(0))
         return result
 
@@ -397,7 +393,7 @@ class RegionBuilder(LlvmBuilder):
         if self.has_ended():
             return
         following = self.step.following
-        if self._may_store() and following is not None:
+        if self._stores and following is not None:
             with self._if_dropped():
                 self._resume(following)
         self.jump_to_label(self._next)
@@ -407,7 +403,7 @@ class RegionBuilder(LlvmBuilder):
         left = budget - (self.step.number - 1)
         self._stop_if(left, offset)
         self._budget.set(budget)
-        if self._may_store():
+        if self._stores:
             with self._if_dropped():
                 self._resume(self.step.place)
         self.jump_to_label(self._here)
@@ -416,7 +412,7 @@ class RegionBuilder(LlvmBuilder):
         step, budget = self.step, self._left()
         assert step.op.jump is not None
         target = step.offset + step.length + step.op.jump
-        if self._may_store() and target in self.region.blocks:
+        if self._stores and target in self.region.blocks:
             with self._if_dropped():
                 self._tail_at("goto", self._linear(target), budget)
         self._go(target, budget)
@@ -432,12 +428,6 @@ class RegionBuilder(LlvmBuilder):
             self._tail_at("leave_at", self._linear(step.offset + step.length), self._left())
         else:
             self._tail_at("leave_at", self._linear(step.offset), self._left() + 1)
-
-
-STORING = {
-    *("push", "push_selector", "pusha", "call", "call_indirect", "enter", "pushf", "stos", "movs"),
-}
-"""Operations that write memory without naming it as an operand."""
 
 
 SYMBOL = "region"
