@@ -173,11 +173,6 @@ class Form:
         return self.patterns[-1].jumps
 
     @functools.cached_property
-    def is_plain(self) -> bool:
-        """True if there is but one way to execute them, whatever stands before and behind."""
-        return not self.writes and not self.needs_known
-
-    @functools.cached_property
     def entry(self) -> tuple[int, ...]:
         """The part of their entries that all have in common (:mod:`vdisk.vm.cpu.known`)."""
         bits = (

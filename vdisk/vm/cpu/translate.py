@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import iced_x86 as iced
 
+from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decode import WIDE, Form, Mode, Pattern
 from vdisk.vm.cpu.decoder import PLACES, Decoder
 from vdisk.vm.cpu.known import AT_ONCE, FIELD_TAG, has_field, key_of
-from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, LINKED, Question
+from vdisk.vm.cpu.translation import ASKING, BLOCK_LIMIT, KEEPS, LINKED, Question
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -202,22 +203,28 @@ class Translator:
         block."""
         number, decoder = self.mode_number(mode), self.decoder(mode)
         self._lately.clear()
-        seen = 0
+        forms: list[Form] = []
+        entries = []
         for each, instruction in decoder.instructions(code):
-            form = decoder.form(each, instruction)
-            self._learn_instruction(each, instruction, form, number)
-            seen += 1
-            if form.ends or seen == AT_ONCE:
+            forms.append(decoder.form(each, instruction))
+            entries.append(self._learn_instruction(each, instruction, forms[-1], number))
+            if forms[-1].ends or len(forms) == AT_ONCE:
                 break
-        plain = [(entry, 0) for entry, each in self._lately.items() if each.form.is_plain]
-        self._learn_variants(plain)
-        if not seen:
+        keys = likely_variants(forms)
+        self._learn_variants(
+            [
+                (entry, key)
+                for entry, key in zip(entries, keys, strict=True)
+                if entry and key is not None
+            ]
+        )
+        if not forms:
             self.arena.known.add_incomplete(code, number)
 
     def _learn_instruction(
         self, code: bytes, instruction: iced.Instruction, form: Form, mode: int
-    ) -> None:
-        """Make an entry for an instruction, unless there is one."""
+    ) -> int:
+        """Make an entry for an instruction; 0 if there is one already."""
         known, length = self.arena.known, len(code)
         kept, tag, left_open = code, mode, None
         if has_field(code):
@@ -227,7 +234,7 @@ class Translator:
         key = key_of(kept, tag, length)
         place = known.place_of(key)
         if known.entry_at(place):
-            return
+            return 0
         values = [each.values(instruction) for each in form.patterns]
         jump, field = values[-1][WIDE] if form.jumps else 0, 0
         if left_open is not None:
@@ -237,6 +244,7 @@ class Translator:
         entry = known.add(place, key, form, jump, field)
         known.add_length(code, mode, len(kept))
         self._lately[entry] = Learned(form, values, length)
+        return entry
 
     def _learn_variants(self, asked: list[tuple[int, int]]) -> None:
         """Put variants into the tables: their entries, and their keys."""
@@ -272,6 +280,28 @@ class Translator:
         """A record of what is no instruction, with the number of a handler."""
         pattern.settle()
         return pattern.record(handler, pattern.values(NOTHING), 0)
+
+
+def likely_variants(forms: list[Form]) -> list[int | None]:
+    """The keys of the variants that the last instructions of a block will be asked for; None where
+    that depends on those before them.
+
+    It only saves questions: :mod:`vdisk.vm.cpu.translation` works out what is needed.
+    """
+    wanted, live = [], flags.ARITHMETIC
+    for form in reversed(forms):
+        wanted.append(live & form.writes != 0)
+        live = (live & ~form.kills) | form.reads
+    keys: list[int | None] = []
+    before: int | None = None
+    for form, is_wanted in zip(forms, reversed(wanted), strict=True):
+        told = 0 if not form.needs_known else None if before is None else before + 1
+        keys.append(None if told is None else told << 1 | is_wanted)
+        if form.leaves != KEEPS:
+            before = max(form.leaves, -1)
+        elif form.is_condition and before == -1:
+            before = 0
+    return keys
 
 
 def variant_shapes(form: Form, key: int) -> list[Shape]:
