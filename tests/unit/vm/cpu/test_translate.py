@@ -285,6 +285,25 @@ def test_instructions_that_differ_in_a_number_are_learned_once(it):
     assert it.arena.known.count - before == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "questions"),
+    [
+        ("01c8 29d8 c3", 1),  # the first one's flags are not wanted
+        ("39c8 90 0f94c1 7405", 1),  # flags are known to come from CMP
+        ("01c8 8b03 c3", 1),  # a fault would show them
+        ("0f94c1 c3", 2),  # what came before is for the native translator to know
+    ],
+)
+def test_a_new_block_is_learned_in_one_answer(it, monkeypatch, code, questions):
+    answers = []
+    answer = it.engine.translator._answer
+    monkeypatch.setattr(
+        it.engine.translator, "_answer", lambda *all_: (answers.append(all_), answer(*all_))
+    )
+    it.translate(code)
+    assert len(answers) == questions
+
+
 MODES = st.sampled_from([LONG, FLAT_MODE, Mode(16, 16, checked=True)])
 NUMBERS = st.one_of(
     st.binary(min_size=4, max_size=4),
