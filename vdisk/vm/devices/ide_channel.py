@@ -89,10 +89,13 @@ class IdeChannel(Device):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A write of the command block."""
-        drive = self.drives[self._selected]
         if not offset:
+            drive = self.drives[self._selected]
             if drive is not None:
                 drive.data_out(size, value)
+            return
+        if size == 1:  # nearly always, a dozen times a command
+            self._write_register(offset, value & 0xFF)
             return
         for register in range(offset, min(offset + size, 8)):
             self._write_register(register, value & 0xFF)

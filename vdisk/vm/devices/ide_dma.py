@@ -96,6 +96,9 @@ class BusMaster(Device):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Registers are written byte by byte, the table's address in any pieces."""
+        if (offset, size) == (4, 4):
+            self.table = value & 0xFFFF_FFFC
+            return
         for place in range(offset, min(offset + size, 8)):
             self._write_byte(place, value & 0xFF)
             value >>= 8
