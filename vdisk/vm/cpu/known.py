@@ -127,10 +127,10 @@ class Instructions:
         self._lengths = view[LENGTHS:HANDLERS].cast("H")
         # Nobody can make up instructions that all have one hash.
         self._words[MULTIPLIER // 8] = self.multiplier = secrets.randbits(64) | 1
-        self._handlers = 0
         self._begin()
 
     def _begin(self) -> None:
+        self._handlers = 0
         self._next_entry = self._next_variant = self._next_template = 1
 
     @property
@@ -167,7 +167,7 @@ class Instructions:
         self._next_entry, self._next_variant, self._next_template = counts
 
     def clear(self) -> None:
-        """Forget all instructions (native code must not be looking)."""
+        """Forget all instructions and handlers (native code must not be looking)."""
         self._bytes[HASH:ENTRIES] = bytes(ENTRIES - HASH)
         self._bytes[LENGTHS:HANDLERS] = bytes(HANDLERS - LENGTHS)
         self._begin()

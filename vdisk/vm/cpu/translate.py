@@ -98,14 +98,17 @@ class Translator:
         if number is None:
             number = self._mode_numbers[mode] = self.arena.mode_number(mode)
             self.modes.append(mode)
-            end, crossing = mode_shapes(mode)
-            self.arena.set_mode(
-                mode,
-                self._template(Pattern(end), self._number(end)),
-                self._template(Pattern(crossing, wide=0), self._number(crossing)),
-                1 if mode.step else BLOCK_LIMIT,
-            )
+            self._set_mode(mode)
         return number
+
+    def _set_mode(self, mode: Mode) -> None:
+        end, crossing = mode_shapes(mode)
+        self.arena.set_mode(
+            mode,
+            self._template(Pattern(end), self._number(end)),
+            self._template(Pattern(crossing, wide=0), self._number(crossing)),
+            1 if mode.step else BLOCK_LIMIT,
+        )
 
     def expect(self, mode: Mode, offset: int, first: int) -> None:
         """Be asked for blocks at this place of a page that begin with this byte."""
@@ -188,15 +191,22 @@ class Translator:
         if kind == Question.ROOM:
             raise ArenaFullError
         if self.arena.known.full:
-            asker.routine("lock_arena")
-            self.arena.known.clear()
-            self._lately.clear()
-            asker.routine("unlock_arena")
+            self._forget(asker)
         elif kind == Question.INSTRUCTION:
             self._learn(code, mode)
         else:
             assert kind == Question.VARIANTS
             self._learn_variants(self.arena.asked(asker.index, answer >> 8 & 0xFF))
+
+    def _forget(self, asker: Asker) -> None:
+        """Begin anew with nothing known.  What was translated stays: records have addresses."""
+        asker.routine("lock_arena")
+        self.arena.known.clear()
+        for numbers in (self._lately, self._numbers, self.shapes, self._decoders):
+            numbers.clear()
+        for mode in self.modes:
+            self._set_mode(mode)
+        asker.routine("unlock_arena")
 
     def _learn(self, code: bytes, mode: Mode) -> None:
         """Put the instruction that these bytes begin with into the tables, and what is new of its
@@ -228,7 +238,7 @@ class Translator:
         known, length = self.arena.known, len(code)
         kept, tag, left_open = code, mode, None
         if has_field(code):
-            left_open = self._decoders[self.modes[mode]].field(code, instruction, form)
+            left_open = self.decoder(self.modes[mode]).field(code, instruction, form)
             if left_open is not None:
                 kept, tag = code[:-4], mode | FIELD_TAG
         key = key_of(kept, tag, length)

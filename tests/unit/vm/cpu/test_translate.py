@@ -17,6 +17,7 @@ from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.flags import Family, cc_op
 from vdisk.vm.cpu.records import PARAMS, RECORD, RECORD_SIZE, WIDE_RECORD
+from vdisk.vm.cpu.semantics.sse import IMMEDIATE_SHIFT
 from vdisk.vm.cpu.translation import BLOCK_LIMIT
 from vdisk.vm.memory import PAGE_SIZE, GuestMemory
 
@@ -268,6 +269,17 @@ def test_instructions_are_forgotten_when_there_are_too_many(it, monkeypatch):
     assert len(firsts - {0}) == 100
     it.drop()
     assert it.translate(code) not in firsts | {0}
+
+
+def test_handlers_are_numbered_anew_when_there_are_too_many(it, monkeypatch):
+    """A guest can have as many as it likes: each immediate byte of PSHUFD makes one."""
+    monkeypatch.setattr(known, "MOST_HANDLERS", 8 * known.AT_ONCE + 20)
+    code = b"".join(b"\x66\x0f\x70\xc1" + bytes([number]) + b"\xeb\x00" for number in range(100))
+    for offset in range(0, len(code), 7):
+        pshufd, jump = it.shapes(it.translate(code, offset=offset), 2)
+        assert (pshufd.variant >> IMMEDIATE_SHIFT & 0xFF, jump.operation) == (offset // 7, "jmp")
+    last = it.translate("90" * 70)
+    assert it.shapes(last + BLOCK_LIMIT, 1)[0].operation == "block_end"
 
 
 def test_everything_goes_when_the_arena_is_cleared(it):
