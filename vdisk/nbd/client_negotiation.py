@@ -16,20 +16,18 @@ The states::
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from vdisk.errors import VdiskError
-from vdisk.nbd import options
-from vdisk.nbd._buffer import ReceiveBuffer
-from vdisk.nbd.errors import LocalProtocolError, NegotiationError, RemoteProtocolError
+from vdisk.nbd._exchange import DATA, Exchange, OptionData, encode
+from vdisk.nbd._haggling import Haggling
+from vdisk.nbd.errors import LocalProtocolError, NegotiationError
 from vdisk.nbd.events import ClientHandshakeEvent, Greeted, OptionDone, SessionStarted, TlsWanted
 from vdisk.nbd.limits import DEFAULT_LIMITS, Limits
 from vdisk.nbd.session import (
-    BlockSizes,
     ExportInfo,
     HandshakeStyle,
     HeaderStyle,
-    MetaContext,
     Session,
 )
 from vdisk.nbd.wire import (
@@ -52,14 +50,10 @@ from vdisk.nbd.wire import (
     OptionReply,
     TransmissionFlag,
     decode_string,
-    encode_string,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-OptionData = options.ExportQuery | options.MetaContextQuery | str | None
-"""What goes with an option: see _BUILDERS."""
 
 
 class State(Enum):
@@ -104,51 +98,22 @@ TRANSITIONS: Final = {
 """Any state also goes to CLOSED: after NBD_OPT_ABORT, at the end of the input, on a violation."""
 
 
-class _Exchange:
-    """One option that was sent, and what its replies have said so far."""
-
-    def __init__(self, option: Option, data: OptionData) -> None:
-        self.option = option
-        self.data = data
-        self.replies = 0
-        self.bytes = 0
-        self.exports: list[tuple[str, str]] = []
-        self.contexts: list[MetaContext] = []
-        self.info: dict[type, Any] = {}
-
-    @property
-    def export_name(self) -> str:
-        """The export the option is about."""
-        if isinstance(self.data, options.ExportQuery | options.MetaContextQuery):
-            return self.data.name
-        return self.data or ""
-
-
-class ClientNegotiation:
+class ClientNegotiation(Haggling[State, Trigger, ClientHandshakeEvent]):
     """Client side of one connection's handshake; drive it like the server's."""
 
+    transitions = TRANSITIONS
+    deaf = frozenset((State.TLS, State.CLOSED))
+
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._limits = limits
-        self._inbox = ReceiveBuffer(limits.receive_buffer)
-        self._outbox: list[bytes] = []
-        self._state = State.GREETING
+        super().__init__(limits, State.GREETING, State.CLOSED, Trigger.SECURED)
         self._style = HandshakeStyle.FIXED_NEWSTYLE
         self._client_flags = ClientFlag(0)
-        self._event: ClientHandshakeEvent | None = None
-        self._exchange: _Exchange | None = None
+        self._exchange: Exchange | None = None
         self._reply = 0
         self._length = 0
         self._eof = False
-        self._tls = False
-        self._headers = HeaderStyle.SIMPLE
-        self._contexts: tuple[MetaContext, ...] = ()
-        self._contexts_export = ""
 
     # --- driving ----------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> State:
-        return self._state
 
     @property
     def style(self) -> HandshakeStyle:
@@ -165,27 +130,8 @@ class ClientNegotiation:
         return self._headers
 
     @property
-    def tls_active(self) -> bool:
-        return self._tls
-
-    @property
     def wants_data(self) -> bool:
         return self._state in _STEPS and not self._eof
-
-    @property
-    def trailing_data(self) -> bytes:
-        """After SessionStarted: received bytes that belong to the transmission phase."""
-        return self._inbox.take_all()
-
-    def data_to_send(self) -> bytes:
-        data = b"".join(self._outbox)
-        self._outbox.clear()
-        return data
-
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        if self._state in (State.TLS, State.CLOSED):
-            raise LocalProtocolError(f"received data in the state {self._state.name}")
-        self._inbox.append(data)
 
     def receive_eof(self) -> None:
         """The server closed the connection: ``next_event`` will say what that means."""
@@ -207,11 +153,7 @@ class ClientNegotiation:
         return event
 
     def tls_started(self) -> None:
-        """The connection is encrypted: nothing negotiated before counts any more."""
-        self._advance(Trigger.SECURED)
-        self._tls = True
-        self._headers = HeaderStyle.SIMPLE
-        self._contexts = ()
+        super().tls_started()
         self._event = OptionDone(Option.NBD_OPT_STARTTLS, OptionReply.NBD_REP_ACK)
 
     def send(self, option: Option, data: OptionData = None) -> None:
@@ -222,16 +164,16 @@ class ClientNegotiation:
         After NBD_OPT_EXPORT_NAME or GO: SessionStarted.  After NBD_OPT_STARTTLS: TlsWanted.
         """
         self._check_option(option, data)
-        encoded = _encode(data)
+        encoded = encode(data)
         naming = option is Option.NBD_OPT_EXPORT_NAME
         self._advance(Trigger.EXPORT_NAME_SENT if naming else Trigger.OPTION_SENT)
-        self._exchange = _Exchange(option, data)
+        self._exchange = Exchange(option, data)
         if option is Option.NBD_OPT_SET_META_CONTEXT:
             self._contexts = ()  # even where the server will refuse
         self._outbox.append(OPTION_HEADER.pack(IHAVEOPT, option, len(encoded)) + encoded)
 
     def _check_option(self, option: Option, data: OptionData) -> None:
-        if not isinstance(data, _DATA.get(option, type(None))):
+        if not isinstance(data, DATA.get(option, type(None))):
             raise LocalProtocolError(f"wrong data for {option.name}")
         if option is not Option.NBD_OPT_EXPORT_NAME and not self.fixed_newstyle:
             raise LocalProtocolError(f"{option.name} needs a fixed newstyle server")
@@ -330,7 +272,7 @@ class ClientNegotiation:
             raise self._violation(f"malformed option reply: {error}") from error
         return True
 
-    def _take_reply(self, exchange: _Exchange, data: bytes) -> None:
+    def _take_reply(self, exchange: Exchange, data: bytes) -> None:
         if self._reply & NBD_REP_FLAG_ERROR:
             self._finish(exchange, _message(data))
         elif self._reply == OptionReply.NBD_REP_ACK:
@@ -338,17 +280,13 @@ class ClientNegotiation:
                 raise ValueError("NBD_REP_ACK with data")
             self._acknowledged(exchange)
         else:
-            reader = _REPLIES.get((exchange.option, self._reply))
-            if reader is None:
-                raise ValueError(f"reply {self._reply} to {exchange.option.name}")
-            reader(exchange, data)
+            exchange.take(self._reply, data)
             self._advance(Trigger.INTERMEDIATE_REPLY)
 
-    def _acknowledged(self, exchange: _Exchange) -> None:
+    def _acknowledged(self, exchange: Exchange) -> None:
         option = exchange.option
         if option is Option.NBD_OPT_GO:
-            export = _described_export(exchange)
-            self._start(export)
+            self._start(exchange.described_export())
         elif option is Option.NBD_OPT_STARTTLS:
             if len(self._inbox):
                 # Plain text slipped in before the upgrade would pass for the server's own words.
@@ -359,7 +297,7 @@ class ClientNegotiation:
             self._remember(exchange)
             self._finish(exchange, "")
 
-    def _remember(self, exchange: _Exchange) -> None:
+    def _remember(self, exchange: Exchange) -> None:
         """What a granted option changes for the session."""
         if exchange.option is Option.NBD_OPT_STRUCTURED_REPLY:
             self._headers = HeaderStyle.STRUCTURED
@@ -372,7 +310,7 @@ class ClientNegotiation:
             self._contexts = tuple(exchange.contexts)
             self._contexts_export = exchange.export_name
 
-    def _finish(self, exchange: _Exchange, message: str) -> None:
+    def _finish(self, exchange: Exchange, message: str) -> None:
         """The final reply: hand the whole answer over."""
         self._advance(Trigger.FINAL_REPLY)
         self._exchange = None
@@ -383,7 +321,7 @@ class ClientNegotiation:
                 done.reply,
                 exports=tuple(exchange.exports),
                 export=(
-                    _described_export(exchange) if exchange.option is Option.NBD_OPT_INFO else None
+                    exchange.described_export() if exchange.option is Option.NBD_OPT_INFO else None
                 ),
                 contexts=tuple(exchange.contexts),
             )
@@ -403,15 +341,9 @@ class ClientNegotiation:
 
     def _start(self, export: ExportInfo) -> None:
         name = self._exchange.export_name if self._exchange else ""
-        contexts = self._contexts if self._contexts_export == name else ()
+        contexts = self._selected_contexts(name)
         self._advance(Trigger.EXPORT_GRANTED)
         self._event = SessionStarted(Session(export, self._headers, contexts, self._tls))
-
-    def _advance(self, trigger: Trigger) -> None:
-        state = TRANSITIONS.get((self._state, trigger))
-        if state is None:
-            raise LocalProtocolError(f"{trigger.name} in the state {self._state.name}")
-        self._state = state
 
     def _end(self) -> None:
         """The input ended: after NBD_OPT_ABORT that is as good as its acknowledgement."""
@@ -427,10 +359,6 @@ class ClientNegotiation:
             raise self._violation("the server closed the connection during the handshake")
         self._event = OptionDone(Option.NBD_OPT_ABORT, OptionReply.NBD_REP_ACK)
 
-    def _violation(self, message: str) -> RemoteProtocolError:
-        self._state = State.CLOSED
-        return RemoteProtocolError(message, operation="negotiate")
-
 
 _STEPS: Final[dict[State, Callable[[ClientNegotiation], bool]]] = {
     State.GREETING: ClientNegotiation._read_greeting,
@@ -442,26 +370,6 @@ _STEPS: Final[dict[State, Callable[[ClientNegotiation], bool]]] = {
 
 _OPTION_REPLIES: Final = {int(reply): reply for reply in OptionReply}
 
-_DATA: Final[dict[Option, type]] = {
-    Option.NBD_OPT_EXPORT_NAME: str,
-    Option.NBD_OPT_INFO: options.ExportQuery,
-    Option.NBD_OPT_GO: options.ExportQuery,
-    Option.NBD_OPT_LIST_META_CONTEXT: options.MetaContextQuery,
-    Option.NBD_OPT_SET_META_CONTEXT: options.MetaContextQuery,
-}
-
-
-def _encode(data: OptionData) -> bytes:
-    match data:
-        case options.ExportQuery():
-            return options.build_export_query(data)
-        case options.MetaContextQuery():
-            return options.build_meta_context_query(data)
-        case str():
-            return encode_string(data)
-        case None:
-            return b""
-
 
 def _message(data: bytes) -> str:
     """The text of an error reply; one that is not a string of the protocol is only left out."""
@@ -469,46 +377,3 @@ def _message(data: bytes) -> str:
         return decode_string(data)
     except ValueError:
         return ""
-
-
-def _take_server(exchange: _Exchange, data: bytes) -> None:
-    exchange.exports.append(options.parse_server(data))
-
-
-def _take_context(exchange: _Exchange, data: bytes) -> None:
-    exchange.contexts.append(options.parse_meta_context(data))
-
-
-def _take_info(exchange: _Exchange, data: bytes) -> None:
-    item = options.parse_info(data)
-    if item is not None:
-        exchange.info[type(item)] = item
-
-
-_REPLIES: Final[dict[tuple[int, int], Callable[[_Exchange, bytes], None]]] = {
-    (Option.NBD_OPT_LIST, OptionReply.NBD_REP_SERVER): _take_server,
-    (Option.NBD_OPT_INFO, OptionReply.NBD_REP_INFO): _take_info,
-    (Option.NBD_OPT_GO, OptionReply.NBD_REP_INFO): _take_info,
-    (Option.NBD_OPT_LIST_META_CONTEXT, OptionReply.NBD_REP_META_CONTEXT): _take_context,
-    (Option.NBD_OPT_SET_META_CONTEXT, OptionReply.NBD_REP_META_CONTEXT): _take_context,
-}
-"""The replies an option may have before its final one."""
-
-
-def _described_export(exchange: _Exchange) -> ExportInfo:
-    """The export that the replies to NBD_OPT_INFO or GO describe."""
-    export = exchange.info.get(options.InfoExport)
-    if export is None:
-        raise ValueError("NBD_REP_ACK without NBD_INFO_EXPORT")
-    name = exchange.info.get(options.InfoName, options.InfoName(exchange.export_name))
-    description = exchange.info.get(options.InfoDescription, options.InfoDescription(""))
-    try:
-        return ExportInfo(
-            name.name,
-            export.size,
-            export.flags,
-            description.description,
-            exchange.info.get(BlockSizes),
-        )
-    except VdiskError as error:
-        raise ValueError(str(error)) from error

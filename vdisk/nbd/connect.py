@@ -17,15 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from vdisk.nbd.client_negotiation import ClientNegotiation, OptionData, State
+from vdisk.nbd.client_negotiation import ClientNegotiation, State
 from vdisk.nbd.errors import NegotiationError
 from vdisk.nbd.events import Greeted, OptionDone, SessionStarted, TlsWanted
 from vdisk.nbd.limits import DEFAULT_LIMITS, Limits
 from vdisk.nbd.options import ExportQuery, MetaContextQuery
 from vdisk.nbd.session import ExportInfo, HandshakeStyle, HeaderStyle, TlsMode
 from vdisk.nbd.wire import BASE_ALLOCATION, Info, Option, OptionReply
+
+if TYPE_CHECKING:
+    from vdisk.nbd._exchange import OptionData
 
 T = TypeVar("T")
 

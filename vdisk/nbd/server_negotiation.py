@@ -37,8 +37,8 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.nbd import options
-from vdisk.nbd._buffer import ReceiveBuffer
-from vdisk.nbd.errors import LocalProtocolError, RemoteProtocolError
+from vdisk.nbd._haggling import Haggling
+from vdisk.nbd.errors import LocalProtocolError
 from vdisk.nbd.events import (
     ExportsWanted,
     ExportWanted,
@@ -121,12 +121,15 @@ class _Question(NamedTuple):
     queries: tuple[str, ...] = ()
 
 
-class ServerNegotiation:
+class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
     """Server side of one connection's handshake; see the module for how to drive it.
 
     ``tls``: OFF, ALLOW or REQUIRE (the specification's NOTLS, SELECTIVETLS, FORCEDTLS).
     ``unsupported``: options to answer with NBD_REP_ERR_UNSUP, as a server without them would.
     """
+
+    transitions = TRANSITIONS
+    deaf = frozenset((State.TLS, State.CLOSED))
 
     def __init__(
         self,
@@ -135,57 +138,26 @@ class ServerNegotiation:
         unsupported: Collection[Option] = (),
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
+        super().__init__(limits, State.CLIENT_FLAGS, State.CLOSED, Trigger.SECURED)
         self._tls_mode = tls
         self._unsupported = set(unsupported)
         if Option.NBD_OPT_GO in self._unsupported:  # extended headers exclude the older option
             self._unsupported.add(Option.NBD_OPT_EXTENDED_HEADERS)
-        self._limits = limits
-        self._inbox = ReceiveBuffer(limits.receive_buffer)
         flags = HandshakeFlag.NBD_FLAG_FIXED_NEWSTYLE | HandshakeFlag.NBD_FLAG_NO_ZEROES
-        self._outbox = [GREETING.pack(NBDMAGIC, IHAVEOPT, flags)]
-        self._state = State.CLIENT_FLAGS
-        self._event: ServerHandshakeEvent | None = None
+        self._outbox.append(GREETING.pack(NBDMAGIC, IHAVEOPT, flags))
         self._client_flags = ClientFlag(0)
         self._option = 0
         self._length = 0
         self._options_seen = 0
         self._question: _Question | None = None
-        self._tls = False
         self._shutting_down = False
-        self._headers = HeaderStyle.SIMPLE
-        self._contexts: tuple[MetaContext, ...] = ()
-        self._contexts_export = ""
 
     # --- driving ----------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> State:
-        return self._state
-
-    @property
-    def tls_active(self) -> bool:
-        return self._tls
 
     @property
     def wants_data(self) -> bool:
         """False while the program owes an answer, and when the handshake is over."""
         return self._state in _STEPS
-
-    @property
-    def trailing_data(self) -> bytes:
-        """After SessionStarted: received bytes that belong to the transmission phase."""
-        return self._inbox.take_all()
-
-    def data_to_send(self) -> bytes:
-        """What to send now; empty when there is nothing."""
-        data = b"".join(self._outbox)
-        self._outbox.clear()
-        return data
-
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        if self._state in (State.TLS, State.CLOSED):
-            raise LocalProtocolError(f"received data in the state {self._state.name}")
-        self._inbox.append(data)
 
     def receive_eof(self) -> None:
         """The client closed the connection; NegotiationAborted follows."""
@@ -207,13 +179,6 @@ class ServerNegotiation:
     def shut_down(self) -> None:
         """Answer NBD_REP_ERR_SHUTDOWN to every later option except NBD_OPT_ABORT."""
         self._shutting_down = True
-
-    def tls_started(self) -> None:
-        """The connection is encrypted: haggling starts again, nothing of before counts."""
-        self._advance(Trigger.SECURED)
-        self._tls = True
-        self._headers = HeaderStyle.SIMPLE
-        self._contexts = ()
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -328,10 +293,6 @@ class ServerNegotiation:
             tls=self._tls,
         )
         self._event = SessionStarted(session)
-
-    def _selected_contexts(self, export_name: str) -> tuple[MetaContext, ...]:
-        """The selected contexts hold for the export name they were selected with, only."""
-        return self._contexts if self._contexts_export == export_name else ()
 
     def _transmission_flags(self, export_name: str, export: ExportInfo) -> TransmissionFlag:
         flags = (export.flags & ~_NEGOTIATED_FLAGS) | TransmissionFlag.NBD_FLAG_HAS_FLAGS
@@ -507,19 +468,9 @@ class ServerNegotiation:
         if data:
             self._outbox.append(data)
 
-    def _advance(self, trigger: Trigger) -> None:
-        state = TRANSITIONS.get((self._state, trigger))
-        if state is None:
-            raise LocalProtocolError(f"{trigger.name} in the state {self._state.name}")
-        self._state = state
-
     def _end(self, reason: str) -> None:
         self._state = State.CLOSED
         self._event = NegotiationAborted(reason)
-
-    def _violation(self, message: str) -> RemoteProtocolError:
-        self._state = State.CLOSED
-        return RemoteProtocolError(message, operation="negotiate")
 
 
 _NEGOTIATED_FLAGS: Final = (
