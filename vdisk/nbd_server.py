@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from vdisk.errors import AlreadyExistsError, NotFoundError, VdiskError
+from vdisk.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, VdiskError
 from vdisk.filters.throttle import Throttle
 from vdisk.nbd.session import TlsMode
 from vdisk.nbd.wire import NBD_DEFAULT_PORT
@@ -107,6 +107,8 @@ class Server:
         shared: int = 0,
         fast: bool = True,
     ) -> None:
+        if shared < 0:
+            raise InvalidRequestError(f"{shared} is no number of clients")
         self.limits = limits
         self.tls = tls
         self.fast = fast

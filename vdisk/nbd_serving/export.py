@@ -107,8 +107,10 @@ class Export:
         """While the clock is before this, nothing is tried in the event loop's thread."""
         self._slow_in_a_row = 0
         self._bitmaps = tuple(bitmaps)
-        if self._bitmaps and not isinstance(device, HasDirtyBitmaps):
-            raise InvalidRequestError(f"{device.name} has no dirty bitmaps")
+        for bitmap in self._bitmaps:
+            if not isinstance(device, HasDirtyBitmaps):
+                raise InvalidRequestError(f"{device.name} has no dirty bitmaps")
+            device.dirty_ranges(bitmap, 0, 0)  # raises where there is none that can be used
         contexts = [BASE_ALLOCATION]
         if allocation_depth:
             contexts.append(QEMU_ALLOCATION_DEPTH)

@@ -25,6 +25,8 @@ BACKLOG = 128
 
 SYSTEMD_FIRST_DESCRIPTOR = 3
 
+MAX_PORT = (1 << 16) - 1
+MAX_VSOCK_PORT = (1 << 32) - 1
 
 SOCKET_LABEL = "/proc/thread-self/attr/sockcreate"
 """Where SELinux has the context of the sockets that a thread creates (setsockcreatecon)."""
@@ -58,6 +60,7 @@ def _set_label(place: str, content: bytes, label: str) -> None:
 
 def tcp_sockets(host: str | None, port: int) -> list[socket.socket]:
     """Sockets for every address of ``host`` (None: of all interfaces); port 0: any free one."""
+    check_port(port)
     try:
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, proto=socket.IPPROTO_TCP
@@ -81,6 +84,12 @@ def tcp_sockets(host: str | None, port: int) -> list[socket.socket]:
     if not sockets:
         raise InvalidRequestError(f"{host} has no address on this machine")
     return sockets
+
+
+def check_port(port: int, most: int = MAX_PORT) -> None:
+    """Refuse a number that is no port's: systems cut it off, or worse."""
+    if not 0 <= port <= most:
+        raise InvalidRequestError(f"port {port} is not in 0..{most}")
 
 
 def _tcp_socket(family: int, address: tuple[object, ...]) -> socket.socket | None:
@@ -127,6 +136,7 @@ def _remove_stale(path: str) -> None:
 
 def vsock_socket(port: int, cid: int | None = None) -> socket.socket:
     """An AF_VSOCK socket of this machine's context ``cid`` (None: any)."""
+    check_port(port, MAX_VSOCK_PORT)
     if not hasattr(socket, "AF_VSOCK"):
         raise UnsupportedFeatureError("this system has no AF_VSOCK sockets")
     try:

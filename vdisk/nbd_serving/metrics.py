@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.errors import UnsupportedFeatureError, from_os_error
 from vdisk.nbd.wire import Command
+from vdisk.nbd_serving.listeners import check_port
 from vdisk.nbd_serving.statistics import LATENCY_BOUNDS
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def serve_metrics(server: Server, host: str, port: int) -> tuple[int, Callable[[
         raise UnsupportedFeatureError(
             "--metrics needs the package 'prometheus-client': pip install 'vdisk[metrics]'"
         ) from error
+    check_port(port)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(server))
     try:

@@ -65,6 +65,27 @@ def test_what_cannot_be_is_said(options: tuple[str, ...], said: str) -> None:
     assert said in fails(*options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-p", "65536"), "port 65536 is not in 0..65535"),
+        (("-p", "-1"), "port -1 is not in 0..65535"),
+        (("--vsock", "4294967296"), "port 4294967296 is not in 0..4294967295"),
+        (("--metrics", "127.0.0.1:70000"), "port 70000 is not in 0..65535"),
+        (("-e", "-1"), "-1 is no number of clients"),
+        (("-B", "b0"), "no dirty bitmaps"),
+    ],
+)
+def test_what_no_server_can_be(options: tuple[str, ...], said: str, image: Path) -> None:
+    assert said in fails("-q", "-k", image.parent / "s", *options, "-f", "raw", image)
+
+
+def test_a_bitmap_that_is_not_there(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.qcow2"
+    vdisk.create(disk, 1 << 20, format="qcow2")
+    assert "no bitmap 'b0'" in fails("-k", tmp_path / "s", "-B", "b0", disk)
+
+
 def test_a_label_that_selinux_does_not_take(image: Path) -> None:
     options = ["-k", image.parent / "s", "-f", "raw", image]
     assert "--selinux-label a:b:c:d: SELinux is off" in fails(
