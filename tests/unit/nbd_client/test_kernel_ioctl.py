@@ -122,9 +122,10 @@ def test_what_the_kernel_is_told(tmp_path: Path) -> None:
             assert kernel.names()[-1][0] == "NBD_CLEAR_SOCK"
 
 
-def test_a_device_taken_meanwhile_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [errno.EBUSY, errno.EINVAL], ids=["by ioctl", "by netlink"])
+def test_a_device_taken_meanwhile_is_passed_over(tmp_path: Path, how: int) -> None:
     kernel = FakeKernel(tmp_path)
-    kernel.failures[("nbd0", ioctls.NBD_SET_SOCK)] = errno.EBUSY
+    kernel.failures[("nbd0", ioctls.NBD_SET_SOCK)] = how
     with HostileServer(honest(MemoryDisk.of(SIZE))) as hosted:
         place = server_at(hosted.uri)
         with ioctls.attach(place, Device(), kernel.places, kernel.ioctl) as attached:

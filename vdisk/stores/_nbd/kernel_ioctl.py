@@ -99,7 +99,7 @@ class DeviceFile:
         size = block_size_for(session, device)
         blocks = session.export.size // size
         for each in sockets:
-            self._do(NBD_SET_SOCK, each.fileno())
+            self._give(each)
         try:
             self._do(NBD_SET_BLKSIZE, size)
             self._do(NBD_SET_SIZE_BLOCKS, blocks)
@@ -109,6 +109,15 @@ class DeviceFile:
             self._do(NBD_CLEAR_SOCK)
             raise
         self._sockets = list(sockets)
+
+    def _give(self, connected: socket.socket) -> None:
+        try:
+            self._do(NBD_SET_SOCK, connected.fileno())
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # What Linux says of a device that netlink has connected (6.1).
+            raise OSError(errno.EBUSY, "in use, by netlink") from error
 
     def _set_flags(self, session: Session) -> None:
         try:
