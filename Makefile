@@ -13,7 +13,7 @@ SEED   ?=
 help:
 	@echo "make demo    set up, then make, change, check and compare a real disk image"
 	@echo "make test    set up, install the peers, lint, type-check, run every test"
-	@echo "make guests  the guests that take minutes: an installed Debian, a 32-bit kernel"
+	@echo "make guests  the guests that take minutes: an installed Debian, a 32-bit kernel, /dev/nbdN"
 	@echo "make bench   vdisk beside qemu-img: seconds and ratios"
 	@echo "make fuzz    hostile input to every parser, each for TIME=$(TIME) seconds"
 	@echo "make cuts    loss of power at any point of any operation, for TIME=$(TIME) seconds"
@@ -42,7 +42,7 @@ test: setup peers lint
 
 guests: setup peers
 	VDISK_TEST_GUESTS=1 $(BIN)/pytest tests/vm/test_guests.py tests/vm/test_linux.py tests/vm/test_installed.py \
-		tests/vm/test_kvm_guests.py
+		tests/vm/test_kvm_guests.py tests/interop/test_nbd_kernel.py
 
 demo: setup peers
 	@$(BIN)/python examples/demo.py

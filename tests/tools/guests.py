@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from tests.tools.python_guest import QemuConsole
     from vdisk.vm import Machine
 
 DISK_MODULES = ("virtio_pci", "virtio_blk", "ata_piix", "sd_mod", "ext4")
@@ -146,7 +147,7 @@ def _needed(content: bytes) -> list[str]:
 class Shell:
     """A shell on the first serial line, however it came there."""
 
-    def __init__(self, machine: Machine, timeout: float = 60) -> None:
+    def __init__(self, machine: Machine | QemuConsole, timeout: float = 60) -> None:
         self.machine, self.timeout = machine, timeout
 
     def start(self, timeout: float) -> Shell:
@@ -164,14 +165,17 @@ class Shell:
 
     def run(self, command: str, *, check: bool = True, timeout: float | None = None) -> str:
         """What a command prints; with ``check`` it must succeed."""
-        # What the terminal echoes is another text than what the command prints.
-        self.machine.serial[0].send(f"echo '<'\">\"; {command}\necho \"=$?\"'='\n")
+        self._type(command)
         wait = self.timeout if timeout is None else timeout
         self.machine.run_until(serial="<>\r\n", timeout=wait)
         said = self.machine.run_until(serial="=\r\n", timeout=wait).decode(errors="replace")
         said, _, status = said.removesuffix("=\r\n").rpartition("=")
         assert not check or status == "0", f"{command!r} ended with {status}:\n{said}"
         return said.replace("\r\n", "\n")
+
+    def _type(self, command: str) -> None:
+        # What the terminal echoes is another text than what the command prints.
+        self.machine.serial[0].send(f"echo '<'\">\"; {command}\necho \"=$?\"'='\n")
 
     def power_off(self, timeout: float = 60) -> None:
         """Turn the machine off from inside."""
