@@ -232,10 +232,13 @@ def test_the_last_of_several_connections_carries_on() -> None:
     behaviour = in_turn(honest(disk), dying(disk, 3), honest(disk))
     with HostileServer(behaviour) as server:
         with NbdStore(server.uri, readonly=False, settings=settings) as store:
-            threads = [
-                threading.Thread(target=store.write, args=(n * 131072, bytes([n + 1]) * 131072))
-                for n in range(8)
-            ]
+            together = threading.Barrier(8)
+
+            def write(number: int) -> None:
+                together.wait(30)  # however slow the host starts them
+                store.write(number * 131072, bytes([number + 1]) * 131072)
+
+            threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
