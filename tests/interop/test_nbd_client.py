@@ -395,6 +395,28 @@ def test_copies_in_all_directions(tmp_path: Path) -> None:
 
 
 @requires_peer("nbdkit")
+def test_a_source_that_fails_to_tell_its_extents_is_read(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(content())
+    words = [
+        "nbdkit",
+        "--filter=error",
+        "file",
+        str(tmp_path / "source"),
+        "error-extents-rate=100%",
+    ]
+    vdisk_nbd("copy", "--", "[", *words, "]", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == content()
+    vdisk_nbd("copy", "--", tmp_path / "target", "[", *words, "]")  # as a target, too
+
+
+@requires_peer("nbdkit")
+def test_a_map_of_more_than_a_question_holds() -> None:
+    """nbdkit 1.32 ended itself when it was asked about 2**32 - 1 bytes of a longer extent."""
+    with nbdkit("null", "8G") as server:
+        assert vdisk_nbd("map", server.uri).stdout.split()[:3] == [b"0", b"8589934592", b"3"]
+
+
+@requires_peer("nbdkit")
 def test_a_copy_into_too_little_room(tmp_path: Path) -> None:
     with nbdkit("memory", "4M") as server:
         (tmp_path / "large").write_bytes(content())

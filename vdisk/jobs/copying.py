@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vdisk.block import execute_read
-from vdisk.errors import UnsupportedFeatureError
+from vdisk.errors import DeviceError, UnsupportedFeatureError
 from vdisk.jobs.encoding import Compressed, Sparse, verbatim
 from vdisk.jobs.engine import CopySettings, Totals, run
 from vdisk.jobs.parallel import MAX_WORKERS
@@ -112,7 +112,11 @@ def _reads_zero(target: BlockDevice, length: int) -> bool:
     start, step = 0, _FIRST_LOOK
     while start < length:
         step = min(step, length - start)
-        if not all(extent.reads_zero for extent in target.map(start, step)):
+        try:
+            zero = all(extent.reads_zero for extent in target.map(start, step))
+        except DeviceError:  # a server that cannot say; writing tells whether it is gone
+            return False
+        if not zero:
             return False
         start, step = start + step, 2 * step
     return True

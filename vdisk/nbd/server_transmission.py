@@ -270,7 +270,7 @@ class ServerTransmission:
         if command != Command.NBD_CMD_BLOCK_STATUS or not offered:
             return ErrorValue.NBD_EINVAL, f"command {command} takes no payload"
         ids, rest = divmod(payload_length - UINT64.size, UINT32.size)
-        if rest or not 0 <= ids <= self._limits.status_ids:
+        if rest or not 1 <= ids <= self._limits.status_ids:
             return ErrorValue.NBD_EINVAL, f"a block status payload of {payload_length} bytes"
         return None
 

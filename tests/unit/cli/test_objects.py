@@ -9,6 +9,7 @@ import pytest
 
 from vdisk.cli.objects import MAX_SECRET, read_objects
 from vdisk.errors import AuthenticationError, InvalidRequestError, VdiskError
+from vdisk.stores._nbd.tls import credentials_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,3 +101,11 @@ def test_definitions_that_are_refused(definitions: list[str], complaint: str) ->
 def test_a_command_may_take_more_types() -> None:
     given = ["authz-simple,id=i,identity=CN=x"]
     assert read_objects(given, ["authz-simple"])["i"]["identity"] == "CN=x"  # type: ignore[index]
+
+
+def test_keys_take_what_all_credentials_take() -> None:
+    """``verify-peer``, as QEMU's own test of keys gives it."""
+    found = credentials_of(
+        "t", {"t": {"qom-type": "tls-creds-psk", "id": "t", "dir": "/d", "verify-peer": "on"}}, {}
+    )
+    assert found.psk_file == "/d/keys.psk"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vdisk.block import Extent, Kind
+from vdisk.errors import DeviceError
 from vdisk.jobs.copying import CopyOptions, Zeroes, copy_disk
 from vdisk.stores.memory import MemoryStore
 
@@ -86,3 +87,13 @@ def test_no_more_of_a_huge_target_is_looked_at_than_will_be_written() -> None:
     target = Huge(b"y" * (3 * MIB))
     copy_disk(Source(), target, CopyOptions())
     assert target.asked == 3 * MIB
+
+
+def test_a_target_that_cannot_say_what_it_holds_is_written() -> None:
+    class Mute(Target):
+        def _map(self, start: int, length: int) -> Iterator[Extent]:
+            raise DeviceError("mute", operation="map")
+
+    target = Mute(b"y" * (3 * MIB))
+    copy_disk(Source(), target, CopyOptions())
+    assert target.read(0, 3 * MIB) == Source().read(0, 3 * MIB)

@@ -140,6 +140,7 @@ def test_block_status_for_some_contexts() -> None:
     "payload",
     [
         pack(">Q", 0),
+        pack(">Q", 4096),
         pack(">QI", 4096, 4),
         pack(">QII", 4096, 9, 9),
         pack(">QI", SIZE, 9),

@@ -55,11 +55,11 @@ def _from_object(properties: dict[str, str], objects: Secrets, mode: TlsMode) ->
     if bag.choice("endpoint", ("client", "server"), "server") != "server":
         raise InvalidRequestError("a server needs credentials with endpoint=server")
     directory = bag.required("dir")
-    if kind == "tls-creds-psk":
+    verify = bag.boolean("verify-peer", True)
+    if kind == "tls-creds-psk":  # whose peers always prove that they have the key
         bag.finish()
         return pre_shared_keys(directory, mode=mode)
     bag.boolean("sanity-check", True)
-    verify = bag.boolean("verify-peer", True)
     password = password_of_key(bag, split_secrets(objects)[0])
     bag.finish()
     return certificates(directory, verify_peer=verify, password=password, mode=mode)

@@ -19,9 +19,9 @@ import stat
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdisk.block import BlockDevice
+from vdisk.block import BlockDevice, Extent, Kind
 from vdisk.cli.options import complain
-from vdisk.errors import InvalidRequestError
+from vdisk.errors import DeviceError, InvalidRequestError
 from vdisk.units import parse_size
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def run(args: Namespace) -> int:
         else:
             disk = stack.enter_context(_open_source(source[0], plan))
             target = stack.enter_context(_open_target(destination[0], disk.size, plan))
-            _copy(_WithoutExtents(disk) if args.no_extents else disk, target, plan, progress)
+            view = _WithoutExtents(disk) if args.no_extents else _ReadableAnyway(disk)
+            _copy(view, target, plan, progress)
         if args.flush:
             target.flush()
         if args.verbose:
@@ -332,3 +333,16 @@ class _WithoutExtents(BlockDevice):
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._inner.read_into(offset, view)
+
+
+class _ReadableAnyway(_WithoutExtents):
+    """A source of which all is data from where its server fails to tell the extents."""
+
+    def _map(self, start: int, length: int) -> Iterator[Extent]:
+        end = start + length
+        try:
+            for extent in self._inner.map(start, length):
+                yield extent
+                start = extent.end
+        except DeviceError:  # reading tells whether the server is gone
+            yield Extent(start, end - start, Kind.DATA, self._inner, start)

@@ -35,6 +35,9 @@ AHEAD = 64 << 20
 LONGEST = 1 << 30
 """Bytes to ask for at most: so that no answer takes long to find."""
 
+_WHOLE_BLOCKS = 64 << 10
+"""What the longest question is a multiple of: nbdkit 1.32 dies of one about 2**32 - 1 bytes."""
+
 MAX_AGE = 1.0
 """Seconds that an answer is believed: others may write to the export too."""
 
@@ -166,7 +169,7 @@ def _context_runs(
     pool: Pool, context: str, start: int, end: int, unit: int
 ) -> Iterator[tuple[int, int, int]]:
     extended = pool.session.headers is HeaderStyle.EXTENDED
-    longest = round_down(2**63 if extended else 2**32 - 1, unit)
+    longest = round_down(2**63 if extended else 2**32 - 1, max(unit, _WHOLE_BLOCKS))
     while start < end:
         request = pool.call(Request(BLOCK_STATUS, start, min(end - start, longest)))
         for event in request.status:

@@ -117,13 +117,14 @@ def credentials_of(
     if bag.choice("endpoint", ("client", "server"), "client") != "client":
         raise InvalidRequestError(f"object {kind!r}: a client's credentials have endpoint=client")
     directory = bag.required("dir")
-    if kind == "tls-creds-psk":
+    verify = bag.boolean("verify-peer", True)
+    if kind == "tls-creds-psk":  # whose peers always prove that they have the key
         username = bag.string("username", "qemu")
         found = Credentials(psk_file=os.path.join(directory, KEY_FILE), username=username)
     else:
         bag.boolean("sanity-check", True)  # the handshake checks more than QEMU does here
         password = password_of_key(bag, secrets)
-        found = Credentials(directory, bag.boolean("verify-peer", True), password)
+        found = Credentials(directory, verify, password)
     bag.finish()
     return found
 
