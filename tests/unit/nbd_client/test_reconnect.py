@@ -236,7 +236,9 @@ def test_the_last_of_several_connections_carries_on() -> None:
 
             def write(number: int) -> None:
                 together.wait(30)  # however slow the host starts them
-                store.write(number * 131072, bytes([number + 1]) * 131072)
+                for part in range(4):  # each chooses a connection: the busy one, or another
+                    start = number * 131072 + part * 32768
+                    store.write(start, bytes([number + 1]) * 32768)
 
             threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
             for thread in threads:
