@@ -1,9 +1,9 @@
-"""Handlers made ahead: what most guests need, compiled in bulk by processes beside this one.
+"""What a first run makes ahead: the run-time and what most guests need, by processes beside it.
 
 One by one, when a guest comes to need them, handlers cost three times as much, and the guest stands
-still meanwhile.  So a first run begins with those of :mod:`vdisk.vm.cpu.common`: it waits for the
-first :data:`FIRST`, and the others are made while firmware, boot loader and the beginning of a
-kernel run.
+still meanwhile.  So a first run begins with those of :mod:`vdisk.vm.cpu.common`, in bulk: it waits
+for :data:`FIRST` of them.  The others are made while firmware, boot loader and the beginning of a
+kernel run, and so is the run-time, of which there is a rough one until then.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import atexit
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu.common import common_instructions, shapes_of
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
-from vdisk.vm.cpu.orders import HandlersOrder, decoder
+from vdisk.vm.cpu.orders import HandlersOrder, RuntimeOrder, decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
-FIRST = 512
-"""Handlers that a first run waits for: about as many as can be made while its run-time is."""
-RUNTIME = 512
-"""Handlers that take as long as the run-time does."""
-BATCH = 64
+FIRST = 256
+"""Handlers that a first run waits for: firmware needs them, and what it starts."""
+BATCH = 32
 """Handlers of one order, so that all processes end at about the same time."""
 MOST_PROCESSES = 4
 CHECK = 0.1
 """Seconds after which a process is missed that has ended."""
+
+
+class Work(NamedTuple):
+    """What one process does at a time, and the names of what comes of it."""
+
+    order: HandlersOrder | RuntimeOrder
+    names: list[str]
+    level: Level
 
 
 def missing(present: Collection[str]) -> list[Shape]:
@@ -43,35 +49,44 @@ def missing(present: Collection[str]) -> list[Shape]:
     return [shape for shape in shapes if shape.symbol not in present]
 
 
+def handlers(shapes: list[Shape]) -> Work:
+    """To make these."""
+    names = [shape.symbol for shape in shapes]
+    return Work(HandlersOrder(shapes, Level.ROUGH), names, Level.ROUGH)
+
+
 class Ahead:
-    """Makes handlers, in threads that wait for processes, until all are there or it is closed."""
+    """Has work done, in threads that wait for processes, until it is done or this is closed."""
 
     def __init__(
         self,
         shapes: list[Shape],
+        runtime: str,
         take: Callable[[list[str], bytes, Level], object],
         progress: Progress,
         finished: Callable[[], object],
     ) -> None:
-        """``take``: gets the names of some handlers and their packed code; ``progress``: is told
-        how many there are of those that are waited for, and how many these are, the run-time
-        among them; ``finished``: called when all are there.  All of them from any thread, one at
-        a time.
+        """``shapes`` of handlers; ``runtime``: the name of the run-time; ``take``: gets the names
+        of some of these and their packed code; ``progress``: is told how many handlers there are
+        of those that are waited for, and how many these are; ``finished``: called when all is
+        there.  All of them from any thread, one at a time.
         """
         self._take, self._progress, self._finished = take, progress, finished
-        self._waiting = deque(shapes[at : at + BATCH] for at in range(0, len(shapes), BATCH))
-        self._left, self._first, self._made = len(shapes), min(FIRST, len(shapes)), 0
-        self._runtime = 0
+        self._first = min(FIRST, len(shapes))
+        batches = (range(0, self._first, BATCH), range(self._first, len(shapes), BATCH))
+        first, others = (
+            [handlers(shapes[at : min(at + BATCH, each.stop)]) for at in each] for each in batches
+        )
+        works = [*first, Work(RuntimeOrder(), [runtime], Level.BEST), *others]
+        self._waiting, self._left, self._made = deque(works), len(works), 0
         self._change = threading.Condition()
         self._processes: list[CompilerProcess] = []
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin."""
-        if not self._left:
-            self._finished()
         atexit.register(self.close)
-        for number in range(min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(self._waiting))):
+        for number in range(min(len(os.sched_getaffinity(0)), MOST_PROCESSES, self._left)):
             process = CompilerProcess()
             self._processes.append(process)
             thread = threading.Thread(
@@ -83,37 +98,29 @@ class Ahead:
     def _work(self, process: CompilerProcess) -> None:
         while True:
             try:
-                shapes = self._waiting.popleft()
+                work = self._waiting.popleft()
             except IndexError:
                 break
-            code = process.carry_out(HandlersOrder(shapes, Level.ROUGH))
+            code = process.carry_out(work.order)
             if code is None:  # it was ended
                 break
-            self._have(shapes, code)
+            self._have(work, code)
         process.close()
 
-    def _have(self, shapes: list[Shape], code: bytes) -> None:
+    def _have(self, work: Work, code: bytes) -> None:
         with self._change:
-            self._take([shape.symbol for shape in shapes], code, Level.ROUGH)
-            is_waited_for = self._made < self._first
-            self._made += len(shapes)
-            self._left -= len(shapes)
-            if is_waited_for:
-                self._tell()
+            self._take(work.names, code, work.level)
+            self._left -= 1
+            if work.level is Level.ROUGH and self._made < self._first:
+                self._made += len(work.names)
+                self._progress(min(self._made, self._first), self._first)
             if not self._left:
                 self._finished()
             self._change.notify_all()
 
-    def _tell(self) -> None:
-        done = min(self._made, self._first) + self._runtime
-        self._progress(done, self._first + RUNTIME)
-
     def wait(self) -> None:
-        """Until the first handlers are there as well, now that the run-time is, or no more are
-        coming; the rest gives way to the guest."""
+        """Until the first handlers are there, or no more are coming; the rest gives way."""
         with self._change:
-            self._runtime = RUNTIME
-            self._tell()
             while self._made < self._first and any(each.is_alive() for each in self._threads):
                 self._change.wait(CHECK)
         for process in self._processes:

@@ -89,6 +89,7 @@ class NativeCode:
         prune(cache_directory)
         self._find_kept()
         self._ahead: Ahead | None = None
+        self._junctions: dict[str, int] = {}
         self._is_complete = ahead is None or RUNTIME not in self._kept or COMPLETE in self._kept
         if not self._add_kept(RUNTIME):
             self._begin(ahead)
@@ -103,14 +104,33 @@ class NativeCode:
             return
         from vdisk.vm.cpu.ahead import Ahead, missing
 
-        ahead = self._ahead = Ahead(missing(self._kept), self.take, progress, self._completed)
+        shapes = missing(self._kept)
+        ahead = self._ahead = Ahead(shapes, RUNTIME, self.take, progress, self._completed)
         try:
             ahead.start()
-            self._compile(native.runtime_module(), Level.BEST, [RUNTIME])
+            with self._lock:
+                if not self._add_kept(RUNTIME):  # it has not been made meanwhile
+                    self._add_rough_runtime()
             ahead.wait()
         except BaseException:
             ahead.close()
             raise
+
+    def _add_rough_runtime(self) -> None:
+        """A run-time for the beginning of the first run, which costs a fifth of the real one."""
+        code = self.compiler.compile(native.runtime_module(), Level.ROUGH)
+        added = Piece.unpack(code)
+        base, junction = self.memory.add(added), self.memory.add_junction
+        self._junctions = {name: junction(base + at) for name, at in added.symbols.items()}
+        self.memory.symbols.update(self._junctions)
+
+    def _exchange_runtime(self, code: bytes) -> None:
+        """Let all that uses the rough run-time use this one, whoever may be in it."""
+        added = Piece.unpack(code)
+        base = self.memory.add(added)
+        for name, junction in self._junctions.items():
+            self.memory.turn(junction, base + added.symbols[name])
+        self.memory.symbols.update((name, base + at) for name, at in added.symbols.items())
 
     def _bind(self) -> None:
         addresses = self.memory.symbols
@@ -185,6 +205,8 @@ class NativeCode:
         entry = self.keep(names, code, level)
         with self._lock:
             self._kept.update((name, (level, entry)) for name in names)
+            if RUNTIME in names and self._junctions:
+                self._exchange_runtime(code)
 
     def prepare(self, shapes: Iterable[Shape]) -> None:
         """Make sure that these handlers exist."""

@@ -66,7 +66,8 @@ class CompilerProcess:
     def give_way(self) -> None:
         """Have it leave processors to those who are waited for."""
         if self._process.poll() is None:
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
+            niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

@@ -39,6 +39,8 @@ _ALLOC = 2
 _GLOBAL = 1
 _PC32, _PLT32, _32S = 2, 4, 11
 _SIGNED = Struct("<i")
+_JUMP, _JUMP_CODE = Struct("<8sQ"), b"\xff\x25\2\0\0\0\0\0"
+"""jmp *2(%rip): to the address behind it and two bytes more, which is a whole word of memory."""
 
 
 class LinkError(Exception):
@@ -226,6 +228,7 @@ class CodeMemory:
         try:
             os.ftruncate(descriptor, size)
             self._view = mmap.mmap(descriptor, size, mmap.MAP_SHARED)
+            self._words = memoryview(self._view).cast("Q")
             self.address = _map_executable(descriptor, size)
         finally:
             os.close(descriptor)
@@ -265,10 +268,19 @@ class CodeMemory:
         """Where a symbol is; the C library is too far away for a distance of 32 bits."""
         found = self.symbols.get(name)
         if found is None:
-            # jmp *0(%rip), and the address behind it
-            jump = b"\xff\x25\0\0\0\0" + self._external(name).to_bytes(8, "little")
+            jump = _JUMP.pack(_JUMP_CODE, self._external(name))
             found = self.symbols[name] = self.address + self._append(jump)
         return found
+
+    def add_junction(self, target: int) -> int:
+        """The address of a jump to some code, which :meth:`turn` may let lead elsewhere."""
+        with self._lock:
+            return self.address + self._append(_JUMP.pack(_JUMP_CODE, target))
+
+    def turn(self, junction: int, target: int) -> None:
+        """From now on a junction leads to other code; who is in what was there stays in it."""
+        place = junction - self.address + len(_JUMP_CODE)
+        self._words[place // 8] = target  # one store: whoever jumps finds the one or the other
 
 
 def _map_executable(descriptor: int, size: int) -> int:

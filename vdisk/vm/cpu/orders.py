@@ -9,6 +9,7 @@ from vdisk.vm.cpu.codegen import handlers_module
 from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.decoder import Decoder
 from vdisk.vm.cpu.hot import Region, region_module
+from vdisk.vm.cpu.native import runtime_module
 from vdisk.vm.cpu.semantics import load_all
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ class HandlersOrder(NamedTuple):
         """Their packed code."""
         load_all()
         return compiler.compile(handlers_module(self.shapes), self.level)
+
+
+class RuntimeOrder(NamedTuple):
+    """The run-time, as it is in the end."""
+
+    def carry_out(self, compiler: Compiler) -> bytes:
+        """Its packed code."""
+        load_all()
+        return compiler.compile(runtime_module(), Level.BEST)
 
 
 class CompiledRegion(NamedTuple):
@@ -67,4 +77,4 @@ class RegionOrder(NamedTuple):
         return CompiledRegion(region.spans(), tuple(region.fields), code)
 
 
-Order = HandlersOrder | RegionOrder
+Order = HandlersOrder | RuntimeOrder | RegionOrder
