@@ -1,21 +1,23 @@
-"""Make vdisk/vm/cpu/common.txt: the instructions that guests have in common, from their boots.
+"""Make vdisk/vm/cpu/common.txt and kernels.txt.gz: what guests have in common, from their boots.
 
     python bench/common_code.py [--traces FOLDER] [GUEST…]
 
 Boots each guest with nothing known, and notes what is learned of instructions, in that order.  Of
 all instructions that are lowered to the same shapes, the first one is kept, with every variant
-that some guest has of them.  Traces stay in FOLDER: a guest that has one is not booted again.
+that some guest has of them; and beside that, all that 64-bit kernels execute.  Traces stay in
+FOLDER: a guest that has one is not booted again.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,7 @@ HEADER = """\
 # Made by bench/common_code.py; boots of {guests}.
 """
 
+KERNELS = ("Debian's cloud kernel", "its amd64 kernel")
 Variant = tuple[Mode, bytes, int]
 """Mode, bytes of an instruction, and which of its variants."""
 
@@ -103,8 +106,8 @@ def picture(make: Callable[[Path], Path], **options: Any) -> Callable[[Path], It
 
 GUESTS = {
     "Debian's cloud kernel": linux(guests.CLOUD),
-    "its 686 kernel": linux(guests.I686),
     "its amd64 kernel": linux(guests.GENERIC),
+    "its 686 kernel": linux(guests.I686),
     "Debian 12": debian,
     "GRUB": picture(lambda folder: bootable.grub_disk(folder, bootable.GRUB_CONFIG)),
     "GRUB in graphics": picture(
@@ -157,15 +160,31 @@ def traces(names: Iterable[str], folder: Path) -> list[list[Variant]]:
 
 
 def commonest(found: list[list[Variant]]) -> list[Common]:
-    """One instruction for each list of shapes, as early as any guest needs one of its variants."""
+    """One instruction for each list of shapes, in the order in which guests need them."""
     kept: dict[tuple[object, ...], tuple[Mode, bytes, list[int]]] = {}
-    for together in zip_longest(*found):
-        for mode, code, key in filter(None, together):
-            alike = tuple(variant_shapes(common.form_of(code, decoder(mode)), 0))
-            _, _, keys = kept.setdefault(alike, (mode, code, []))
-            if key not in keys:
-                keys.append(key)
+    for mode, code, key in chain(*found):
+        alike = tuple(variant_shapes(common.form_of(code, decoder(mode)), 0))
+        _, _, keys = kept.setdefault(alike, (mode, code, []))
+        if key not in keys:
+            keys.append(key)
     return [Common(mode, code, tuple(keys)) for mode, code, keys in kept.values()]
+
+
+def together(found: list[list[Variant]]) -> list[Common]:
+    """All instructions, those of the same variants one behind the other."""
+    keys: dict[tuple[Mode, bytes], set[int]] = {}
+    for mode, code, key in chain(*found):
+        keys.setdefault((mode, code), set()).add(key)
+    lines: dict[tuple[Mode, tuple[int, ...]], list[bytes]] = {}
+    for (mode, code), variants in sorted(keys.items()):
+        lines.setdefault((mode, tuple(sorted(variants))), []).append(code)
+    return [Common(mode, b"".join(codes), variants) for (mode, variants), codes in lines.items()]
+
+
+def write_kernels(folder: Path) -> None:
+    chosen = together(traces(KERNELS, folder))
+    text = HEADER.format(guests=", ".join(KERNELS)) + "".join(f"{each.text()}\n" for each in chosen)
+    common.KERNELS_FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def main() -> None:
@@ -181,6 +200,7 @@ def main() -> None:
         for each in chosen:
             shown = formatter.format(iced.Decoder(each.mode.code, each.code).decode())
             file.write(f"{each.text():<40} {shown}\n")
+    write_kernels(arguments.traces)
     print(f"{len(chosen)} instructions, {sum(len(each.variants) for each in chosen)} variants")
 
 

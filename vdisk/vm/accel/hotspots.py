@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.arena import MOST_DROPS, HotRegion
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
-from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder
+from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder, RuntimeOrder
 from vdisk.vm.cpu.region_store import KeptRegion, RegionStore
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 
@@ -158,8 +158,12 @@ class Hotspots:
             return key
 
     def _refine(self) -> bool:
-        """Make some rough handlers fine; False if none are left."""
+        """Make what is rough fine, the run-time first; False if nothing is left."""
         native, compiler = self.engine.native, self._compiler
+        if native.lacks_runtime() and compiler is not None:
+            code = compiler.carry_out(RuntimeOrder())
+            if code:
+                native.take_runtime(code)
         shapes = native.next_rough()
         if shapes and compiler is not None:
             code = compiler.carry_out(HandlersOrder(shapes))

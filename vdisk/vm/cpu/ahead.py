@@ -1,9 +1,9 @@
 """What a first run makes ahead: the run-time and what most guests need, by processes beside it.
 
 One by one, when a guest comes to need them, handlers cost three times as much, and the guest stands
-still meanwhile.  So a first run begins with those of :mod:`vdisk.vm.cpu.common`, in bulk: it waits
-for :data:`FIRST` of them.  The others are made while firmware, boot loader and the beginning of a
-kernel run, and so is the run-time, of which there is a rough one until then.
+still meanwhile; and so it is with what is known of instructions.  So a first run begins with what
+:mod:`vdisk.vm.cpu.common` lists, in bulk: it waits for :data:`FIRST` of the handlers.  The others
+are made while the guest begins, and so is the run-time, of which there is a rough one until then.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ import atexit
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vdisk.vm.cpu.common import common_instructions, shapes_of
+from vdisk.vm.cpu.common import common_instructions, kernel_instructions, shapes_of
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
-from vdisk.vm.cpu.orders import HandlersOrder, RuntimeOrder, decoder
+from vdisk.vm.cpu.orders import HandlersOrder, InstructionsOrder, RuntimeOrder, decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
+    from vdisk.vm.cpu.codegen import NativeCode
     from vdisk.vm.cpu.context import Shape
+    from vdisk.vm.cpu.orders import Order
 
     Progress = Callable[[int, int], None]
 
-FIRST = 256
-"""Handlers that a first run waits for: firmware needs them, and what it starts."""
+FIRST = 1792
+"""Handlers that a first run waits for: kernels need them until they have a shell."""
 BATCH = 32
 """Handlers of one order, so that all processes end at about the same time."""
 MOST_PROCESSES = 4
@@ -35,11 +38,12 @@ CHECK = 0.1
 
 
 class Work(NamedTuple):
-    """What one process does at a time, and the names of what comes of it."""
+    """What one process does at a time."""
 
-    order: HandlersOrder | RuntimeOrder
-    names: list[str]
-    level: Level
+    order: Order
+    take: Callable[[Any], object]
+    """Gets what comes of it."""
+    is_waited_for: bool
 
 
 def missing(present: Collection[str]) -> list[Shape]:
@@ -49,36 +53,45 @@ def missing(present: Collection[str]) -> list[Shape]:
     return [shape for shape in shapes if shape.symbol not in present]
 
 
-def handlers(shapes: list[Shape]) -> Work:
-    """To make these."""
-    names = [shape.symbol for shape in shapes]
-    return Work(HandlersOrder(shapes, Level.ROUGH), names, Level.ROUGH)
+def works(native: NativeCode, present: Collection[str]) -> list[Work]:
+    """What a first run needs that has some handlers already."""
+    shapes = shapes_of(common_instructions(), decoder)
+    first, others = (
+        [shape for shape in some if shape.symbol not in present]
+        for some in (shapes[:FIRST], shapes[FIRST:])
+    )
+    learned = []
+    if native.lacks_instructions():
+        order = InstructionsOrder(kernel_instructions())
+        learned = [Work(order, native.take_instructions, is_waited_for=True)]
+    return [
+        *learned,
+        *_batches(native, first, are_waited_for=True),
+        Work(RuntimeOrder(), native.take_runtime, is_waited_for=False),
+        *_batches(native, others, are_waited_for=False),
+    ]
+
+
+def _batches(native: NativeCode, shapes: list[Shape], *, are_waited_for: bool) -> Iterator[Work]:
+    for at in range(0, len(shapes), BATCH):
+        some = shapes[at : at + BATCH]
+        take = partial(native.take, [shape.symbol for shape in some], level=Level.ROUGH)
+        yield Work(HandlersOrder(some, Level.ROUGH), take, are_waited_for)
 
 
 class Ahead:
     """Has work done, in threads that wait for processes, until it is done or this is closed."""
 
     def __init__(
-        self,
-        shapes: list[Shape],
-        runtime: str,
-        take: Callable[[list[str], bytes, Level], object],
-        progress: Progress,
-        finished: Callable[[], object],
+        self, works: list[Work], progress: Progress, finished: Callable[[], object]
     ) -> None:
-        """``shapes`` of handlers; ``runtime``: the name of the run-time; ``take``: gets the names
-        of some of these and their packed code; ``progress``: is told how many handlers there are
-        of those that are waited for, and how many these are; ``finished``: called when all is
-        there.  All of them from any thread, one at a time.
+        """``progress``: is told how many of the works that are waited for are done, and how many
+        they are; ``finished``: called when all are.  Both, and what takes results, are called from
+        any thread, one at a time.
         """
-        self._take, self._progress, self._finished = take, progress, finished
-        self._first = min(FIRST, len(shapes))
-        batches = (range(0, self._first, BATCH), range(self._first, len(shapes), BATCH))
-        first, others = (
-            [handlers(shapes[at : min(at + BATCH, each.stop)]) for at in each] for each in batches
-        )
-        works = [*first, Work(RuntimeOrder(), [runtime], Level.BEST), *others]
-        self._waiting, self._left, self._made = deque(works), len(works), 0
+        self._progress, self._finished = progress, finished
+        self._waiting, self._left, self._done = deque(works), len(works), 0
+        self._first = sum(work.is_waited_for for work in works)
         self._change = threading.Condition()
         self._processes: list[CompilerProcess] = []
         self._threads: list[threading.Thread] = []
@@ -101,27 +114,27 @@ class Ahead:
                 work = self._waiting.popleft()
             except IndexError:
                 break
-            code = process.carry_out(work.order)
-            if code is None:  # it was ended
+            result = process.carry_out(work.order)
+            if result is None:  # it was ended
                 break
-            self._have(work, code)
+            self._have(work, result)
         process.close()
 
-    def _have(self, work: Work, code: bytes) -> None:
+    def _have(self, work: Work, result: object) -> None:
         with self._change:
-            self._take(work.names, code, work.level)
+            work.take(result)
             self._left -= 1
-            if work.level is Level.ROUGH and self._made < self._first:
-                self._made += len(work.names)
-                self._progress(min(self._made, self._first), self._first)
+            if work.is_waited_for:
+                self._done += 1
+                self._progress(self._done, self._first)
             if not self._left:
                 self._finished()
             self._change.notify_all()
 
     def wait(self) -> None:
-        """Until the first handlers are there, or no more are coming; the rest gives way."""
+        """Until what is waited for is done, or no more is coming; the rest gives way."""
         with self._change:
-            while self._made < self._first and any(each.is_alive() for each in self._threads):
+            while self._done < self._first and any(each.is_alive() for each in self._threads):
                 self._change.wait(CHECK)
         for process in self._processes:
             process.give_way()

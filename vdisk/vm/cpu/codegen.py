@@ -10,6 +10,7 @@ of it, which the next run finds.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from vdisk.vm.cpu import native
 from vdisk.vm.cpu.cache import CodeCache, Entry, default_directory, digest, prune
 from vdisk.vm.cpu.compiler import Compiler, Level
 from vdisk.vm.cpu.context import Shape, write_handler
+from vdisk.vm.cpu.known_store import InstructionStore
 from vdisk.vm.cpu.linker import CodeMemory, Piece
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.region_store import RegionStore
@@ -91,7 +93,7 @@ class NativeCode:
         self._ahead: Ahead | None = None
         self._junctions: dict[str, int] = {}
         self._is_complete = ahead is None or RUNTIME not in self._kept or COMPLETE in self._kept
-        if not self._add_kept(RUNTIME):
+        if not self._add_runtime():
             self._begin(ahead)
         self._bind()
 
@@ -102,27 +104,37 @@ class NativeCode:
         if progress is None:
             self._compile(native.runtime_module(), Level.BEST, [RUNTIME])
             return
-        from vdisk.vm.cpu.ahead import Ahead, missing
+        from vdisk.vm.cpu.ahead import Ahead, works
 
-        shapes = missing(self._kept)
-        ahead = self._ahead = Ahead(shapes, RUNTIME, self.take, progress, self._completed)
+        ahead = self._ahead = Ahead(works(self, self._kept), progress, self._completed)
         try:
             ahead.start()
             with self._lock:
-                if not self._add_kept(RUNTIME):  # it has not been made meanwhile
-                    self._add_rough_runtime()
+                if RUNTIME not in self._kept:  # it has not been made meanwhile
+                    self._compile_rough_runtime()
+                self._add_runtime()
             ahead.wait()
         except BaseException:
             ahead.close()
             raise
 
-    def _add_rough_runtime(self) -> None:
+    def _compile_rough_runtime(self) -> None:
         """A run-time for the beginning of the first run, which costs a fifth of the real one."""
         code = self.compiler.compile(native.runtime_module(), Level.ROUGH)
+        self.take([RUNTIME], code, Level.ROUGH)
+
+    def _add_runtime(self) -> bool:
+        """Put the run-time in place, and a rough one so that the real one can be exchanged for
+        it; False if there is none."""
+        level, entry = self._kept.get(RUNTIME, (Level.BEST, None))
+        code = None if entry is None else entry.code()
+        if level is not Level.ROUGH or code is None:
+            return self._add_kept(RUNTIME)
         added = Piece.unpack(code)
         base, junction = self.memory.add(added), self.memory.add_junction
         self._junctions = {name: junction(base + at) for name, at in added.symbols.items()}
         self.memory.symbols.update(self._junctions)
+        return True
 
     def _exchange_runtime(self, code: bytes) -> None:
         """Let all that uses the rough run-time use this one, whoever may be in it."""
@@ -205,8 +217,23 @@ class NativeCode:
         entry = self.keep(names, code, level)
         with self._lock:
             self._kept.update((name, (level, entry)) for name in names)
-            if RUNTIME in names and self._junctions:
+
+    def take_runtime(self, code: bytes) -> None:
+        """The same for the run-time."""
+        self.take([RUNTIME], code, Level.BEST)
+        with self._lock:
+            if self._junctions:
                 self._exchange_runtime(code)
+
+    def take_instructions(self, parts: list[bytes]) -> None:
+        """Let machines of this run and later ones know what they would have to learn."""
+        if self.lacks_instructions():
+            InstructionStore(self.directory, self.digest).write(parts)
+
+    def lacks_instructions(self) -> bool:
+        """True if nothing is known of instructions that could be."""
+        path = InstructionStore(self.directory, self.digest).path
+        return path is not None and not os.path.exists(path)
 
     def prepare(self, shapes: Iterable[Shape]) -> None:
         """Make sure that these handlers exist."""
@@ -251,6 +278,12 @@ class NativeCode:
                 self._rough = self._missing()
             symbols = list(self._rough)[:BATCH]
             return [self._rough.pop(symbol) for symbol in symbols]
+
+    def lacks_runtime(self) -> bool:
+        """True if there is only a rough run-time, and nobody makes the real one."""
+        with self._lock:
+            is_rough = RUNTIME in self._kept and self._kept[RUNTIME][0] is Level.ROUGH
+            return is_rough and self._ahead is None
 
     def _missing(self) -> dict[str, Shape]:
         from vdisk.vm.cpu.ahead import missing

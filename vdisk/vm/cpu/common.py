@@ -11,11 +11,16 @@ says whether somebody looks at the flags that the instruction leaves (``f``), an
 left those that it finds, where that matters (``sub32``).
 
 An instruction stands for all that are lowered to the same shapes.  Shapes themselves are not in
-the file, so it does not depend on what they are called.  bench/common_code.py makes it.
+the file, so it does not depend on what they are called.
+
+Another file, compressed, has all instructions that 64-bit kernels were seen to execute until they
+had a shell: lines for those of the same variants, one behind the other.  Half of what a kernel of
+another origin executes is not among them, and has to be learned.  bench/common_code.py makes both.
 """
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decoder import Decoder
 
 FILE = Path(__file__).with_suffix(".txt")
+KERNELS_FILE = Path(__file__).with_name("kernels.txt.gz")
 
 
 def _variants() -> dict[str, int]:
@@ -51,6 +57,7 @@ class Common(NamedTuple):
 
     mode: Mode
     code: bytes
+    """An instruction, or several."""
     variants: tuple[int, ...]
 
     def text(self) -> str:
@@ -77,8 +84,16 @@ class Common(NamedTuple):
 
 def common_instructions(path: Path = FILE) -> list[Common]:
     """All of them."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Common.parse(line) for line in lines if line and not line.startswith("#")]
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+def kernel_instructions(path: Path = KERNELS_FILE) -> list[Common]:
+    """What 64-bit kernels execute, several instructions at a time."""
+    return _parse(gzip.decompress(path.read_bytes()).decode())
+
+
+def _parse(text: str) -> list[Common]:
+    return [Common.parse(line) for line in text.splitlines() if not line.startswith("#")]
 
 
 def shapes_of(found: Iterable[Common], decoder: Callable[[Mode], Decoder]) -> list[Shape]:

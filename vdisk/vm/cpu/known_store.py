@@ -35,6 +35,30 @@ WORTH_KEEPING = 256
 """So many instructions must be new before the file is written again."""
 
 
+def content(translator: Translator) -> list[bytes]:
+    """The parts of a file with what a translator knows."""
+    return _packed(*_copied(translator))
+
+
+def _copied(translator: Translator) -> tuple[dict[str, Any], list[bytes]]:
+    """The description and the tables as they are now."""
+    known, modes = translator.arena.known, list(translator.modes)
+    description = {
+        "modes": modes,
+        "shapes": list(translator.shapes),
+        "multiplier": known.multiplier,
+        "counts": known.counts,
+    }
+    return description, [bytes(part) for part in known.tables(known.counts, len(modes))]
+
+
+def _packed(description: dict[str, Any], tables: list[bytes]) -> list[bytes]:
+    text, check = json.dumps(description).encode(), 0
+    for part in tables:
+        check = zlib.crc32(part, check)
+    return [HEADER.pack(MAGIC, len(text), zlib.crc32(text), check), text, *tables]
+
+
 class InstructionStore:
     """The file; a directory that cannot be used makes a store that keeps nothing."""
 
@@ -75,31 +99,27 @@ class InstructionStore:
         if self.path is None or known.count < self.kept + WORTH_KEEPING:
             return
         with lock or contextlib.nullcontext():
-            count, counts, modes = known.count, known.counts, list(translator.modes)
-            description = {
-                "modes": modes,
-                "shapes": list(translator.shapes),
-                "multiplier": known.multiplier,
-                "counts": counts,
-            }
-            tables = [bytes(part) for part in known.tables(counts, len(modes))]
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            self._write(description, tables)
+            count, description, tables = known.count, *_copied(translator)
+        if self.write(_packed(description, tables)):
             self.kept = count
 
-    def _write(self, description: dict[str, Any], tables: list[bytes]) -> None:
-        text, check = json.dumps(description).encode(), 0
-        for part in tables:
-            check = zlib.crc32(part, check)
-        header = HEADER.pack(MAGIC, len(text), zlib.crc32(text), check)
+    def write(self, parts: list[bytes]) -> bool:
+        """Have a file with this content; False where that is not possible."""
+        if self.path is None:
+            return False
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            self._write(parts)
+            return True
+        return False
+
+    def _write(self, parts: list[bytes]) -> None:
         assert self.path is not None
         temporary = f"{self.path}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
             with open(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(header + text)
-                file.writelines(tables)
+                file.writelines(parts)
             os.replace(temporary, self.path)
         finally:
             with contextlib.suppress(FileNotFoundError):

@@ -5,16 +5,23 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, NamedTuple
 
+from vdisk.vm.cpu.arena import Arena
 from vdisk.vm.cpu.codegen import handlers_module
 from vdisk.vm.cpu.compiler import Level
+from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decoder import Decoder
 from vdisk.vm.cpu.hot import Region, region_module
+from vdisk.vm.cpu.known_store import content
 from vdisk.vm.cpu.native import runtime_module
 from vdisk.vm.cpu.semantics import load_all
+from vdisk.vm.cpu.translate import Translator
+from vdisk.vm.memory import PAGE_SIZE, GuestMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vdisk.vm.cpu.common import Common
     from vdisk.vm.cpu.compiler import Compiler
-    from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
 
 
@@ -44,6 +51,29 @@ class RuntimeOrder(NamedTuple):
         """Its packed code."""
         load_all()
         return compiler.compile(runtime_module(), Level.BEST)
+
+
+class InstructionsOrder(NamedTuple):
+    """What there is to know of these instructions."""
+
+    found: list[Common]
+
+    def carry_out(self, _compiler: Compiler) -> list[bytes]:
+        """The parts of a file of :class:`~vdisk.vm.cpu.known_store.InstructionStore`."""
+        load_all()
+        arena = Arena(GuestMemory(PAGE_SIZE))
+        translator = Translator(arena, _Nowhere.of, lambda at, length: b"", lambda page: None)
+        for mode, code, variants in self.found:
+            translator.learn(code, mode, variants)
+        return content(translator)
+
+
+class _Nowhere(dict[Shape, int]):
+    """Addresses of handlers, where none is needed."""
+
+    @classmethod
+    def of(cls, shapes: Iterable[Shape]) -> dict[Shape, int]:
+        return cls.fromkeys(shapes, 0)
 
 
 class CompiledRegion(NamedTuple):
@@ -77,4 +107,4 @@ class RegionOrder(NamedTuple):
         return CompiledRegion(region.spans(), tuple(region.fields), code)
 
 
-Order = HandlersOrder | RuntimeOrder | RegionOrder
+Order = HandlersOrder | RuntimeOrder | InstructionsOrder | RegionOrder

@@ -231,6 +231,15 @@ class Translator:
         if not forms:
             self.arena.known.add_incomplete(code, number)
 
+    def learn(self, code: bytes, mode: Mode, keys: Iterable[int]) -> None:
+        """Put instructions, one behind the other, into the tables, each with these variants."""
+        number, decoder = self.mode_number(mode), self.decoder(mode)
+        self._lately.clear()
+        for each, instruction in decoder.instructions(code):
+            self._learn_instruction(each, instruction, decoder.form(each, instruction), number)
+        self._learn_variants([(entry, key) for entry in self._lately for key in keys])
+        self._lately.clear()
+
     def _learn_instruction(
         self, code: bytes, instruction: iced.Instruction, form: Form, mode: int
     ) -> int:

@@ -92,9 +92,9 @@ def test_it_looks_by_itself_until_it_is_closed(it, keeper, monkeypatch):
 def test_a_file_is_whole_however_much_is_learned_meanwhile(it, keeper, monkeypatch):
     written = InstructionStore._write
 
-    def write(store, description, tables):
+    def write(store, parts):
         it.translate(code(100, MORE))  # by another thread, really
-        written(store, description, tables)
+        written(store, parts)
 
     monkeypatch.setattr(InstructionStore, "_write", write)
     it.translate(code(0, MORE))

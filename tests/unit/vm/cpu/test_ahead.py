@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 
 import pytest
 
-from vdisk.vm.cpu import ahead, codegen
+from tests.unit.vm.cpu.test_translate import LONG, START, bench
+from vdisk.vm.accel.interp import InterpAccelerator
+from vdisk.vm.bus import Bus
+from vdisk.vm.cpu import ahead, codegen, known_store
 from vdisk.vm.cpu.codegen import COMPLETE, RUNTIME, NativeCode
-from vdisk.vm.cpu.common import common_instructions, shapes_of
+from vdisk.vm.cpu.common import Common, common_instructions, shapes_of
 from vdisk.vm.cpu.compiler import CompilerProcess
-from vdisk.vm.cpu.orders import decoder
+from vdisk.vm.cpu.known_store import InstructionStore
+from vdisk.vm.cpu.orders import RuntimeOrder, decoder
+from vdisk.vm.memory import GuestMemory
 
 SOME = 40
 """Lines of the list that these tests make do with."""
@@ -26,8 +32,10 @@ class Told(list):
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """A short list, in small orders, of which only the first is waited for."""
+    """A short list, in small orders, of which only the first is waited for, and two
+    instructions that are known."""
     some = common_instructions()[:SOME]
+    monkeypatch.setattr(ahead, "kernel_instructions", lambda: [Common.parse("64 9090c3 - nop")])
     monkeypatch.setattr(ahead, "common_instructions", lambda: some)
     monkeypatch.setattr(ahead, "BATCH", 8)
     monkeypatch.setattr(ahead, "FIRST", 8)
@@ -62,14 +70,11 @@ def has_ended(process):
 def test_a_first_run_has_them_and_leaves_them(tmp_path, few, processes):
     told = Told()
     first = NativeCode(str(tmp_path), ahead=told)
-    total = 8 + ahead.RUNTIME
-    assert told == sorted(told)
-    assert told[-1] == (total, total)
-    assert {of for _, of in told} == {total}
+    assert told == [(1, 2), (2, 2)]
     await_end()
-    assert told[-1] == (total, total)  # what is made behind the guest's back is not shown
+    assert told == [(1, 2), (2, 2)]  # what is made behind the guest's back is not shown
     assert all(map(has_ended, processes))
-    assert first._kept.keys() >= few | {COMPLETE}
+    assert first._kept.keys() >= few | {RUNTIME, COMPLETE}
     assert not first.memory.symbols.keys() & few  # they are put in place when they are used
     shapes = shapes_of(ahead.common_instructions(), decoder)
     first.prepare(shapes)
@@ -134,7 +139,7 @@ def test_an_interrupted_first_run_leaves_no_processes(tmp_path, monkeypatch, pro
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(NativeCode, "_compile", interrupt)
+        patch.setattr(NativeCode, "_compile_rough_runtime", interrupt)
         with pytest.raises(error):
             NativeCode(str(tmp_path), ahead=Told())
     await_end()
@@ -144,14 +149,57 @@ def test_an_interrupted_first_run_leaves_no_processes(tmp_path, monkeypatch, pro
     await_end()
 
 
-def test_a_run_that_only_lacks_the_runtime(tmp_path, monkeypatch, processes, few):
+def test_the_runtime_that_a_run_left_rough(tmp_path, monkeypatch, processes):
     with monkeypatch.context() as patch:
-        patch.setattr(NativeCode, "_compile", lambda *_: None)
-        patch.setattr(NativeCode, "_bind", lambda _: None)
+        patch.setattr(NativeCode, "take_runtime", lambda *_: None)
         NativeCode(str(tmp_path), ahead=Told())
         await_end()
     begun, told = len(processes), Told()
-    code = NativeCode(str(tmp_path), ahead=told)
+    second = NativeCode(str(tmp_path), ahead=told)
     assert len(processes) == begun
-    assert told == [(ahead.RUNTIME, ahead.RUNTIME)]
-    assert COMPLETE in code._kept
+    assert not told
+    assert second.lacks_runtime()
+    second.take_runtime(second.carry_out(RuntimeOrder()))
+    assert not second.lacks_runtime()
+    check_junctions(second)
+    assert not NativeCode(str(tmp_path), ahead=told)._junctions
+
+
+def test_what_kernels_have_in_common_is_known(tmp_path):
+    code = NativeCode(str(tmp_path), ahead=Told())
+    await_end()
+    memory = GuestMemory(1 << 20)
+    engine = InterpAccelerator(memory, Bus())
+    InstructionStore(str(tmp_path), code.digest).load(engine.translator)
+    memory.write(START, b"\x90\xc3")
+    engine.translate(engine.vcpu(0), START, LONG)
+    assert engine.arena.known.count == 2
+
+
+def test_what_is_known_already_is_not_lost(tmp_path):
+    digest = NativeCode(None).digest
+    with bench(InterpAccelerator) as it, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_store, "WORTH_KEEPING", 1)
+        it.translate("31c0 01d8 c3")
+        InstructionStore(str(tmp_path), digest).save(it.engine.translator)
+    NativeCode(str(tmp_path), ahead=Told())
+    await_end()
+    with bench(InterpAccelerator) as it:
+        InstructionStore(str(tmp_path), digest).load(it.engine.translator)
+        assert it.arena.known.count == 3
+
+
+def test_the_runtime_is_exchanged_under_those_who_use_it(tmp_path):
+    code = NativeCode(str(tmp_path), ahead=Told())
+    await_end()
+    assert not code.lacks_runtime()
+    check_junctions(code)
+
+
+def check_junctions(code):
+    """All that leads to the run-time leads to the real one."""
+    assert code._junctions
+    for name, junction in code._junctions.items():
+        jump = ctypes.string_at(junction, 16)
+        assert jump[:8] == b"\xff\x25\2\0\0\0\0\0"  # jmp *2(%rip)
+        assert int.from_bytes(jump[8:], "little") == code.memory.symbols[name]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from vdisk.vm.cpu import ahead
 from vdisk.vm.cpu.codegen import handlers_module
-from vdisk.vm.cpu.common import FILE, Common, common_instructions, shapes_of
+from vdisk.vm.cpu.common import (
+    FILE,
+    Common,
+    common_instructions,
+    kernel_instructions,
+    shapes_of,
+)
 from vdisk.vm.cpu.compiler import Compiler, Level
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.linker import Piece
 from vdisk.vm.cpu.orders import decoder
+from vdisk.vm.cpu.translate import variant_shapes
 
 LONG, REAL = Mode(64, 64, checked=False), Mode(16, 16, checked=True)
 
@@ -64,6 +72,25 @@ def test_modes(mode):
 def test_what_is_no_line(line):
     with pytest.raises((ValueError, KeyError)):
         Common.parse(line)
+
+
+def test_instructions_of_kernels_are_whole():
+    found = kernel_instructions()
+    assert sum(len(list(decoder(each.mode).instructions(each.code))) for each in found) > 30_000
+    for mode, code, variants in found:
+        *_, last = [each for each, _ in decoder(mode).instructions(code)]
+        assert code.endswith(last)
+        assert variants
+        assert not mode.careful
+
+
+def test_what_kernels_need_is_among_what_is_compiled():
+    needed = set()
+    for mode, code, variants in kernel_instructions():
+        each_form = {decoder(mode).form(*each) for each in decoder(mode).instructions(code)}
+        needed |= {shape for key in variants for form in each_form
+                   for shape in variant_shapes(form, key)}  # fmt: skip
+    assert needed <= set(shapes_of(common_instructions(), decoder)[: ahead.FIRST])
 
 
 def test_all_of_them_can_be_compiled():
