@@ -216,6 +216,7 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
         (["-drive", "file=x,if=none,id=d"], "no -device uses 'd'"),
         (["-netdev", "user"], "user,id=NAME"),
         (["--loadvm", "x"], "no writable qcow2 disk"),
+        (["--record", "/nowhere/journal", "--accel", "interp"], "/nowhere/journal: cannot write"),
         (["--replay", "/etc/passwd", "--accel", "interp"], "not a journal"),
         (["--qmp", "nonsense", "--display", "none"], "is no address"),
         (["--display", "vnc=:99999"], "there is no port"),
