@@ -329,6 +329,41 @@ def test_qemus_words(accel: str, echo: str, tmp_path: Path) -> None:
     assert (done.stdout, done.returncode, done.stderr) == (b">hELLO", 15, b"")
 
 
+def test_a_client_that_reads_late_misses_nothing(accel: str, tmp_path: Path) -> None:
+    source = """
+wait_for_it:
+    mov dx, 0x3fd
+    in al, dx
+    test al, 1
+    jz wait_for_it
+    mov cx, 20000
+again:
+    mov al, 'x'
+    call putc
+    loop again
+    mov al, 7
+    out 0xf4, al
+"""
+    path = tmp_path / "line"
+    bios = guests.assemble_bios(tmp_path, source)
+    program = subprocess.Popen(words(accel, "--bios", bios, "--serial", f"unix:{path}"))
+    try:
+        until(path.exists)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(os.fspath(path))
+            client.send(b"go")
+            time.sleep(1)
+            said = b""
+            while data := client.recv(4096):
+                said += data
+        assert said == b"x" * 20000
+        assert program.wait(PATIENCE) == 15
+    finally:
+        program.kill()
+        program.wait()
+
+
 def test_qemus_devices(accel: str, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(1 << 20))

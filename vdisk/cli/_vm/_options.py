@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vdisk.cli.output import Progress
-from vdisk.errors import InvalidRequestError
+from vdisk.errors import InvalidRequestError, from_os_error
 from vdisk.options import OptionBag, parse_keyval
 from vdisk.units import parse_size
 
@@ -91,9 +91,19 @@ def make_machine(args: argparse.Namespace, **more: Any) -> Machine:
     """
     from vdisk.vm import Machine
 
+    if args.record is not None:
+        _make_journal(args.record)
     shown = sys.stderr.isatty() and not args.quiet
     with Progress(shown, PREPARING, sys.stderr) as progress:
         return Machine(**machine_options(args), **more, progress=progress)
+
+
+def _make_journal(path: str) -> None:
+    """Before the run: where it cannot be written then, the run would be lost."""
+    try:
+        open(path, "wb").close()
+    except OSError as error:
+        raise from_os_error(error, path=path, operation="write") from error
 
 
 def machine_options(args: argparse.Namespace) -> dict[str, Any]:

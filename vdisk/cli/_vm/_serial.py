@@ -35,6 +35,9 @@ HELP = (
     "Ctrl-A Ctrl-A: type Ctrl-A   Ctrl-A H: this help\r\n"
 )
 CHUNK = 4096
+BACKLOG = 1 << 20
+"""Bytes that wait for a client at a socket: hours of a guest that nobody listens to."""
+LAST_WORDS_SECONDS = 1
 REFUSED = "the guest does not read its serial line: input is lost"
 
 
@@ -108,37 +111,67 @@ def _remove(path: str) -> None:
 
 
 class _SocketLine:
-    """A serial line at a listening socket."""
+    """A serial line at a listening socket.
+
+    What the guest sends is written by a thread: a socket has room for a few hundred bytes that
+    come one by one, which a client that is not scheduled for a moment would miss.
+    """
 
     def __init__(self, console: SerialConsole, server: socket.socket) -> None:
         self._console = console
         self._server = server
         self._client: socket.socket | None = None
+        self._pending = bytearray()
+        self._changed = threading.Condition()
+        self._closing = self._writing = False
         console.tap(self._send)
-        self._thread = threading.Thread(target=self._serve, name="vdisk-serial", daemon=True)
-        self._thread.start()
+        for work in (self._serve, self._write):
+            threading.Thread(target=work, name="vdisk-serial", daemon=True).start()
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._server.accept()
                 client.setblocking(True)
-                self._client = client
+                with self._changed:
+                    self._pending.clear()
+                    self._client = client
                 with contextlib.suppress(OSError), client:
                     while data := client.recv(CHUNK):
                         with contextlib.suppress(VdiskError):
                             self._console.send(data)
-                self._client = None
+                with self._changed:
+                    self._client = None
 
     def _send(self, data: bytes) -> None:
-        """Called with the bus lock held: what a client does not take is lost."""
-        client = self._client
-        if client is not None:
-            with contextlib.suppress(OSError):
-                client.send(data, socket.MSG_DONTWAIT)
+        """Called with the bus lock held; beyond the backlog, what is not read is lost."""
+        with self._changed:
+            if self._client is not None and len(self._pending) < BACKLOG:
+                self._pending += data
+                self._changed.notify_all()
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._pending or self._closing)
+                if self._closing:
+                    return
+                data, client = bytes(self._pending), self._client
+                self._pending.clear()
+                self._writing = True
+            if client is not None:
+                with contextlib.suppress(OSError):
+                    client.sendall(data)
 
     def close(self) -> None:
-        for each in (self._server, self._client):
+        with self._changed:  # a client that still reads gets the last words
+            self._changed.wait_for(lambda: not (self._pending or self._writing), LAST_WORDS_SECONDS)
+            self._closing = True
+            self._changed.notify_all()
+            client = self._client
+        for each in (self._server, client):
             if each is not None:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.cli._vm import _options
 from vdisk.cli.options import complain
-from vdisk.errors import InvalidRequestError, from_os_error
+from vdisk.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     import argparse
@@ -85,14 +85,6 @@ def run(args: argparse.Namespace) -> int:
         complain(machine.error)
         return 1
     return machine.exit_status or 0
-
-
-def _make_journal(path: str) -> None:
-    """Before the run: where it cannot be written then, the run would be lost."""
-    try:
-        open(path, "wb").close()
-    except OSError as error:
-        raise from_os_error(error, path=path, operation="write") from error
 
 
 class Ends(NamedTuple):

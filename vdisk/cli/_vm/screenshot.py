@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
             machine.type_keys(args.keys.replace("\\n", "\n"))
             _wait_until_still(machine, args.still, deadline)
         machine.screenshot(args.output)
+        if args.record is not None:
+            machine.stop()
+            machine.save_journal(args.record)
     return 0
 
 
