@@ -47,10 +47,14 @@ def configure(parser: Parser) -> None:
         metavar="SOURCE",
         help="add to it what the bitmap SOURCE recorded",
     )
-    parser.add_argument("-b", dest="source_image", metavar="FILE", help="SOURCEs are in this image")
-    parser.add_argument("-F", dest="source_format", metavar="FORMAT", help="its format")
     parser.add_argument(
-        "-g", dest="granularity", metavar="SIZE", help="with --add: bytes that one bit stands for"
+        "-b", "--source-file", dest="source_image", metavar="FILE", help="SOURCEs are in this image"
+    )
+    parser.add_argument(
+        "-F", "--source-format", dest="source_format", metavar="FORMAT", help="its format"
+    )
+    parser.add_argument(
+        "-g", "--granularity", metavar="SIZE", help="with --add: bytes that one bit stands for"
     )
     parser.add_argument("image", help="the image")
     parser.add_argument("bitmap", help="the bitmap that is changed")

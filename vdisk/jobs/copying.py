@@ -13,7 +13,7 @@ import enum
 import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from vdisk.block import execute_read
+from vdisk.block import Extent, Kind, execute_read
 from vdisk.errors import DeviceError, UnsupportedFeatureError
 from vdisk.jobs.encoding import Compressed, Sparse, verbatim
 from vdisk.jobs.engine import CopySettings, Totals, run
@@ -23,9 +23,9 @@ from vdisk.jobs.progress import Progress
 from vdisk.jobs.salvage import Salvager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from vdisk.block import BlockDevice, Extent
+    from vdisk.block import BlockDevice
     from vdisk.jobs.encoding import CompressingDevice, Encoder
     from vdisk.jobs.progress import ProgressCallback
 
@@ -35,6 +35,8 @@ SPARSE_SIZE = 4096
 SECTOR = 512
 _FILE_BLOCK = 4096
 _FIRST_LOOK = 64 << 20
+_UNKNOWN = 64 << 10
+"""What is taken for data where the map fails, before it is asked again."""
 
 
 class Zeroes(enum.Enum):
@@ -97,10 +99,33 @@ def copy_disk(
     )
     meter = Progress(source.size, progress)
     choose = _chooser(options)
-    decided = ((extent, choose(extent)) for extent in source.map())
+    extents = source.map() if options.salvage is None else _told(source, options.salvage)
+    decided = ((extent, choose(extent)) for extent in extents)
     totals = run(plan(decided, unit), target, settings, meter)
     meter.finish()
     return totals
+
+
+def _told(source: BlockDevice, complain: Callable[[str], None]) -> Iterator[Extent]:
+    """The map of ``source``; where it cannot be had, ``complain`` is told, and it is data.
+
+    Where a question fails smaller ones narrow down why, then they grow again.
+    """
+    position, step = 0, source.size
+    while position < source.size:
+        step = min(step, source.size - position)
+        try:
+            for extent in source.map(position, step):
+                yield extent
+                position = extent.end
+            step *= 2
+        except DeviceError as error:
+            if step > _UNKNOWN:
+                step = _UNKNOWN
+                continue
+            complain(f"error while finding out what is at offset {position}: {error}")
+            yield Extent(position, step, Kind.DATA, source, position)
+            position += step
 
 
 def _reads_zero(target: BlockDevice, length: int) -> bool:

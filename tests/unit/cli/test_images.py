@@ -278,6 +278,18 @@ def test_bitmaps_are_merged_from_here_and_elsewhere(disk: Path, tmp_path: Path) 
         assert not list(image.dirty_ranges("all"))  # type: ignore[attr-defined]
 
 
+def test_bitmap_takes_long_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, other = str(tmp_path / "image"), str(tmp_path / "other")
+    for name in (image, other):
+        assert main(["create", "-q", "-f", "qcow2", name, "1M"]) == 0
+    assert main(["bitmap", "--add", "--granularity", "512", "-f", "qcow2", image, "b"]) == 0
+    source = ["--source-file", image, "--source-format", "qcow2"]
+    assert (
+        main(["bitmap", "--add", "--granularity", "512", "--merge", "b", *source, other, "c"]) == 0
+    )
+    assert not capsys.readouterr().err
+
+
 def test_raw_images_have_no_bitmaps(tmp_path: Path) -> None:
     vdisk.create(tmp_path / "disk.raw", SIZE)
     assert "no bitmaps" in cli.fail("bitmap", "--add", *_raw(tmp_path / "disk.raw"), "x")

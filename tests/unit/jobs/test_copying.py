@@ -97,3 +97,22 @@ def test_a_target_that_cannot_say_what_it_holds_is_written() -> None:
     target = Mute(b"y" * (3 * MIB))
     copy_disk(Source(), target, CopyOptions())
     assert target.read(0, 3 * MIB) == Source().read(0, 3 * MIB)
+
+
+def test_salvage_reads_where_the_map_fails() -> None:
+    class Patchy(Source):
+        """Nobody knows what is at one offset."""
+
+        def _map(self, start: int, length: int) -> Iterator[Extent]:
+            if start <= MIB // 2 < start + length:
+                raise DeviceError("patchy", operation="map")
+            yield from super()._map(start, length)
+
+    said: list[str] = []
+    with pytest.raises(DeviceError):
+        copy_disk(Patchy(), Target(bytes(3 * MIB)), CopyOptions())
+    target = Target(b"y" * (3 * MIB))
+    copy_disk(Patchy(), target, CopyOptions(salvage=said.append))
+    assert target.read(0, 3 * MIB) == Source().read(0, 3 * MIB)
+    assert len(said) == 1
+    assert f"offset {MIB // 2}" in said[0]
