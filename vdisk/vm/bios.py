@@ -16,6 +16,7 @@ from vdisk.vm._bios.boot import DEFAULT_ORDER
 from vdisk.vm._bios.call import Call
 from vdisk.vm._bios.drives import AtaPorts, DevicePath, Drive, DriveKind, Drives
 from vdisk.vm._bios.hardware import Hardware
+from vdisk.vm._bios.memory_types import memory_types
 from vdisk.vm._bios.rom import ROM_BASE, ROM_SIZE, TRAP_PORT, build
 from vdisk.vm._bios.services import Services
 from vdisk.vm._bios.space import Space
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
     from vdisk.vm.clock import Clock
     from vdisk.vm.memory import GuestMemory
 
-__all__ = ["ROM_BASE", "AtaPorts", "Bios", "DevicePath", "Drive", "DriveKind", "rom_image"]
+__all__ = [
+    "ROM_BASE",
+    "AtaPorts",
+    "Bios",
+    "DevicePath",
+    "Drive",
+    "DriveKind",
+    "memory_types",
+    "rom_image",
+]
 
 OUT_LENGTH = 2
 SECOND = 1_000_000_000
@@ -100,6 +110,16 @@ class Bios:
             boot()
 
         self.services.traps["bootstrap"] = bootstrap
+
+    def after_post(self, notify: Callable[[], None]) -> None:
+        """Call ``notify()`` behind each power-on self test, before anything is booted."""
+        post = self.services.traps["post"]
+
+        def both(call: Call) -> None:
+            post(call)
+            notify()
+
+        self.services.traps["post"] = both
 
     def _trap(self, _offset: int, _size: int, _value: int) -> None:
         """The ROM has asked for a service."""

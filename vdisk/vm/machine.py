@@ -239,7 +239,7 @@ class Machine(Life):
             self.board,
             self.memory,
             self.accelerator,
-            self.processors[0],
+            self.processors,
             self.drives,
             boot=options.boot,
             acpi=acpi,

@@ -14,11 +14,21 @@ its addresses then, and the tables are in place.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vdisk.errors import FormatError, VdiskError
 from vdisk.vm._boot.entry import MemoryRange, read_file
-from vdisk.vm.bios import ROM_BASE, AtaPorts, Bios, DevicePath, Drive, DriveKind, rom_image
+from vdisk.vm.bios import (
+    ROM_BASE,
+    AtaPorts,
+    Bios,
+    DevicePath,
+    Drive,
+    DriveKind,
+    memory_types,
+    rom_image,
+)
 from vdisk.vm.devices.ide import PORTS as IDE_PORTS
 from vdisk.vm.memory import FOUR_GIB
 
@@ -77,14 +87,15 @@ class OwnBios:
         board: Board,
         memory: GuestMemory,
         accelerator: Accelerator,
-        processor: Processor,
+        processors: Sequence[Processor],
         drives: Iterable[MachineDrive],
         *,
         boot: BootChoice,
         acpi: AcpiTables,
     ) -> None:
         self._memory = memory
-        self._processor = processor
+        self._processors = processors
+        self._processor = processors[0]
         self._bios = Bios(
             board.bus,
             memory,
@@ -95,8 +106,16 @@ class OwnBios:
             a20=lambda: accelerator.a20,
             acpi=acpi,
         )
-        self._bios.processor = processor.vcpu
+        self._bios.processor = self._processor.vcpu
+        self._bios.after_post(self._set_memory_types)
         board.host_bridge.load_rom(ROM_BASE, rom_image())
+
+    def _set_memory_types(self) -> None:
+        """On those that wait to be started when they are."""
+        types = memory_types(self._memory.low_end)
+        self._processor.vcpu.set_msrs(types)
+        for other in self._processors[1:]:
+            other.defer(partial(other.vcpu.set_msrs, types))
 
     def boot_from(self, letters: str, *, strict: bool) -> None:
         """Kinds of drives in the order in which they are tried; then the others, if not strict."""

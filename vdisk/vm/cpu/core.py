@@ -22,6 +22,7 @@ from vdisk.vm.cpu import (
     instruction,
     interrupts,
     modes,
+    mtrr,
     python_sse,
     registers,
     system,
@@ -60,6 +61,7 @@ class Core(Events):
         self.state = CpuState()
         self.iret = False
         self.watched_ports: list[tuple[int, int, int]] = []
+        self.mtrrs = mtrr.reset()
         self._bus_wanted = False  # the next instruction is one that needs the bus for itself
         self._device_error: BaseException | None = None
         self.instructions = 0

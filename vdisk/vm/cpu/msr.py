@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu import faults
+from vdisk.vm.cpu import faults, mtrr
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.registers import MSRS
 
@@ -19,7 +19,7 @@ BHI_NO, GDS_NO, RFDS_NO: this processor does not speculate, so systems need no m
 READ_ONLY = {MISC_ENABLE: 1 << 7 | 3 << 11}
 """Bits that writes leave alone: performance monitoring, branch trace and PEBS not there.  What the
 others of IA32_MISC_ENABLE would switch off stays on."""
-MTRR_CAP, BIOS_SIGN_ID, EFER = 0xFE, 0x8B, 0xC000_0080
+BIOS_SIGN_ID, EFER = 0x8B, 0xC000_0080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 CANONICAL = {0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102}
 
@@ -33,6 +33,10 @@ def read(core: Core, index: int) -> int:
         return int(getattr(core.state, MSRS[index]))
     if index == TSC:
         return core.timestamp()
+    if index in core.mtrrs:
+        return core.mtrrs[index]
+    if index == mtrr.CAP:
+        return mtrr.CAPABILITIES
     if core.apic is not None:
         with core.bus.lock:
             value = core.apic.read_msr(index)
@@ -58,6 +62,9 @@ def write(core: Core, index: int, value: int) -> None:
         setattr(core.state, MSRS[index], value & ~kept | getattr(core.state, MSRS[index]) & kept)
     elif index == TSC:
         core.set_timestamp(value)
+    elif index in core.mtrrs:
+        mtrr.check(index, value)
+        core.mtrrs[index] = value
     elif index in IGNORED:
         return
     else:

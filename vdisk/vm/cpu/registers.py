@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import DescriptorTable, FpuState, Registers, Segment, SystemRegisters
-from vdisk.vm.cpu import cpuid, debug
+from vdisk.vm.cpu import cpuid, debug, mtrr
 from vdisk.vm.cpu.state import SEGMENTS, SYSTEM_SEGMENTS
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def reset(core: Core) -> None:
     state.rip, state.a20_mask = 0xFFF0, (1 << 64) - 1
     state.pat, state.mxcsr, state.fpu_control, state.fpu_tag = RESET_PAT, 0x1F80, 0x40, 0x5555
     state.misc_enable = FAST_STRINGS
+    core.mtrrs = mtrr.reset()
     state.apic_base = 0xFEE0_0800 | (0x100 if core.index == 0 else 0)
     core.halted = core.inhibit = core.holds_debug = False
     set_system(core, SystemRegisters(cs=Segment(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B)))
@@ -136,11 +137,13 @@ def set_fpu(core: Core, fpu: FpuState) -> None:
 
 
 def get_msrs(core: Core) -> dict[int, int]:
-    return {index: getattr(core.state, name) for index, name in MSRS.items()}
+    return {index: getattr(core.state, name) for index, name in MSRS.items()} | core.mtrrs
 
 
 def set_msrs(core: Core, msrs: dict[int, int]) -> None:
     for index, value in msrs.items():
         if index in MSRS:
             setattr(core.state, MSRS[index], value)
+        elif index in core.mtrrs:
+            core.mtrrs[index] = value & (1 << 64) - 1
     core.update_mode()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vdisk.vm.accel.interp import accelerator
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
 from vdisk.vm.cpu import cpuid, msr
 from vdisk.vm.cpu.core import Core
+from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.devices.apic_bus import ApicBus
 from vdisk.vm.devices.lapic import Lapic
 from vdisk.vm.memory import GuestMemory
@@ -41,6 +44,33 @@ def test_misc_enable_keeps_what_can_be_written():
     assert msr.read(core, msr.MISC_ENABLE) == (1 << 64) - 1 & ~0x1880
     core.reset()
     assert msr.read(core, msr.MISC_ENABLE) == 1
+
+
+def test_memory_type_ranges_are_kept_and_checked():
+    core = make_core()
+    assert cpuid.leaf(core, 1, 0)[3] >> 12 & 1
+    assert msr.read(core, 0xFE) == 0x508
+    for index, value in (
+        (0x200, 0xE0_0000_0000),
+        (0x20F, 0xFF_8000_0800),
+        (0x26F, 0x0006_0504_0100_0606),
+        (0x2FF, 0xC06),
+    ):
+        msr.write(core, index, value)
+        assert msr.read(core, index) == value
+    for index, value in (
+        (0x200, 2),  # no such type
+        (0x200, 0x100),
+        (0x201, 1),
+        (0x201, 1 << 40),
+        (0x250, 7),
+        (0x2FF, 0x1006),
+        (0xFE, 0x508),
+    ):
+        with pytest.raises(GuestFault):
+            msr.write(core, index, value)
+    core.set_msrs(core.get_msrs() | {0x258: 6})
+    assert msr.read(core, 0x258) == 6 and msr.read(core, 0x2FF) == 0xC06
 
 
 def test_an_apic_that_is_switched_off_is_not_there():
