@@ -388,11 +388,13 @@ class Core(Events):
         self.state.kick = KICK
 
     def _system_instruction(self) -> bool:
-        """True if it was carried out, False if it ended in a fault."""
+        """True if it was carried out, False if it ended in a fault or is another one by now."""
         state = self.state
         state.budget -= 1
         try:
-            system.execute(self)
+            if not system.execute(self):
+                state.budget += 1
+                return False
             state.rip = self.next_rip
         except GuestFault as fault:
             state.exit_reason = Exit.FAULT

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iced_x86 import Mnemonic, OpKind
+from iced_x86 import Mnemonic, OpKind, Register
 
 from vdisk.vm.cpu import (
     cpuid,
@@ -25,6 +25,7 @@ from vdisk.vm.cpu.instruction import (
     CR4_TSD,
     EFER_SCE,
     HANDLERS,
+    SEGMENT_NAMES,
     Instruction,
     fetch,
     on,
@@ -34,16 +35,48 @@ from vdisk.vm.cpu.instruction import (
 from vdisk.vm.cpu.stacks import current_stack
 
 if TYPE_CHECKING:
+    import iced_x86 as iced
+
     from vdisk.vm.cpu.core import Core
 
 
-def execute(core: Core) -> None:
-    """Carry out the instruction at ``rip``."""
+ABSENT = frozenset(
+    getattr(Mnemonic, name) for name in ("MONITOR", "MWAIT", "UD2", "XGETBV", "XSETBV", "RDPID")
+)
+"""What comes here and is not there: #UD."""
+
+
+def execute(core: Core) -> bool:
+    """Carry out the instruction at ``rip``.
+
+    False: another processor has put one there meanwhile that never comes here, over INT3, say, as
+    systems do that change running code.  Then generated code has to look again.
+    """
     instruction = fetch(core)
+    if _is_native(instruction.i):
+        return False
     handler = HANDLERS.get(instruction.i.mnemonic)
     if handler is None:
         raise GuestFault(faults.UD)
     handler(core, instruction)
+    return True
+
+
+def _is_native(i: iced.Instruction) -> bool:
+    """True for what generated code always does alone."""
+    if i.mnemonic in (Mnemonic.JMP, Mnemonic.CALL):
+        far_jump, far_call = i.is_jmp_far, i.is_call_far
+        return not (far_jump or far_call or i.is_jmp_far_indirect or i.is_call_far_indirect)
+    if i.mnemonic in (Mnemonic.MOV, Mnemonic.POP):
+        return not any(
+            i.op_kind(n) == OpKind.REGISTER and _is_special(i.op_register(n))
+            for n in range(i.op_count)
+        )
+    return i.mnemonic not in HANDLERS and i.mnemonic not in ABSENT
+
+
+def _is_special(register: int) -> bool:
+    return register in SEGMENT_NAMES or Register.CR0 <= register <= Register.TR7
 
 
 # -- far transfers -----------------------------------------------------------------------------
