@@ -29,6 +29,18 @@ def test_nothing_to_boot(accel: str) -> None:
         machine.run_until(screen="key.\nNo bootable device", timeout=PATIENCE)
 
 
+@pytest.mark.parametrize("accel", guests.accelerators())
+def test_memory_types_are_set_after_every_reset(accel: str) -> None:
+    with Machine(memory=16 * MIB, accel=accel) as machine:
+        for _ in range(2):
+            machine.run_until(screen="No bootable device", timeout=PATIENCE)
+            machine.pause()
+            registers = machine.processors[0].vcpu.get_msrs()
+            assert registers[0x2FF] == 0xC06  # on, write-back but where ranges say otherwise
+            assert (registers[0x200], registers[0x201]) == (0x8000_0000, 0xFF_8000_0800)
+            machine.reset()
+
+
 @requires_peer("syslinux", "mformat", "mcopy")
 @pytest.mark.parametrize("interface", ["ide", "virtio"])
 @pytest.mark.parametrize("accel", engines)
