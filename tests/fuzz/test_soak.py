@@ -16,9 +16,9 @@ from fuzz.soak import Soak
 from fuzz.together import KILLS, Together
 from tests.tools.peers import requires_peer
 from vdisk.errors import CorruptImageError
-from vdisk.formats._qcow2.allocation import Writer
 from vdisk.formats._qcow2.bitmap_bits import Marks
 from vdisk.formats._qcow2.core import Core
+from vdisk.formats._qcow2.zeroing import Writer
 
 if TYPE_CHECKING:
     from pathlib import Path
