@@ -36,6 +36,8 @@ grub-mkrescue grub-common
 /usr/lib/grub/i386-pc grub-pc-bin
 /boot/memtest86+x64.bin memtest86+
 /usr/share/seabios/bios.bin seabios
+/usr/share/ovmf/OVMF.fd ovmf
+/usr/lib/u-boot/qemu-x86_64/u-boot.rom u-boot-qemu
 '
 
 missing=$(echo "$peers" | while read -r command package; do

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vdisk
-from tests.tools import bootable
+from tests.tools import bootable, peers
 from tests.tools import small_guests as guests
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError, NotFoundError
@@ -128,6 +128,21 @@ def test_a_strict_order_boots_nothing_else(
             assert machine.serial[0].output() == b""
         else:
             machine.run_until(serial="B", timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("firmware", "prompt"),
+    [
+        ("/usr/share/ovmf/OVMF.fd", "UEFI Interactive Shell"),
+        ("/usr/lib/u-boot/qemu-x86_64/u-boot.rom", "Hit any key to stop autoboot"),
+    ],
+    ids=["OVMF", "U-Boot"],
+)
+def test_other_firmware_begins(firmware: str, prompt: str) -> None:
+    """What expects a PC's chips, MSRs and modes before any BIOS has touched them."""
+    peers.check_required([firmware])
+    with Machine(memory=256 * MIB, accel="llvm", bios=firmware) as machine:
+        machine.run_until(serial=prompt, timeout=2 * PATIENCE)
 
 
 @pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
