@@ -88,7 +88,7 @@ def common_instructions(path: Path = FILE) -> list[Common]:
 
 
 def kernel_instructions(path: Path = KERNELS_FILE) -> list[Common]:
-    """What 64-bit kernels execute, several instructions at a time."""
+    """What a 64-bit kernel executes, several instructions at a time."""
     return _parse(gzip.decompress(path.read_bytes()).decode())
 
 
