@@ -559,3 +559,20 @@ def test_json_may_have_single_quotes(raw: str) -> None:
     }
     with pytest.raises(InvalidRequestError, match="not JSON"):
         parse_name("json:{'a: 1}")
+
+
+def test_a_data_file_is_never_recognised(tmp_path: Path) -> None:
+    """Its bytes are the guest's, who may write what looks like an image with a backing file."""
+    path, data = str(tmp_path / "disk.qcow2"), str(tmp_path / "data")
+    options = {"data_file": data, "data_file_raw": True}
+    plan_creation(path, SIZE, format="qcow2", options=options).run()
+    disguise = Path(qcow2(tmp_path / "other.qcow2")).read_bytes()[:512]
+    said: list[str] = []
+    for _ in range(2):
+        named = {"data-file.filename": data}
+        with open_image(path, readonly=False, options=named, warn=said.append) as image:
+            assert image.read(0, 512) in (bytes(512), disguise)
+            image.write(0, disguise)
+            image.flush()
+            assert image.read(0, 512) == disguise
+    assert not said

@@ -125,11 +125,17 @@ def _take_common(options: Mapping[str, Any], context: NodeContext) -> tuple[Opti
 def _open_file_child(options: Options, context: NodeContext) -> BlockDevice:
     """The child that holds an image's bytes: unlike an image, its driver is in its name."""
     if "driver" not in options and "filename" in options:
-        own = {key: value for key, value in options.items() if key != "filename"}
-        options = {**own, **parse_filename(as_string(options["filename"], "option 'filename'"))}
+        options = _file_options(options)
     if "driver" not in options:
         raise InvalidRequestError("the node that holds the image has neither driver nor filename")
     return open_node(options, context)
+
+
+def _file_options(options: Options) -> Options:
+    """``options`` with the driver that their "filename" names: that of a file, if nothing else."""
+    own = dict(options)
+    named = parse_filename(as_string(own.pop("filename"), "option 'filename'"))
+    return {**own, **named}
 
 
 def _open_store(name: str, options: Options, context: NodeContext) -> BlockDevice:
@@ -310,6 +316,8 @@ class _Children:
     def _tree(self, request: ChildRequest) -> Options:
         """What the image stores, completed or replaced by what the user gave."""
         given = self._given[request.role]
+        if request.role == "data-file" and "driver" not in given and "filename" in given:
+            return _file_options(given)  # never an image that might be recognised
         if "file" in given or "filename" in given:
             return given
         stored = parse_name(relative_to(self._directory, request.name))
