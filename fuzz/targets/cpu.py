@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.tools.engines import Engine
-    from vdisk.vm.accel.software import SoftwareVcpu
+    from vdisk.vm.accel.software_vcpu import SoftwareVcpu
 
 SLOWNESS = 8.0
 """LLVM needs 2 ms for an instruction of a new shape, 20 and more for a region."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
+from vdisk.vm.accel.software import SoftwareAccelerator
+from vdisk.vm.accel.software_vcpu import SoftwareVcpu
 from vdisk.vm.cpu import mmu, python_runtime, python_sse, python_x87
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import Shape, write_handler

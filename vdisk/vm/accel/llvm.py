@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from vdisk.errors import UnsupportedFeatureError
 from vdisk.vm.accel.hotspots import Hotspots
 from vdisk.vm.accel.keeper import Keeper
-from vdisk.vm.accel.software import SoftwareAccelerator, SoftwareVcpu
+from vdisk.vm.accel.software import SoftwareAccelerator
+from vdisk.vm.accel.software_vcpu import SoftwareVcpu
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.codegen import native_code
 from vdisk.vm.cpu.known_store import InstructionStore
