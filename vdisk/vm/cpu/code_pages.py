@@ -91,7 +91,9 @@ def translate_page(b: Builder, physical: Value, mode: Value) -> None:
     with b.if_(before.eq(0)):
         with b.if_(counter(b, "processors").ugt(1), unlikely=True):
             _answer(b, question(b, Question.PROTECTION))
-        b.arena_store(mask, b.const("i64", PIECES))
+    b.arena_store(mask, b.const("i64", PIECES))
+    b.fence()  # another processor's store is seen here, or it sees the mark (``stored``)
+    with b.if_(before.eq(0)):
         b.call("drop_write_entries", b.get("memory") + page_of(physical))
     left = b.variable("i64", b.const("i64", PAGE_SIZE) - offset)
     with b.if_(left.get().ugt(known.LONGEST * BLOCK_LIMIT + known.LONGEST)):
