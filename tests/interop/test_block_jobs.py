@@ -13,7 +13,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient
 
 import vdisk
 from tests.tools import peers, small_guests
@@ -132,7 +132,12 @@ async def of_ours(folder: Path) -> AsyncIterator[Monitor]:
 @contextlib.asynccontextmanager
 async def connected(folder: Path) -> AsyncIterator[Monitor]:
     client, events = QMPClient("test"), EventListener()
-    await client.connect(str(folder / "qmp"))
+    while True:
+        try:
+            await client.connect(str(folder / "qmp"))
+            break
+        except ConnectError:  # QEMU has made its socket, and does not listen yet
+            await asyncio.sleep(0.02)
     with client.listen(events):
         yield Monitor(client, events, folder)
     with contextlib.suppress(EOFError):  # QEMU was faster

@@ -93,11 +93,13 @@ class BlockJob:
                 f"Job '{self.id}' in state '{self.status}' cannot accept command verb 'complete'"
             )
         self._pivot = True
+        self.work.pace.hurry()  # under a low rate it might never catch up with the guest
         self._told.set()
 
     def cancel(self, *, force: bool = False) -> None:
         """End it.  A job that is ready leaves its target as it is then, unless forced."""
         if self.status == "ready" and not force:
+            self.work.pace.hurry()
             self._told.set()
             return
         self.work.pace.cancel()
