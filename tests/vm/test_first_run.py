@@ -19,8 +19,10 @@ from tests.tools import bootable, guests, small_guests
 from tests.tools.peers import requires_peer
 from vdisk.cli.program import INTERRUPTED
 from vdisk.vm import Machine
+from vdisk.vm.accel import llvm
 from vdisk.vm.accel.interp import InterpAccelerator
 from vdisk.vm.bus import Bus
+from vdisk.vm.cpu.codegen import NativeCode
 from vdisk.vm.cpu.common import common_instructions, shapes_of
 from vdisk.vm.cpu.known_store import WORTH_KEEPING, InstructionStore
 from vdisk.vm.cpu.orders import decoder
@@ -190,8 +192,16 @@ def share_missing(machine: Machine) -> float:
     return len(needed - set(shapes_of(common_instructions(), decoder))) / len(needed)
 
 
+@pytest.fixture
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that knows what it has met itself, and nothing of other tests' guests."""
+    native = NativeCode(None)
+    monkeypatch.setattr(llvm, "native_code", lambda _: native)
+
+
 @requires_peer("apt-get", "dpkg-deb")
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("nothing_known")
 def test_nearly_all_that_linux_needs_is_made_ahead() -> None:
     kernel, initrd = guests.guest()
     with Machine(accel="llvm", memory=192 * MIB, kernel=kernel, initrd=initrd,
@@ -202,6 +212,7 @@ def test_nearly_all_that_linux_needs_is_made_ahead() -> None:
 
 
 @requires_peer("grub-mkrescue", "xorriso")
+@pytest.mark.usefixtures("nothing_known")
 def test_nearly_all_that_a_boot_loader_needs_is_made_ahead(tmp_path: Path) -> None:
     image = bootable.grub_rescue(tmp_path)
     with Machine(accel="llvm", memory=64 * MIB, cdroms=[str(image)]) as machine:

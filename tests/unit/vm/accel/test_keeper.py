@@ -78,15 +78,16 @@ def test_the_rest_is_saved_at_the_end(it, keeper):
 
 def test_it_looks_by_itself_until_it_is_closed(it, keeper, monkeypatch):
     monkeypatch.setattr(module, "PERIOD", 0.01)
+    before = set(threading.enumerate())
     keeper.start()
     keeper.start()
-    assert [each.name for each in threading.enumerate()].count("vdisk-keeper") == 1
+    (started,) = set(threading.enumerate()) - before
     it.translate(code(0, MORE))
     deadline = time.monotonic() + PATIENCE
     while in_file(keeper) <= MORE:
         assert time.monotonic() < deadline
     keeper.close()
-    assert "vdisk-keeper" not in [each.name for each in threading.enumerate()]
+    assert not started.is_alive()
 
 
 def test_a_file_is_whole_however_much_is_learned_meanwhile(it, keeper, monkeypatch):
