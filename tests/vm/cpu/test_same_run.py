@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tools.asm_programs import MEMORY_SIZE, Board, programs
+from tests.tools.asm_programs import IMAGE_SIZE, MEMORY_SIZE, Board, programs
 from tests.tools.engines import ENGINES, Engine
 from tests.tools.peers import requires_peer
 from vdisk.vm.accel.base import VcpuExit
@@ -95,3 +95,30 @@ def test_every_engine_ends_alike(engine, name, tmp_path):
     program = PROGRAMS[name]
     one, other = trace(engine, program, tmp_path), trace(THREADED, program, tmp_path)
     assert one[-ENDS:] == other[-ENDS:]
+
+
+CODE = 0x1000
+BLOCKS = b"".join(bytes([0x40 + register, 0xEB, 0x00]) for register in range(8))
+"""INC AX, JMP to the next; INC CX, and so on: blocks of two instructions in 16-bit mode."""
+
+
+@pytest.mark.parametrize("engine", [INTERP, THREADED], ids=str)
+@pytest.mark.parametrize("budget", range(1, 7))
+def test_a_run_ends_where_it_does_whether_its_code_was_known_or_not(engine, budget):
+    """Code is left where there is something to learn, be that at the budget's very end."""
+    board = Board(engine, bytes(IMAGE_SIZE))
+    board.memory.write(CODE, BLOCKS + b"\xf4")
+    ends = []
+    try:
+        for _ in range(3):
+            system, registers = board.vcpu.get_system_registers(), board.vcpu.get_registers()
+            system.cs.selector, system.cs.base, registers.rip = 0, 0, CODE
+            board.vcpu.set_system_registers(system)
+            board.vcpu.set_registers(registers)
+            before = board.vcpu.instructions
+            assert board.vcpu.run(budget) is VcpuExit.INTERRUPTED
+            ends.append((board.vcpu.instructions - before, board.vcpu.get_registers().rip))
+    finally:
+        board.close()
+    assert len(set(ends)) == 1
+    assert ends[0][0] >= budget

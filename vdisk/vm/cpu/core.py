@@ -293,7 +293,7 @@ class Core(Events):
                 if self.halted:
                     self.halted = False  # whoever calls run() again has seen an interrupt
                     return VcpuExit.HLT
-                if state.budget >> 63 or not state.budget:
+                if self._is_used_up():
                     return VcpuExit.INTERRUPTED
                 if not shadowed:
                     self.step()
@@ -302,6 +302,13 @@ class Core(Events):
         finally:
             self.thread = None
             self.instructions, self._end = self.executed(), None
+
+    def _is_used_up(self) -> bool:
+        """True if it is time to stop, by the same rule as generated code has: a block begins as
+        long as the budget is not below 0.  Otherwise a run would show where that code was left for
+        a reason that is not the guest's.  (Single steps are always left, so they stop at 0.)"""
+        budget = self.state.budget
+        return bool(budget >> 63) or (self.stepping and not budget)
 
     def executed(self) -> int:
         end, left = self._end, self.state.budget
