@@ -93,17 +93,8 @@ class CommitWork:
     type, waits = "commit", True
 
     def __init__(self, drive: MachineDrive, depth: int) -> None:
-        drive.changeable("committed")
         self._drive = drive
-        drive.reopen(writable_backing=depth)
-        try:
-            image = drive.image
-            self._base = layer_below(image, depth)
-            if self._base.size < image.size:
-                self._base.truncate(image.size)
-        except BaseException:
-            drive.reopen()
-            raise
+        image, self._base = _open_base(drive, 0, depth)
         self.pace = live.Pace(image.size)
         self._follow = live.commit(image, self._base, depth, self.pace)
         self.around, self.run = self._follow.around, self._follow.run
@@ -126,18 +117,9 @@ class CommitBelowWork:
     type, waits = "commit", False
 
     def __init__(self, drive: MachineDrive, top: int, base: int) -> None:
-        drive.changeable("committed")
         self._drive = drive
-        drive.reopen(writable_backing=base)
-        image = drive.image
-        source, self._base = layer_below(image, top), layer_below(image, base)
-        self._above = layer_below(image, top - 1)
-        try:
-            if self._base.size < source.size:
-                self._base.truncate(source.size)
-        except BaseException:
-            drive.reopen()
-            raise
+        source, self._base = _open_base(drive, top, base)
+        self._above = layer_below(drive.image, top - 1)
         self.pace = live.Pace(source.size)
         self.run = live.commit(source, self._base, base - top, self.pace).run
 
@@ -220,6 +202,20 @@ class BackupWork:
 
     def abandon(self) -> None:
         self._target.close()
+
+
+def _open_base(drive: MachineDrive, top: int, base: int) -> tuple[BlockDevice, BlockDevice]:
+    """The layers ``top`` and ``base`` below a drive's image, the latter writable and as large."""
+    drive.changeable("committed")
+    drive.reopen(writable_backing=base)
+    try:
+        source, below = layer_below(drive.image, top), layer_below(drive.image, base)
+        if below.size < source.size:
+            below.truncate(source.size)
+    except BaseException:
+        drive.reopen()
+        raise
+    return source, below
 
 
 def open_target(image: BlockDevice, target: Target, *, cache: str) -> BlockDevice:
