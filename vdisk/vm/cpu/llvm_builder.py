@@ -35,8 +35,8 @@ METADATA = """
 !2 = !{!1}
 !3 = !{!4}
 !5 = !{!"branch_weights", i32 1, i32 2000}
-!7 = !{!"branch_weights", i32 2000, i32 1}
 !6 = !{}
+!7 = !{!"branch_weights", i32 2000, i32 1}
 """
 
 OUTSIDE = {
