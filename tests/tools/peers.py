@@ -28,9 +28,13 @@ IN_CI = "VDISK_TEST_CI"
 """The variable by which tests/conftest.py tells, also its worker processes, that this is CI."""
 
 MOMENTARY_FAILURE = b"Unable to get accurate CPU usage"
-"""What qemu-img 7.2 says when a busy machine upsets its measuring of key derivation (LUKS)."""
+"""What qemu-img 7.2 says when its measuring of key derivation (LUKS) saw no CPU time pass.
 
-ATTEMPTS = 5
+Where the host counts a thread's CPU time in coarse ticks, that is every third try or every other.
+"""
+
+ATTEMPTS = 50
+"""Tries until then; one that fails so ends within milliseconds."""
 
 TIMEOUT = 60
 """Seconds after which a peer that was run is taken to hang."""
