@@ -103,6 +103,49 @@ def test_processors_take_turns_in_the_same_order(tmp_path: Path) -> None:
     assert seen[0] == seen[1] and seen[0][0] == b"*"
 
 
+MWAIT = """
+    mov byte [0x7f80], 1        ; "go", for those who wait at that line …
+each_time:
+    mov ax, 0x7f00              ; … and this one waits until they have counted themselves again
+    xor cx, cx
+    xor dx, dx
+    db 0x0f, 0x01, 0xc8         ; MONITOR
+    cmp word [0x7f00], 2 * OTHERS
+    je all
+    db 0x0f, 0x01, 0xc9         ; MWAIT
+    jmp each_time
+all:
+    mov al, 1
+    out 0xf4, al
+    jmp hang
+"""
+COUNT_AGAIN = """
+    lock inc word [0x7f00]
+look:
+    mov ax, 0x7f80
+    xor cx, cx
+    xor dx, dx
+    db 0x0f, 0x01, 0xc8
+    cmp byte [0x7f80], 0
+    jne go
+    db 0x0f, 0x01, 0xc9
+    jmp look
+go:
+    lock inc word [0x7f00]
+"""
+
+
+def test_processors_that_wait_for_each_others_stores_do_so_each_time(tmp_path: Path) -> None:
+    source = guests.SMP.replace("lock inc word [0x7f00]", COUNT_AGAIN)
+    source = source.replace("    jmp hang", MWAIT, 1).replace("OTHERS", "3")
+    seen = []
+    for _ in range(2):
+        with machine(tmp_path, source, cpus=4) as found:
+            found.run_until(timeout=PATIENCE)
+            seen.append(footprint(found))
+    assert seen[0] == seen[1] and seen[0][0] == b"*"
+
+
 def test_a_journal_repeats_what_came_from_outside(tmp_path: Path) -> None:
     journal = str(tmp_path / "journal")
     with machine(tmp_path, CLOCKS.replace("mov cx", "mov byte [0x6000], 1\n mov cx")) as first:

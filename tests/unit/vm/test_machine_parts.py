@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Threads
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
-from vdisk.vm.accel.base import VcpuExit
+from vdisk.vm.accel.base import Registers, VcpuExit
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock, VirtualClock
 from vdisk.vm.devices.serial import Uart
@@ -210,6 +211,77 @@ def test_a_guest_that_does_not_read_has_a_limit() -> None:
             line.console.send(bytes(MOST_INPUT // 2))
     with pytest.raises(InvalidRequestError, match="no machine"):
         SerialConsole().send("x")
+
+
+# -- a processor that waits ----------------------------------------------------------------------
+
+
+class WaitingVcpu:
+    """A vCPU that comes back with MWAIT, interrupts masked."""
+
+    index = 0
+    apic = None
+    changed = False
+    masked_interrupts_wake = False
+
+    def __init__(self) -> None:
+        self.interrupts = SimpleNamespace(pending=lambda: self.interrupted)
+        self.interrupted = False
+
+    def run(self, _budget: int | None = None) -> VcpuExit:
+        return VcpuExit.MWAIT
+
+    def get_registers(self) -> Registers:
+        return Registers()
+
+    def line_changed(self) -> bool:
+        return self.changed
+
+
+def waiting(**attributes: bool) -> tuple[WaitingVcpu, Processor]:
+    vcpu = WaitingVcpu()
+    for name, value in attributes.items():
+        setattr(vcpu, name, value)
+    processor = Processor(vcpu, Bus())  # type: ignore[arg-type]
+    processor.execute()
+    return vcpu, processor
+
+
+def test_mwait_ends_when_its_line_changes() -> None:
+    vcpu, processor = waiting()
+    assert not processor.ready()
+    vcpu.changed = True
+    assert processor.ready() and processor.prepare() and not processor.halted
+
+
+@pytest.mark.parametrize("wake", [False, True])
+def test_masked_interrupts_end_mwait_where_it_says_so(wake: bool) -> None:
+    vcpu, processor = waiting(masked_interrupts_wake=wake)
+    assert not processor.ready()
+    vcpu.interrupted = True
+    assert processor.ready() is wake
+
+
+def test_mwait_is_looked_at_less_and_less_often_and_ends_in_the_end() -> None:
+    _, processor = waiting()
+    times = []
+    while not processor.ready():
+        patience = processor.patience()
+        assert patience is not None
+        times.append(patience)
+    assert times[:-1] == sorted(times[:-1]) and times[0] < 1e-4 and 0.5 < sum(times) < 2
+    assert processor.patience() is None
+    processor.execute()
+    assert processor.patience() == times[0]
+
+
+def test_a_saved_wait_goes_on() -> None:
+    vcpu, processor = waiting()
+    again = Processor(vcpu, Bus())  # type: ignore[arg-type]
+    again.load_state(processor.save_state())
+    assert not again.ready() and again.patience() is not None
+    vcpu.changed = True
+    assert again.ready()
 
 
 # -- threads of processors -------------------------------------------------------------------------

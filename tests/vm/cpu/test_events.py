@@ -9,7 +9,7 @@ from vdisk.errors import CorruptImageError
 from vdisk.vm._machine.state import load_vcpu, save_vcpu
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
-from vdisk.vm.memory import GuestMemory
+from vdisk.vm.memory import GuestMemory, PageKind
 
 CODE, HANDLER, NMI_HANDLER = 0x1000, 0x2000, 0x3000
 VECTOR = 0x20
@@ -157,6 +157,48 @@ def test_the_time_stamp_counter_goes_on(make):
     rig.vcpu.set_timestamp(1 << 60)
     rig = moved(rig, make())
     assert 0 <= rig.vcpu.timestamp() - (1 << 60) < 1 << 40
+
+
+MONITOR, MWAIT = bytes([0x0F, 0x01, 0xC8]), bytes([0x0F, 0x01, 0xC9])
+WATCHED = bytes([*MONITOR, *MWAIT, NOP, HLT])
+
+
+def test_a_watched_line(make):
+    rig = make(WATCHED)
+    rig.step()
+    rig = moved(rig, make(WATCHED))
+    assert rig.vcpu.run(10) is VcpuExit.MWAIT
+    rig = moved(rig, make(WATCHED))
+    assert not rig.vcpu.line_changed()
+    rig.memory.write(0x3F, b"x")
+    assert rig.vcpu.line_changed()
+
+
+def test_a_watched_line_is_waited_for_once(make):
+    rig = make(bytes([*MONITOR, *MWAIT, *MWAIT, HLT]))
+    assert rig.vcpu.run(10) is VcpuExit.MWAIT
+    rig = moved(rig, make(bytes([*MONITOR, *MWAIT, *MWAIT, HLT])))
+    assert rig.vcpu.run(10) is VcpuExit.HLT
+
+
+def test_a_line_that_is_no_ram_is_not_watched(make):
+    rig = make(bytes([0x66, 0xB8, 0, 0, 0xA, 0, 0x67, *MONITOR, *MWAIT, HLT]))  # at A0000h
+    system = rig.vcpu.get_system_registers()
+    system.ds.limit = 0xFFFF_FFFF
+    rig.vcpu.set_system_registers(system)
+    rig.memory.set_kind(0xA_0000, 0x1000, PageKind.MMIO)
+    assert rig.vcpu.run(10) is VcpuExit.HLT
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("line", 1), ("line", 1 << 40), ("line_seen", b""), ("line_seen", 0), ("line_spent", 2)],
+)
+def test_a_damaged_line_is_refused(make, name, value):
+    rig = make(WATCHED)
+    rig.vcpu.run(10)
+    with pytest.raises(CorruptImageError):
+        rig.vcpu.set_extra({**rig.vcpu.get_extra(), name: value})
 
 
 @pytest.mark.parametrize("name", ["interrupt_shadow", "nmi_blocked", "nmi_pending", "timestamp"])

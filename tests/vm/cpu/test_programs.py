@@ -17,6 +17,8 @@ PROGRAMS = programs()
 EMULATED = {"rep", "smc", "straight", "triple"}
 """What even a KVM gets right that emulates: others lack exceptions by instructions (INT3, UD2),
 far transfers, x87, limits of segments, or another processor's APIC."""
+NOT_UNDER_KVM = {"mwait": "KVM keeps MONITOR and MWAIT to itself"}
+"""Programs of what KVM does not tell guests that they have."""
 
 
 @requires_peer("nasm")
@@ -26,6 +28,8 @@ def test_on_an_engine(engine, program, tmp_path):
     engine.require()
     if engine.name == "kvm":
         reason = kvm_probe.problem()
+        if program.name in NOT_UNDER_KVM:
+            pytest.skip(NOT_UNDER_KVM[program.name])
         if reason and program.name not in EMULATED:
             pytest.skip(f"{program.name}: {reason}")
     image = program.assemble(tmp_path)

@@ -2,11 +2,11 @@
 
 ::
 
-               RESET#, bootstrap                 HLT
+               RESET#, bootstrap               HLT, MWAIT
     +---------+                     +---------+ ------> +--------+
     | wait    | ------------------> | running |         | halted |
     | for SIPI|   start-up IPI      +---------+ <------ +--------+
-    +---------+ <----- INIT ------ (all states)  interrupt, NMI
+    +---------+ <----- INIT ------ (all states)  interrupt, NMI; store to MWAIT's line
 
 (SDM volume 3, section 9.4.)  What the local APIC reports (:class:`ApicCore`) is noted, with the bus
 lock held, and carried out by whoever runs the vCPU, between two calls of :meth:`Vcpu.run`.
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 RFLAGS_IF = 1 << 9
 EFER = 0xC000_0080
+FIRST_LOOK, LONGEST_LOOK = 25e-6, 5e-3
+"""At the line of MWAIT, in seconds, the time between two looks doubling: a wait of microseconds is
+over soon, and one without end takes half a percent of a host's core."""
+MOST_LOOKS = 200
+"""A second, about; then MWAIT ends: a store of what was there before is one, too."""
 
 
 class Processor:
@@ -46,7 +51,9 @@ class Processor:
         self.wake = threading.Condition(bus.lock)
         self.halted = False
         self.waiting_for_startup = False
-        self._interruptible = False  # RFLAGS.IF, while halted
+        self._interruptible = False  # while halted: mostly RFLAGS.IF
+        self._watching = False  # halted by MWAIT
+        self._looks = 0  # at its line, so far
         self._nmi = False
         self._init = False
         self._startup: int | None = None
@@ -102,10 +109,26 @@ class Processor:
             return True
         if self.waiting_for_startup:
             return self._startup is not None
-        if not self.halted or self._nmi:
+        if not self.halted or self._nmi or (self._watching and self.vcpu.line_changed()):
             return True
         interrupts = self.vcpu.interrupts
         return self._interruptible and interrupts is not None and interrupts.pending()
+
+    def patience(self) -> float | None:
+        """How many seconds to wait, with nothing to execute, before looking again; None: until
+        :attr:`wake` is notified.  The bus lock is held."""
+        if not (self.halted and self._watching) or self.waiting_for_startup:
+            return None
+        self._looks += 1
+        if self._looks > MOST_LOOKS:
+            self.stir()
+            return 0.0
+        return min(FIRST_LOOK * (1 << self._looks), LONGEST_LOOK)
+
+    def stir(self) -> None:
+        """Something has happened: let MWAIT end, which may end at any time."""
+        if self._watching:
+            self.halted = False
 
     def prepare(self) -> bool:
         """Carry out INIT and start-up; False if it waits then.  The bus lock is held."""
@@ -147,9 +170,11 @@ class Processor:
     def execute(self, budget: int | None = None) -> VcpuExit:
         """Run the vCPU; the bus lock is not held."""
         result = self.vcpu.run(budget)
-        if result is VcpuExit.HLT:
+        if result in {VcpuExit.HLT, VcpuExit.MWAIT}:
             # Not yet visible to interrupt(): what arrives before is seen by ready() afterwards.
-            self._interruptible = bool(self.vcpu.get_registers().rflags & RFLAGS_IF)
+            self._watching, self._looks = result is VcpuExit.MWAIT, 0
+            enabled = bool(self.vcpu.get_registers().rflags & RFLAGS_IF)
+            self._interruptible = enabled or (self._watching and self.vcpu.masked_interrupts_wake)
             self.halted = True
         return result
 
@@ -165,6 +190,7 @@ class Processor:
         return {
             "halted": self.halted,
             "interruptible": self._interruptible,
+            "watching": self._watching,
             "waiting_for_startup": self.waiting_for_startup,
             "init": self._init,
             "nmi": self._nmi,
@@ -175,6 +201,7 @@ class Processor:
         """Become what was saved."""
         self.halted = bool(state["halted"])
         self._interruptible = bool(state["interruptible"])
+        self._watching, self._looks = bool(state["watching"]), 0
         self.waiting_for_startup = bool(state["waiting_for_startup"])
         self._init = bool(state["init"])
         vector = int(state["startup"])

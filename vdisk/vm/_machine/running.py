@@ -142,7 +142,7 @@ class Threads:
                     return False
                 self._waiting.add(processor)
                 self._still.notify_all()
-                processor.wake.wait()
+                processor.wake.wait(processor.patience() if self._running else None)
             self._waiting.discard(processor)
         return True
 

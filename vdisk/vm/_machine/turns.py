@@ -312,5 +312,8 @@ class Turns:
             recorded, deadline = self.journal.next_time(), self._clock.next_deadline()
             if recorded is not None and (deadline is None or recorded < deadline):
                 self._clock.advance(recorded)
-            elif not self._clock.skip_to_deadline():
+            elif self._clock.skip_to_deadline():
+                for processor in self._processors:
+                    processor.stir()
+            else:
                 self._change.wait()

@@ -8,6 +8,7 @@ decide something::
     while True:
         match vcpu.run():
             case VcpuExit.HLT:          wait until vcpu.interrupts.pending() (or an NMI, INIT …)
+            case VcpuExit.MWAIT:        the same, or until vcpu.line_changed() (or any earlier)
             case VcpuExit.INTERRUPTED:  kick() was called, or the budget is used up
             case VcpuExit.SHUTDOWN:     triple fault
             case VcpuExit.ERROR:        the accelerator cannot go on; vcpu.error says why
@@ -39,6 +40,7 @@ class VcpuExit(enum.Enum):
     """Why :meth:`Vcpu.run` came back."""
 
     HLT = "hlt"
+    MWAIT = "mwait"
     INTERRUPTED = "interrupted"
     SHUTDOWN = "shutdown"
     ERROR = "error"
@@ -148,6 +150,7 @@ class Vcpu(ABC):
     cannot tell).
     ``timestamp_source``: what the time-stamp counter counts (ns), where the machine has a time of
     its own; None: the host's.
+    ``masked_interrupts_wake``: interrupts end ``VcpuExit.MWAIT`` with RFLAGS.IF clear, too.
     """
 
     index: int
@@ -156,6 +159,11 @@ class Vcpu(ABC):
     error: str = ""
     instructions: int = 0
     timestamp_source: Callable[[], int] | None = None
+    masked_interrupts_wake: bool = False
+
+    def line_changed(self) -> bool:
+        """After ``VcpuExit.MWAIT``: somebody has written the line that MONITOR watches."""
+        return True
 
     def executed(self) -> int:
         """From any thread: instructions so far, those of the present run included."""

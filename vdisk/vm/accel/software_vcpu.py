@@ -214,6 +214,10 @@ class SoftwareVcpu(Core):
         memory = self.engine.memory
         return memory.read(physical, length) if memory.is_ram(physical, length) else None
 
+    def ram(self, physical: int, length: int) -> memoryview | None:
+        memory = self.engine.memory
+        return memory.view(physical, length) if memory.is_ram(physical, length) else None
+
     # -- routines --------------------------------------------------------------------------------
 
     def walk(self, linear: int, access: int, *, user: bool) -> int:

@@ -22,6 +22,7 @@ from vdisk.vm.cpu import (
     instruction,
     interrupts,
     modes,
+    monitor,
     mtrr,
     python_sse,
     registers,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decode import Mode
 
 EFER_LMA = 1 << 10
-REGISTERED = (fpu_state, system_control, system_segments)
+REGISTERED = (fpu_state, monitor, system_control, system_segments)
 """Modules whose instructions are there because they are imported."""
 BUDGET_MASK = (1 << 64) - 1
 FOREVER = 1 << 62
@@ -57,6 +58,7 @@ class Core(Events):
 
     def __init__(self, index: int, bus: Bus) -> None:
         self.index, self.bus = index, bus
+        self.watched: monitor.WatchedLine | None = None
         self.count = 1  # processors of the machine; the accelerator knows
         self.state = CpuState()
         self.iret = False
@@ -106,6 +108,10 @@ class Core(Events):
     @abstractmethod
     def check_write(self, linear: int, size: int) -> None:
         """Raise :class:`GuestFault` if a store there would."""
+
+    @abstractmethod
+    def ram(self, physical: int, length: int) -> memoryview | None:
+        """Guest RAM at a physical address; None where that is not all RAM."""
 
     @abstractmethod
     def load_pdptes(self, cr3: int) -> bool:
@@ -289,10 +295,10 @@ class Core(Events):
                 if shadowed:
                     debug.in_shadow(self)
                 elif self._take_interrupt():
-                    self.halted = False
-                if self.halted:
-                    self.halted = False  # whoever calls run() again has seen an interrupt
-                    return VcpuExit.HLT
+                    self.halted = None
+                if self.halted is not None:
+                    waits, self.halted = self.halted, None  # whoever runs it again has seen why
+                    return waits
                 if self._is_used_up():
                     return VcpuExit.INTERRUPTED
                 if not shadowed:
@@ -437,6 +443,22 @@ class Core(Events):
 
     def set_fpu(self, state: FpuState) -> None:
         registers.set_fpu(self, state)
+
+    def line_changed(self) -> bool:
+        return self.watched is None or self.watched.changed()
+
+    def get_extra(self) -> dict[str, int | bytes]:
+        """And the line that MONITOR watches, if any."""
+        extra, line = super().get_extra(), self.watched
+        if line is not None:
+            extra |= {"line": line.address, "line_seen": line.seen, "line_spent": int(line.spent)}
+        return extra
+
+    def set_extra(self, extra: dict[str, int | bytes]) -> None:
+        super().set_extra(extra)
+        self.watched = None
+        if "line" in extra:
+            self.watched = monitor.from_saved(self, extra)
 
     def get_msrs(self) -> dict[int, int]:
         return registers.get_msrs(self)

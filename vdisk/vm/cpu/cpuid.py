@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vdisk.vm.cpu import monitor
+
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
 
@@ -24,6 +26,13 @@ SSE3, PCLMULQDQ, SSSE3, CMPXCHG16B, SSE4_1, SSE4_2, MOVBE, POPCNT, AES = (
     *(0, 1, 9, 13, 19, 20, 22, 23, 25),
 )
 LEAF1_ECX = (SSE3, PCLMULQDQ, SSSE3, CMPXCHG16B, SSE4_1, SSE4_2, MOVBE, POPCNT, AES)
+MONITOR = 3
+"""Of leaf 1's ECX, while IA32_MISC_ENABLE says so."""
+MWAIT_EXTENSIONS = 0b11
+"""Leaf 5, ECX: the extensions are listed, and masked interrupts may wake."""
+NO_MWAIT_STATES = 0
+"""Leaf 5, EDX.  A store ends MWAIT when somebody looks, an interrupt ends HLT at once: systems that
+find no C1 here wait with HLT, and wake each other by interrupts."""
 LEAF7_EBX = (3, 8, 19)  # BMI1, BMI2, ADX
 LEAF7_EDX = (29,)  # IA32_ARCH_CAPABILITIES
 EXTENDED_EDX = (11, 20, 27, 29)  # SYSCALL, NX, RDTSCP, long mode
@@ -51,7 +60,10 @@ def leaf(core: Core, function: int, index: int) -> tuple[int, int, int, int]:
             apic = 1 << APIC if has_apic else 0
             ebx = core.index << 24 | 8 << 8 | core.count << 16
             many = 1 << 28 if core.count > 1 else 0
-            return SIGNATURE, ebx, _bits(LEAF1_ECX), _bits(LEAF1_EDX) | apic | many
+            monitors = 1 << MONITOR if core.state.misc_enable & monitor.ENABLED else 0
+            return SIGNATURE, ebx, _bits(LEAF1_ECX) | monitors, _bits(LEAF1_EDX) | apic | many
+        case 5:
+            return monitor.LINE, monitor.LINE, MWAIT_EXTENSIONS, NO_MWAIT_STATES
         case 7 if index == 0:
             return 0, _bits(LEAF7_EBX), 0, _bits(LEAF7_EDX)
         case _:

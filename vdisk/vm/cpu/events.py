@@ -17,6 +17,7 @@ from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.state import FIELDS, TLB_SUPERVISOR
 
 if TYPE_CHECKING:
+    from vdisk.vm.accel.base import VcpuExit
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.state import CpuState
 
@@ -39,7 +40,7 @@ class Events(Vcpu):
     bus: Bus
     thread: int | None = None  # the one that is in run()
     next_rip = 0
-    halted = False
+    halted: VcpuExit | None = None  # run() comes back with this: HLT, MWAIT
     inhibit = False  # STI, MOV SS: no interrupt before the next instruction is done
     holds_debug = False  # MOV SS, POP SS: no debug exception behind them
     alone = False  # the next instruction is executed by itself
@@ -121,7 +122,7 @@ class Events(Vcpu):
 
     def _deliver(self, vector: int, *, error: int | None = None, external: bool = False) -> None:
         """Deliver; a fault on the way becomes #DF, and another one ends the guest."""
-        self.halted = False
+        self.halted = None
         if not self.careful and self._deliver_fast(vector, error):
             return
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.base import DescriptorTable, FpuState, Registers, Segment, SystemRegisters
-from vdisk.vm.cpu import cpuid, debug, mtrr
+from vdisk.vm.cpu import cpuid, debug, monitor, mtrr
 from vdisk.vm.cpu.state import SEGMENTS, SYSTEM_SEGMENTS
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def reset(core: Core) -> None:
     state.rdx = cpuid.SIGNATURE
     state.rip, state.a20_mask = 0xFFF0, (1 << 64) - 1
     state.pat, state.mxcsr, state.fpu_control, state.fpu_tag = RESET_PAT, 0x1F80, 0x40, 0x5555
-    state.misc_enable = FAST_STRINGS
+    state.misc_enable = FAST_STRINGS | monitor.ENABLED
     core.mtrrs = mtrr.reset()
     state.apic_base = 0xFEE0_0800 | (0x100 if core.index == 0 else 0)
-    core.halted = core.inhibit = core.holds_debug = False
+    core.halted = core.watched = None
+    core.inhibit = core.holds_debug = False
     set_system(core, SystemRegisters(cs=Segment(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B)))
 
 

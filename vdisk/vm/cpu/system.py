@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from iced_x86 import Mnemonic, OpKind, Register
 
+from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.cpu import (
     cpuid,
     debug,
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core
 
 
-ABSENT = frozenset(
-    getattr(Mnemonic, name) for name in ("MONITOR", "MWAIT", "UD2", "XGETBV", "XSETBV", "RDPID")
-)
+ABSENT = frozenset(getattr(Mnemonic, name) for name in ("UD2", "XGETBV", "XSETBV", "RDPID"))
 """What comes here and is not there: #UD."""
 
 
@@ -215,7 +214,7 @@ def _sysexit(core: Core, n: Instruction) -> None:
 @on("HLT")
 def _hlt(core: Core, _: Instruction) -> None:
     privileged(core)
-    core.halted = True
+    core.halted = VcpuExit.HLT
 
 
 @on("CLI", "STI")

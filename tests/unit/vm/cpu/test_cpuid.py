@@ -43,7 +43,15 @@ def test_misc_enable_keeps_what_can_be_written():
     msr.write(core, msr.MISC_ENABLE, (1 << 64) - 1)
     assert msr.read(core, msr.MISC_ENABLE) == (1 << 64) - 1 & ~0x1880
     core.reset()
-    assert msr.read(core, msr.MISC_ENABLE) == 1
+    assert msr.read(core, msr.MISC_ENABLE) == 1 | 1 << 18
+
+
+def test_monitor_is_there_as_long_as_misc_enable_says_so():
+    core = make_core()
+    assert cpuid.leaf(core, 1, 0)[2] & 1 << 3
+    assert cpuid.leaf(core, 5, 0) == (64, 64, 3, 0)
+    msr.write(core, msr.MISC_ENABLE, 1)
+    assert not cpuid.leaf(core, 1, 0)[2] & 1 << 3
 
 
 def test_memory_type_ranges_are_kept_and_checked():

@@ -82,6 +82,9 @@ start32:
         LINE
 ;= SMSW: #06(0000) +06
 ;= 1
+        SAY "nor does MONITOR: "
+        V86 monitor_
+;= nor does MONITOR: #06(0000) +00
         SAY "LLDT does not exist: "
         V86 lldt_
 ;= LLDT does not exist: #06(0000) +00
@@ -153,6 +156,7 @@ smsw_:  smsw ax
         mov [O(seen)], al
         ud2
 lldt_:  lldt ax
+monitor_: monitor
 border: mov ax, [0xffff]
 stack_border:
         mov sp, 1
