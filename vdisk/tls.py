@@ -6,11 +6,16 @@ Pre-shared keys are in a file as GnuTLS' ``psktool`` writes it, lines of
 
 The private key of a certificate may be encrypted: ``passwordid`` of ``tls-creds-x509`` is the id
 of the secret that opens it.
+
+OpenSSL keeps the errors of a thread, not those of a connection, and from Python 3.13 on the one of
+a connection that broke stays there: the next operation on any other connection of the thread fails
+with it.  :func:`apart` keeps them apart.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vdisk.errors import (
     AuthenticationError,
@@ -20,9 +25,11 @@ from vdisk.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vdisk.options import OptionBag
+
+_Result = TypeVar("_Result")
 
 KEY_FILE: Final = "keys.psk"
 
@@ -78,3 +85,34 @@ def password_of_key(bag: OptionBag, secrets: Mapping[str, bytes]) -> bytes | Non
 def no_password() -> str:
     """Instead of OpenSSL's own question on the terminal."""
     raise AuthenticationError("the key is encrypted: name the secret that opens it (passwordid)")
+
+
+def apart(operation: Callable[..., _Result], *arguments: Any) -> _Result:
+    """``operation(*arguments)``, a method of an SSL socket or object.
+
+    Raises what that raises, except for what is another connection's error: that operation is
+    tried again (OpenSSL looks for errors only where it could not go on, so nothing was done).
+    """
+    import ssl
+
+    try:
+        return operation(*arguments)
+    except ssl.SSLError:
+        raise
+    except OSError:
+        _forget_errors()
+    try:
+        return operation(*arguments)
+    except ssl.SSLError:
+        raise
+    except OSError:
+        _forget_errors()
+        raise
+
+
+def _forget_errors() -> None:
+    """Empty OpenSSL's queue, as Python does when it refuses a list of ciphers."""
+    import ssl
+
+    with contextlib.suppress(ssl.SSLError):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers("none")

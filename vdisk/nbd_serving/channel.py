@@ -13,6 +13,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
+from vdisk.tls import apart
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +117,7 @@ class TlsChannel(Channel):
     def shake_hands(self) -> bool | None:
         """One step: None when done, else whether it waits to write (and not to read)."""
         try:
-            self._tls.do_handshake()
+            apart(self._tls.do_handshake)
         except self._would_block as error:
             return isinstance(error, self._would_block[1])
         return None
@@ -126,13 +128,13 @@ class TlsChannel(Channel):
 
     def _receive(self, view: memoryview) -> int:
         try:
-            return self._tls.recv_into(view)
+            return apart(self._tls.recv_into, view)
         except self._would_block as error:
             raise BlockingIOError from error
 
     def send(self, data: memoryview, *, more: bool = False) -> int:
         try:
-            return self._tls.send(data)
+            return apart(self._tls.send, data)
         except self._would_block as error:
             raise BlockingIOError from error
 
@@ -150,5 +152,5 @@ class TlsChannel(Channel):
     def close(self) -> None:
         # Say goodbye if that is possible at once; the client's own goodbye is not waited for.
         with contextlib.suppress(OSError, ValueError):
-            self._tls.unwrap()
+            apart(self._tls.unwrap)
         self._tls.close()

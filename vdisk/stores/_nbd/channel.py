@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, cast
 
 from vdisk.errors import AuthenticationError, DeviceError, from_os_error
 from vdisk.nbd.errors import RemoteProtocolError
+from vdisk.tls import apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -242,7 +243,7 @@ class TlsChannel(Channel):
     def _shake_hands(self) -> None:
         while True:
             try:
-                self._tls.do_handshake()
+                apart(self._tls.do_handshake)
             except ssl.SSLWantReadError:
                 super().send([self._outgoing.read()], _nothing_to_receive)
                 self._incoming.write(self._received[: super().receive_into(self._received) or 0])
@@ -260,7 +261,7 @@ class TlsChannel(Channel):
             view = memoryview(buffer)
             for start in range(0, len(view), _TLS_CHUNK):
                 with self._lock:
-                    self._tls.write(view[start : start + _TLS_CHUNK])
+                    apart(self._tls.write, view[start : start + _TLS_CHUNK])
                     encrypted = self._outgoing.read()
                 super().send([encrypted], receive_meanwhile)
 
@@ -279,7 +280,7 @@ class TlsChannel(Channel):
         """Bytes of what has arrived; None where more must arrive first."""
         with self._lock:
             try:
-                count = cast("int", self._tls.read(len(target), target))
+                count = cast("int", apart(self._tls.read, len(target), target))
             except ssl.SSLWantReadError:
                 return None
             except ssl.SSLZeroReturnError as error:
