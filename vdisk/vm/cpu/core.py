@@ -24,7 +24,6 @@ from vdisk.vm.cpu import (
     modes,
     monitor,
     mtrr,
-    python_sse,
     registers,
     system,
     system_control,
@@ -379,6 +378,8 @@ class Core(Events):
 
     def _simd_out_of_range(self) -> int:
         """The exception of the SSE instruction at ``rip``, whose operands are as they were."""
+        from vdisk.vm.cpu import python_sse  # large, and hardly any guest unmasks exceptions
+
         name, immediate = sse.name_of(self.state.exit_argument)
         n = instruction.fetch(self)
         size, right = n.size(1), 0

@@ -32,20 +32,31 @@ def carryless(a: int, b: int) -> int:
     return product
 
 
+def _powers() -> bytes:
+    """The powers of 3, which are all of GF(2^8) but 0."""
+    powers, value = bytearray(), 1
+    for _ in range(255):
+        powers.append(value)
+        value ^= value << 1
+        if value >> 8:
+            value ^= AES_POLYNOMIAL
+    return bytes(powers)
+
+
+POWERS = _powers()
+LOGARITHMS = {value: power for power, value in enumerate(POWERS)}
+
+
 def multiply(a: int, b: int) -> int:
     """The product in GF(2^8)."""
-    product = carryless(a, b)
-    for bit in range(14, 7, -1):
-        if product >> bit & 1:
-            product ^= AES_POLYNOMIAL << bit - 8
-    return product
+    return POWERS[(LOGARITHMS[a] + LOGARITHMS[b]) % 255] if a and b else 0
 
 
 def _substitution() -> bytes:
     """The S-box: the inverse, then an affine transformation (FIPS 197, section 5.1.1)."""
     table = bytearray(256)
     for value in range(256):
-        inverse = next((n for n in range(256) if multiply(value, n) == 1), 0)
+        inverse = POWERS[-LOGARITHMS[value] % 255] if value else 0
         doubled = inverse | inverse << 8
         turned = (doubled >> turn for turn in (8, 7, 6, 5, 4))
         total = 0x63
