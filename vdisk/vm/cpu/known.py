@@ -24,7 +24,7 @@ An entry may also say that the last bytes of a page are only the beginning of an
 from __future__ import annotations
 
 import enum
-import secrets
+import os
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -126,7 +126,7 @@ class Instructions:
         self._numbers = view[HASH:ENTRIES].cast("I")
         self._lengths = view[LENGTHS:HANDLERS].cast("H")
         # Nobody can make up instructions that all have one hash.
-        self._words[MULTIPLIER // 8] = self.multiplier = secrets.randbits(64) | 1
+        self._words[MULTIPLIER // 8] = self.multiplier = int.from_bytes(os.urandom(8), "little") | 1
         self._begin()
 
     def _begin(self) -> None:
