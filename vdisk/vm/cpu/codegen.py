@@ -14,10 +14,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-import llvmlite
-from llvmlite import binding as llvm
-
-from vdisk.vm.cpu import native
+from vdisk.vm.cpu import host, native
 from vdisk.vm.cpu.cache import CodeCache, Entry, default_directory, digest, prune
 from vdisk.vm.cpu.compiler import Compiler, Level
 from vdisk.vm.cpu.context import Shape, write_handler
@@ -77,8 +74,7 @@ class NativeCode:
         function how many there are and how many are waited for.
         """
         load_all()
-        processor, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        self.digest = digest(llvmlite.__version__, str(llvm.llvm_version_info), processor, features)
+        self.digest = digest(host.llvm(), host.processor())
         self.directory, self._level = cache_directory, level
         self._compiler: Compiler | None = None
         self._lock = threading.RLock()
@@ -241,23 +237,22 @@ class NativeCode:
         if not missing:
             return
         with self._lock:
-            wanted = [shape for shape in dict.fromkeys(missing) if shape not in self.handlers]
+            wanted = {shape: shape.symbol for shape in missing if shape not in self.handlers}
             self._make(wanted)
-            for shape in wanted:
-                self.handlers[shape] = self.memory.symbols[shape.symbol]
+            addresses = self.memory.symbols
+            self.handlers.update((shape, addresses[name]) for shape, name in wanted.items())
 
-    def _make(self, shapes: list[Shape]) -> None:
-        """Handlers from the cache, or compiled."""
+    def _make(self, wanted: dict[Shape, str]) -> None:
+        """Handlers, with their symbols, from the cache, or compiled."""
         known = self.memory.symbols
         absent = []
-        for shape in shapes:
-            symbol = shape.symbol
+        for shape, symbol in wanted.items():
             if symbol not in known and not self._add_kept(symbol):
                 absent.append(shape)
             elif self._kept[symbol][0] is Level.ROUGH:  # no shape is made twice in a run
                 self._rough[symbol] = shape
         if absent:
-            names = [shape.symbol for shape in absent]
+            names = [wanted[shape] for shape in absent]
             self._compile(handlers_module(absent), self._level, names)
             if self._level is Level.ROUGH:
                 self._rough.update(zip(names, absent, strict=True))

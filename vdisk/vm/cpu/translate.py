@@ -116,16 +116,18 @@ class Translator:
 
     def know_shapes(self, shapes: list[Shape]) -> None:
         """Give shapes their numbers, in order."""
-        self._handlers(shapes)
+        addresses = self._handlers(shapes)
         for shape in shapes:
-            self._number(shape)
+            if shape not in self._numbers:
+                self._add_number(shape, addresses[shape])
 
     def _number(self, shape: Shape) -> int:
         number = self._numbers.get(shape)
-        if number is None:
-            address = self._handlers([shape])[shape]
-            number = self._numbers[shape] = self.arena.known.add_handler(address)
-            self.shapes.append(shape)
+        return self._add_number(shape, self._handlers([shape])[shape]) if number is None else number
+
+    def _add_number(self, shape: Shape, address: int) -> int:
+        number = self._numbers[shape] = self.arena.known.add_handler(address)
+        self.shapes.append(shape)
         return number
 
     # -- blocks --------------------------------------------------------------------------------
