@@ -10,7 +10,8 @@ import pytest
 
 import vdisk
 from vdisk.emu_blockdev import OnError
-from vdisk.errors import InvalidRequestError, NotFoundError
+from vdisk.errors import InvalidRequestError, NotFoundError, UnsupportedFeatureError
+from vdisk.vm._machine import accelerators
 from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import KEPT, MOST_INPUT, SerialConsole
 from vdisk.vm._machine.drives import Drives
@@ -22,6 +23,7 @@ from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock, VirtualClock
 from vdisk.vm.devices.serial import Uart
 from vdisk.vm.irq import IrqLine
+from vdisk.vm.memory import GuestMemory
 
 MIB = 1 << 20
 
@@ -318,3 +320,15 @@ def test_a_mistake_in_a_processor_is_reported_and_leaves_nothing_hanging() -> No
     threads.close()
     assert reported == [VcpuExit.ERROR]
     assert processor.vcpu.error == "ZeroDivisionError: surprise"
+
+
+# -- accelerators --------------------------------------------------------------------------------
+
+
+def test_the_recompiler_says_which_hosts_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = accelerators.os.uname()
+    other = type(there)((*there[:4], "aarch64"))
+    monkeypatch.setattr(accelerators.os, "uname", lambda: other)
+    with pytest.raises(UnsupportedFeatureError, match="not aarch64; there is interp"):
+        accelerators.make("llvm", GuestMemory(MIB), Bus())
+    accelerators.make("interp", GuestMemory(MIB), Bus()).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from vdisk.vm.memory import GuestMemory
 
 NAMES = ("auto", "llvm", "kvm", "interp")
+HOSTS = ("x86_64", "amd64")
+"""Whose instructions the recompiler has the guest's floating point and vectors carried out by."""
 
 
 def make(
@@ -48,6 +51,10 @@ def make(
                 f"accelerator {name} needs the package {package}: pip install 'vdisk[vm]'"
             )
     if name == "llvm":
+        if (machine := os.uname().machine) not in HOSTS:
+            raise UnsupportedFeatureError(
+                f"accelerator llvm needs an x86-64 host, not {machine}; there is interp"
+            )
         from vdisk.vm.accel.llvm import LlvmAccelerator
 
         return LlvmAccelerator(memory, bus, hot=not deterministic, progress=progress)

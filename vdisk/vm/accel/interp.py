@@ -282,8 +282,3 @@ class InterpAccelerator(SoftwareAccelerator):
                 self._numbers[shape] = len(self.shapes)
                 self.shapes.append(shape)
         return self._numbers
-
-
-def accelerator(memory: GuestMemory, bus: Bus) -> InterpAccelerator:
-    """The interpreter as a machine takes it."""
-    return InterpAccelerator(memory, bus)

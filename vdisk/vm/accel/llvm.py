@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from typing import TYPE_CHECKING
 
-from vdisk.errors import UnsupportedFeatureError
 from vdisk.vm.accel.hotspots import Hotspots
 from vdisk.vm.accel.keeper import Keeper
 from vdisk.vm.accel.software import SoftwareAccelerator
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from vdisk.vm.memory import GuestMemory
 
 
-HOSTS = ("x86_64", "AMD64")
 _U64 = ctypes.c_uint64
 MMIO_READ = ctypes.CFUNCTYPE(_U64, _U64, _U64, _U64)
 MMIO_WRITE = ctypes.CFUNCTYPE(None, _U64, _U64, _U64, _U64)
@@ -186,16 +183,3 @@ class LlvmAccelerator(SoftwareAccelerator):
                 return otherwise
 
         return guarded
-
-
-def accelerator(memory: GuestMemory, bus: Bus) -> LlvmAccelerator:
-    """The recompiler as a machine takes it.
-
-    Raises :class:`UnsupportedFeatureError` on other hosts than x86-64: the guest's floating point
-    and vector instructions are carried out by the host's.
-    """
-    if platform.machine() not in HOSTS:
-        raise UnsupportedFeatureError(
-            f"accelerator llvm needs an x86-64 host, not {platform.machine()}; there is interp"
-        )
-    return LlvmAccelerator(memory, bus)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vdisk.vm.accel.interp import accelerator
+from vdisk.vm.accel.interp import InterpAccelerator
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
 from vdisk.vm.cpu import cpuid, msr
@@ -16,7 +16,7 @@ from vdisk.vm.memory import GuestMemory
 
 
 def make_core() -> Core:
-    vcpu = accelerator(GuestMemory(1 << 20), Bus()).vcpu(0)
+    vcpu = InterpAccelerator(GuestMemory(1 << 20), Bus()).vcpu(0)
     vcpu.reset()
     assert isinstance(vcpu, Core)
     return vcpu
