@@ -114,6 +114,28 @@ def test_it_is_shown_how_far_a_first_run_is(echo: str, environment: dict[str, st
     assert second.shown == b""
 
 
+NOT_NEEDED = {"llvmlite.binding", "asyncio", "zstandard", "vdisk.formats.qcow2"}
+NOT_NEEDED |= {"vdisk.vm.cpu.ahead", "vdisk.vm.cpu.python_sse"}
+
+
+def test_a_later_run_begins_without_what_it_does_not_need(
+    echo: str, environment: dict[str, str]
+) -> None:
+    shown = [sys.executable, "-X", "importtime", *WORDS[1:], echo]
+    loaded: list[set[str]] = []
+    for _ in range(2):
+        done = subprocess.run(
+            shown, env=environment, capture_output=True, timeout=PATIENCE, check=False
+        )
+        assert (done.stdout, done.returncode) == (b">", 7 << 1 | 1)
+        lines = done.stderr.decode().splitlines()
+        loaded.append({line.rpartition("|")[2].strip() for line in lines})
+    first, later = loaded
+    assert {"llvmlite.binding", "vdisk.vm.cpu.ahead"} <= first
+    assert "vdisk.vm.accel.llvm" in later
+    assert not later & NOT_NEEDED
+
+
 def test_nothing_is_shown_to_those_who_do_not_look(echo: str, environment: dict[str, str]) -> None:
     with watched([*WORDS, echo, "-q"], environment) as quiet:
         assert quiet.end() == (b">", 7 << 1 | 1)

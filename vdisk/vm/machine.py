@@ -15,8 +15,7 @@ lives in ``_machine/life.py``.
 from __future__ import annotations
 
 import time
-from functools import partial
-from random import Random
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError, VdiskError
@@ -26,7 +25,6 @@ from vdisk.vm._machine.block_jobs import BlockJobs
 from vdisk.vm._machine.board import Board, Requests, Video
 from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import SerialConsole
-from vdisk.vm._machine.control import Control
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.firmware import FirmwareFile, OwnBios
 from vdisk.vm._machine.hands import Hands
@@ -34,7 +32,6 @@ from vdisk.vm._machine.life import Life
 from vdisk.vm._machine.options import Options
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
-from vdisk.vm._machine.saving import Saving
 from vdisk.vm._machine.specs import DiskSpec, disk_of_words, disk_spec, parse_disk
 from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
 from vdisk.vm.bus import Bus
@@ -48,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vdisk.block import BlockDevice
+    from vdisk.vm._machine.control import Control
+    from vdisk.vm._machine.saving import Saving
     from vdisk.vm.devices.acpi_tables import AcpiTables
     from vdisk.vm.devices.vga import Vga
     from vdisk.vm.loader import Entry, MemoryRange
@@ -195,7 +194,7 @@ class Machine(Life):
         if options.network == "user":
             self._plug_network(options)
         if options.rng:
-            self.board.plug_rng(None if real else Random(0).randbytes)
+            self._plug_rng(real=real)
         acpi = configuration.describe(self.board, self.memory, options.cpus, options.boot)
         self._boot_choice = options.boot
         if firmware is not None:
@@ -203,11 +202,13 @@ class Machine(Life):
         else:
             self._install_own_bios(options, acpi)
         self.running = self._make_running()
-        self.saving = Saving(
-            self.memory, self.board, self.processors, self.drives, self.accelerator
-        )
         with self.bus.lock:
             self._power_on()
+
+    def _plug_rng(self, *, real: bool) -> None:
+        from random import Random
+
+        self.board.plug_rng(None if real else Random(0).randbytes)
 
     def _plug_network(self, options: Options) -> None:
         from vdisk.vm.net.forwards import Forward
@@ -380,6 +381,8 @@ class Machine(Life):
     @property
     def control(self) -> Control:
         """What monitors and displays need of a machine with a video card."""
+        from vdisk.vm._machine.control import Control
+
         return Control(self)
 
     @property
@@ -423,6 +426,13 @@ class Machine(Life):
         self.journal.save(path)
 
     # -- saving ----------------------------------------------------------------------------------
+
+    @cached_property
+    def saving(self) -> Saving:
+        """What saves and loads it."""
+        from vdisk.vm._machine.saving import Saving
+
+        return Saving(self.memory, self.board, self.processors, self.drives, self.accelerator)
 
     def save(self, tag: str) -> None:
         """Save the whole machine as a snapshot of its qcow2 disks (savevm); then it goes on.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vdisk.cli.output import Progress
@@ -171,6 +170,8 @@ def _time_of_day(text: str) -> int | None:
         return None
     if base.isascii() and base.isdigit():
         return int(base)
+    from datetime import UTC, datetime
+
     now = datetime.now()
     try:
         chosen = now if base == "localtime" else datetime.fromisoformat(base)

@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from vdisk.cli._vm._servers import listening_address
+from vdisk.cli._vm._address import listening_address
 from vdisk.cli.options import complain
 from vdisk.errors import InvalidRequestError, VdiskError, from_os_error
 

@@ -9,12 +9,12 @@ import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from vdisk.cli._vm._address import listening_address
 from vdisk.errors import InvalidRequestError, from_os_error
 from vdisk.options import OptionBag, parse_keyval
 
 if TYPE_CHECKING:
     from vdisk.vm import Machine
-    from vdisk.vm.display.serving import Address
 
 LARGEST_PASSWORD = 4096
 
@@ -41,12 +41,11 @@ class Servers:
         self._started = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="vdisk-servers", daemon=True)
-        if displays or qmp or monitors:
-            self._thread.start()
-            self._started.wait()
-            if self._error is not None:
-                self._thread.join()
-                raise self._error
+        self._thread.start()
+        self._started.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
 
     def close(self) -> None:
         """End all connections."""
@@ -124,21 +123,6 @@ class Servers:
             people = await stack.enter_async_context(HmpServer(self._machine.control))
             for address in self._monitors:
                 await people.listen(listening_address(address))
-
-
-def listening_address(text: str) -> Address:
-    """``unix:PATH`` or ``HOST:PORT``; also with QEMU's words for a server that does not wait."""
-    from vdisk.vm.display.serving import parse_address
-
-    place, _, words = text.partition(",")
-    options = OptionBag(parse_keyval(words) if words else {}, f"the address {place}")
-    if not options.boolean("server", True) or options.boolean("wait"):
-        raise InvalidRequestError(f"{text!r}: vdisk-vm listens, and waits for nobody")
-    options.boolean("nodelay")
-    options.finish()
-    for kind in ("tcp:", "telnet:"):
-        place = place.removeprefix(kind)
-    return parse_address(place)
 
 
 def _announce(message: str) -> None:

@@ -112,7 +112,6 @@ def _displays(args: argparse.Namespace, *, taken: bool) -> list[str]:
 
 def _run(machine: Machine, args: argparse.Namespace, ends: Ends, stack: ExitStack) -> None:
     from vdisk.cli._vm._serial import Lines, talk, write_to_file
-    from vdisk.cli._vm._servers import Servers
 
     lines = Lines(machine, ends.serial)
     stack.callback(lines.close)
@@ -120,8 +119,11 @@ def _run(machine: Machine, args: argparse.Namespace, ends: Ends, stack: ExitStac
         stack.callback(write_to_file(machine.debug_console, args.debugcon))
     served = [display for display in ends.displays if display != "text"]
     sockets = [place for place in ends.monitors if place != "stdio"]
-    servers = Servers(machine, served, args.qmp, sockets, args.password_file)
-    stack.callback(servers.close)
+    if served or args.qmp or sockets or args.password_file is not None:
+        from vdisk.cli._vm._servers import Servers
+
+        servers = Servers(machine, served, args.qmp, sockets, args.password_file)
+        stack.callback(servers.close)
     if args.loadvm is not None:
         machine.load(args.loadvm)
     if lines.stdio is not None:

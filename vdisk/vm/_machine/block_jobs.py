@@ -9,6 +9,7 @@ A job is a thread, and a piece of work from :mod:`~vdisk.vm._machine.block_work`
 ``ready`` is for work that goes on keeping two images alike until somebody wants one or the other.
 The bus lock is taken to put a job in front of a disk and to take it away again, with no request
 under way; it is never waited for by whoever holds a job's own locks.
+What does the work is imported when there is some.
 """
 
 from __future__ import annotations
@@ -18,15 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import CancelledError, InvalidRequestError, NotFoundError, VdiskError
 from vdisk.filters.attended import Attended
-from vdisk.jobs.commit import depth_in_chain, is_named, length_of_chain
-from vdisk.vm._machine.block_work import (
-    BackupWork,
-    CommitBelowWork,
-    CommitWork,
-    MirrorWork,
-    StreamWork,
-    open_target,
-)
 from vdisk.vm.monitor.control import BlockJobInfo, MachineEvent
 
 if TYPE_CHECKING:
@@ -200,6 +192,8 @@ class BlockJobs:
 
     def stream(self, name: str, base: str | None, request: JobRequest) -> None:
         """Bring what stands in backing files, down to ``base``, into the image."""
+        from vdisk.jobs.commit import depth_in_chain
+        from vdisk.vm._machine.block_work import StreamWork
 
         def work(drive: MachineDrive) -> Work:
             depth = None if base is None else depth_in_chain(drive.image, base)
@@ -209,6 +203,8 @@ class BlockJobs:
 
     def commit(self, name: str, base: str | None, top: str | None, request: JobRequest) -> None:
         """Write the layers from ``top`` down into ``base``."""
+        from vdisk.jobs.commit import depth_in_chain, is_named, length_of_chain
+        from vdisk.vm._machine.block_work import CommitBelowWork, CommitWork
 
         def work(drive: MachineDrive) -> Work:
             image = drive.image
@@ -222,6 +218,8 @@ class BlockJobs:
 
     def mirror(self, name: str, target: Target, request: JobRequest) -> None:
         """Keep a target like the disk."""
+        from vdisk.vm._machine.block_work import MirrorWork
+
         drive = self._drives.find(name)
         if drive.spec.snapshot:
             raise InvalidRequestError(f"{name} is temporary: there is nothing to go on in")
@@ -229,6 +227,8 @@ class BlockJobs:
 
     def backup(self, name: str, target: Target, request: JobRequest) -> None:
         """Copy the disk as it is now."""
+        from vdisk.vm._machine.block_work import BackupWork
+
         self._copy_to(name, target, request, BackupWork)
 
     def _copy_to(
@@ -238,6 +238,8 @@ class BlockJobs:
         request: JobRequest,
         kind: Callable[[MachineDrive, BlockDevice, Target], Work],
     ) -> None:
+        from vdisk.vm._machine.block_work import open_target
+
         drive = self._drives.find(name)
         drive.check_idle()
         device = open_target(drive.image, target, cache=drive.spec.cache)

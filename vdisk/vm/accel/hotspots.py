@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdisk.vm.cpu.arena import MOST_DROPS, HotRegion
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
@@ -27,7 +27,7 @@ from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
 if TYPE_CHECKING:
     from vdisk.vm.accel.llvm import LlvmAccelerator
     from vdisk.vm.cpu.decode import Mode
-    from vdisk.vm.cpu.orders import CompiledRegion
+    from vdisk.vm.cpu.orders import CompiledRegion, Order
 
 THRESHOLD = 2
 PERIOD = 0.001
@@ -65,14 +65,13 @@ class Hotspots:
         self._last_found = time.monotonic()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()
         self._compiler: CompilerProcess | None = None
 
     def start(self) -> None:
         """Begin to look and to compile; does nothing the second time."""
         if self._threads or self.eager:
             return
-        self._compiler = CompilerProcess()
-        self._compiler.give_way()
         for name, target in (("vdisk-sampler", self._sample), ("vdisk-compiler", self._work)):
             thread = threading.Thread(target=target, name=name, daemon=True)
             self._threads.append(thread)
@@ -80,7 +79,8 @@ class Hotspots:
 
     def close(self) -> None:
         """End both threads."""
-        self._stopped.set()
+        with self._starting:
+            self._stopped.set()
         with self._found_one:
             self._found_one.notify()
         if self._compiler is not None:
@@ -159,14 +159,14 @@ class Hotspots:
 
     def _refine(self) -> bool:
         """Make what is rough fine, the run-time first; False if nothing is left."""
-        native, compiler = self.engine.native, self._compiler
-        if native.lacks_runtime() and compiler is not None:
-            code = compiler.carry_out(RuntimeOrder())
+        native = self.engine.native
+        if native.lacks_runtime():
+            code = self._carry_out(RuntimeOrder())
             if code:
                 native.take_runtime(code)
         shapes = native.next_rough()
-        if shapes and compiler is not None:
-            code = compiler.carry_out(HandlersOrder(shapes))
+        if shapes:
+            code = self._carry_out(HandlersOrder(shapes))
             if code:
                 native.keep([shape.symbol for shape in shapes], code, Level.FINE)
         return bool(shapes)
@@ -185,7 +185,7 @@ class Hotspots:
             content = engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
             entries = arena.entries(codes)
         order = RegionOrder(mode, offset, content, entries)
-        compiled = self._carry_out(order)
+        compiled: CompiledRegion | None = self._carry_out(order)
         if compiled is None:
             return False
         kept = self.store.keep(KeptRegion.of(order, compiled))
@@ -199,14 +199,20 @@ class Hotspots:
             self.compiled += 1
         return True
 
-    def _carry_out(self, order: RegionOrder) -> CompiledRegion | None:
-        """Compile a region; None where there is nothing to gain, or the machine is closing."""
-        result: CompiledRegion | None
-        if self._compiler is None:
-            result = self.engine.native.carry_out(order)
-        else:
-            result = self._compiler.carry_out(order)
-        return result
+    def _carry_out(self, order: Order) -> Any:
+        """What comes of an order; None where that is nothing, or the machine is closing."""
+        if not self._threads:
+            return self.engine.native.carry_out(order)
+        compiler = self._started()
+        return None if compiler is None else compiler.carry_out(order)
+
+    def _started(self) -> CompilerProcess | None:
+        """The process that compiles, begun when there is something to do; None: too late."""
+        with self._starting:
+            if self._compiler is None and not self._stopped.is_set():
+                self._compiler = CompilerProcess()
+                self._compiler.give_way()
+            return self._compiler
 
     def _install(self, page_number: int, dropped: int, kept: KeptRegion, base: int) -> bool:
         """Let a region be the handler of its first record.
