@@ -259,6 +259,7 @@ class Rtc(Device):
             self._update_irq()
             value = self._flags | (C_IRQF if self.irq.level else 0)
             self._flags = 0
+            self.irq.lower()  # a period that has ended since is another edge
             self._update_irq()
             return value
         return self.memory[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import itertools
 import random
 import time
 
@@ -166,6 +167,17 @@ def test_the_periodic_interrupt(board: Board, rate: int, hertz: int) -> None:
         board.clock.advance(deadline)
         seen += bool(board.read(0x0C) & 0x40)
     assert seen == hertz
+
+
+def test_a_period_that_ends_while_register_c_is_read_is_another_edge(board: Board) -> None:
+    """A 8259A sees nothing of a line that stays high."""
+    board.write(0x0B, 0x42)
+    board.clock.advance(MILLISECOND)
+    assert len(board.edges) == 1
+    times = itertools.count(board.clock.now(), MILLISECOND)
+    board.clock.now = lambda: next(times)  # type: ignore[method-assign]
+    assert board.read(0x0C) == 0xC0
+    assert len(board.edges) == 2 and board.irq.level
 
 
 def test_the_periodic_flag_is_set_without_an_interrupt(board: Board) -> None:
