@@ -38,6 +38,7 @@ grub-mkrescue grub-common
 /usr/share/seabios/bios.bin seabios
 /usr/share/ovmf/OVMF.fd ovmf
 /usr/lib/u-boot/qemu-x86_64/u-boot.rom u-boot-qemu
+/usr/share/qemu/grub.bin grub-firmware-qemu
 '
 
 missing=$(echo "$peers" | while read -r command package; do

@@ -145,6 +145,14 @@ def test_other_firmware_begins(firmware: str, prompt: str) -> None:
         machine.run_until(serial=prompt, timeout=2 * PATIENCE)
 
 
+def test_grub_is_firmware() -> None:
+    """It sets up the video card itself, and its registers no further than QEMU needs."""
+    firmware = "/usr/share/qemu/grub.bin"
+    peers.check_required([firmware])
+    with Machine(memory=64 * MIB, accel="llvm", bios=firmware) as machine:
+        machine.run_until(screen="Search & load /boot/multiboot.img", timeout=PATIENCE)
+
+
 @pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
 def test_a_machine_without_a_disk_starts_again(accel: str, firmware: str) -> None:
     bios = None if firmware == "ours" else guests.SEABIOS

@@ -165,7 +165,7 @@ class Vga(PciDevice):
         start, length = WINDOWS[graphics[reg.GC_MISC] >> 2 & 3]
         plain = not graphics[reg.GC_ENABLE] and not graphics[reg.GC_ROTATE]
         plain = plain and graphics[reg.GC_BIT_MASK] == 0xFF
-        if not plain or not self.registers.misc & reg.MISC_RAM:
+        if not plain:
             return None
         mode, planes = graphics[reg.GC_MODE], sequencer[reg.SEQ_MAP_MASK]
         if sequencer[reg.SEQ_MEMORY] & reg.MEMORY_CHAIN_4:

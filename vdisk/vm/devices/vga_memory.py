@@ -10,6 +10,9 @@ Video memory is kept as the planes lie side by side, so that an offset is one wo
 
 (FreeVGA, "Accessing the VGA Display Memory"; IBM PS/2 Display Adapter, graphics controller.)
 Where accesses are plain, the processor has a window of RAM instead (see :mod:`vga`).
+
+Bit 1 of the miscellaneous output register, which lets the processor reach this memory, is kept and
+has no effect, as in QEMU 7.2 and Bochs: GRUB's build for QEMU leaves it 0.
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ from vdisk.vm.devices.vga_registers import (
     GC_ROTATE,
     GC_SET_RESET,
     MEMORY_CHAIN_4,
-    MISC_RAM,
     SEQ_MAP_MASK,
     SEQ_MEMORY,
     VgaRegisters,
@@ -64,8 +66,6 @@ class VgaMemory(Device):
 
     def _locate(self, address: int) -> int | None:
         """The address within the window that is selected; ``address`` counts from A0000h."""
-        if not self._registers.misc & MISC_RAM:
-            return None
         start, length = WINDOWS[self._registers.graphics[GC_MISC] >> 2 & 3]
         place = address - start
         return place + self.bank if 0 <= place < length else None
