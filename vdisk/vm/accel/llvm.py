@@ -11,6 +11,7 @@ from vdisk.vm.accel.software import SoftwareAccelerator
 from vdisk.vm.accel.software_vcpu import SoftwareVcpu
 from vdisk.vm.cpu import mmu
 from vdisk.vm.cpu.codegen import native_code
+from vdisk.vm.cpu.events import NO_VECTOR
 from vdisk.vm.cpu.known_store import InstructionStore
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _U64 = ctypes.c_uint64
 MMIO_READ = ctypes.CFUNCTYPE(_U64, _U64, _U64, _U64)
 MMIO_WRITE = ctypes.CFUNCTYPE(None, _U64, _U64, _U64, _U64)
+ACKNOWLEDGE = ctypes.CFUNCTYPE(_U64, _U64)
 CODE_WRITTEN = ctypes.CFUNCTYPE(None, _U64, _U64, _U64)
 
 
@@ -161,6 +163,7 @@ class LlvmAccelerator(SoftwareAccelerator):
             "mmio_write": MMIO_WRITE(self._guard(LlvmVcpu.mmio_write, None)),
             "port_read": MMIO_READ(self._guard(LlvmVcpu.port_in, 0)),
             "port_write": MMIO_WRITE(self._guard(LlvmVcpu.port_out, None)),
+            "acknowledge": ACKNOWLEDGE(self._guard(LlvmVcpu.acknowledge, NO_VECTOR)),
             "code_written": CODE_WRITTEN(
                 self._guard(lambda v, a, s: self.dirtied([(a, s)], v), None)
             ),

@@ -18,7 +18,7 @@ from vdisk.vm.cpu import known, mmu
 from vdisk.vm.cpu.arena import ArenaFullError
 from vdisk.vm.cpu.core import FOREVER, Core
 from vdisk.vm.cpu.cpuid import APIC_ENABLED
-from vdisk.vm.cpu.events import KICK
+from vdisk.vm.cpu.events import KICK, NO_VECTOR
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
@@ -106,6 +106,17 @@ class SoftwareVcpu(Core):
             if start and self._start_generation != engine.arena.generation:
                 start = 0  # it is gone; what is at rip is looked up again
             self.execute(start)
+
+    def acknowledge(self) -> int:
+        """Called by generated code, which has taken the kick for an interrupt: its vector.
+
+        ``NO_VECTOR`` where it has to leave all the same.  Whoever wants that says so first and
+        kicks afterwards, so either it is seen here or the kick is still there.
+        """
+        wanted = self._exit_requested or self._nmi or self._flush_wanted or self.inhibit
+        if wanted or self.engine.stopping or self._device_error is not None:
+            return NO_VECTOR
+        return self._acknowledge()
 
     def request_flush(self) -> None:
         """From any thread: forget what addresses were translated to, and take A20's mask."""

@@ -363,6 +363,8 @@ class Core(Events):
             return True
         elif reason == Exit.BUS:
             self._bus_wanted = True
+        elif reason == Exit.EXTERNAL:
+            self._deliver(state.exit_argument, external=True)
         elif reason == Exit.FAULT:
             vector = state.fault_vector
             if vector == faults.NON_CANONICAL:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CR0_PE = 1
 KICK = (1 << 64) - 1
+NO_VECTOR = 256
 _SIGNALS = FIELDS["kick"].offset
 _SAVED = (slice(0, _SIGNALS), slice(_SIGNALS + 16, TLB_SUPERVISOR))
 """What a fault on the way restores: everything but the TLB, and but ``kick`` and ``irq_pending``,
@@ -82,20 +83,27 @@ class Events(Vcpu):
             state.nmi_blocked = 1
             self._deliver(faults.NMI, external=True)
             return True
-        source = self.interrupts
-        if source is None:
+        vector = self._acknowledge()
+        if vector == NO_VECTOR:
             return False
-        with self.bus.lock:
-            pending = source.pending()
-            if not pending or not state.eflags & flags.IF:
-                state.irq_pending = int(pending)
-                return False
-            vector = source.acknowledge()
-            state.irq_pending = int(source.pending())
         if not self.stepping:
             state.eflags &= ~flags.RF  # long since executed: only single steps clear it in time
         self._deliver(vector, external=True)
         return True
+
+    def _acknowledge(self) -> int:
+        """Take an external interrupt if there is one and IF lets it in: its vector."""
+        state, source = self.state, self.interrupts
+        if source is None:
+            return NO_VECTOR
+        with self.bus.lock:
+            pending = source.pending()
+            if not pending or not state.eflags & flags.IF:
+                state.irq_pending = int(pending)
+                return NO_VECTOR
+            vector = source.acknowledge()
+            state.irq_pending = int(source.pending())
+        return vector
 
     def interrupt_waits(self) -> bool:
         """True if there is an interrupt or NMI, to be taken if the guest lets it."""

@@ -20,5 +20,7 @@ class Exit(enum.IntEnum):
     """The instruction at ``rip`` is a locked one that nothing but the bus makes atomic."""
     PAUSED = 7
     """PAUSE again and again: the guest waits for another processor."""
+    EXTERNAL = 8
+    """An interrupt was acknowledged, whose vector is ``exit_argument``: Python is to deliver it."""
     CROSSING = 5
     """The instruction at ``rip`` reaches into a page that is not the one it was translated with."""

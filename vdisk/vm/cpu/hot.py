@@ -29,7 +29,6 @@ import iced_x86 as iced
 from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import ENDS_ITSELF, SEMANTICS, Context
-from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.lowering import FALL_THROUGH
 from vdisk.vm.cpu.native import KNOWN
@@ -371,8 +370,7 @@ class RegionBuilder(LlvmBuilder):
     def _stop_if(self, budget: Value, offset: int) -> None:
         """Back to Python if the budget is used up or something else is to be done."""
         with self.if_((budget | self.poll("kick")).slt(0), unlikely=True):
-            self.set("exit_reason", Exit.INTERRUPTED)
-            self._tail_at("leave_at", self._linear(offset), budget)
+            self._tail_at("stopped", self._linear(offset), budget)
 
     def _resume(self, place: Place) -> None:
         """Go on with a record in the middle of its block, as if it had been executed from there."""

@@ -6,7 +6,9 @@ These few functions are tail-called like handlers but belong to no instruction:
 ``goto``         finds the code of a linear address by the TLB's code entries
 ``fault``        the present record's instruction raised what the state describes
 ``leave``        back to Python at the present instruction (``leave_after``: behind it)
-``interrupted``  back to Python at a record that was about to be executed
+``stopped``      where a block would begin, but the budget is used up or something waits: takes an
+               interrupt if it is one, and goes back to Python else
+``interrupted``  the same at a record that was about to be executed
 ``leave_at``, ``fault_at``  like ``leave`` and ``fault``, by address: for code without records
 ``resume``       goes on with a record in the middle of a block, for such code
 """
@@ -27,6 +29,7 @@ from vdisk.vm.cpu import (
     translation,
 )
 from vdisk.vm.cpu.builder import Value
+from vdisk.vm.cpu.events import NO_VECTOR
 from vdisk.vm.cpu.exits import Exit
 from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.native_mxcsr import MXCSR_ROUTINES
@@ -85,7 +88,7 @@ def _record_linear(b: LlvmBuilder) -> Value:
 def _goto(b: LlvmBuilder) -> None:
     linear, budget, tlb = _argument(b, "linear"), _argument(b, "bud"), b.tlb()
     with b.if_((budget | b.poll("kick")).slt(0), unlikely=True):
-        _exit(b, linear, budget, Exit.INTERRUPTED)
+        _stop(b, linear, budget)
     place = mmu.tlb_place(tlb, CODE_TLB, linear)
     number, record = b.variable("i32"), b.variable("i64")
     with b.if_(b.load_state(place, "i64").eq(page_of(linear)), likely=True):
@@ -172,8 +175,45 @@ def _leave(b: LlvmBuilder, *, after: bool) -> None:
     b.return_()
 
 
+def _stop(b: LlvmBuilder, linear: Value, budget: Value) -> None:
+    given = f"ptr %st, i64 {linear.text}, i64 {budget.text}, i64 %tlb"
+    b.end(f"musttail call tailcc void @stopped({given})", "ret void")
+
+
 def _interrupted(b: LlvmBuilder) -> None:
-    _exit(b, _record_linear(b), _argument(b, "bud"), Exit.INTERRUPTED)
+    _stop(b, _record_linear(b), _argument(b, "bud"))
+
+
+def _stopped(b: LlvmBuilder) -> None:
+    """Leaving native code for an interrupt costs more than all that has to be done for it."""
+    budget = _argument(b, "bud")
+    _set_rip(b, _argument(b, "linear"))
+    b.set("budget", budget)
+    b.set("exit_reason", Exit.INTERRUPTED)
+    waits = b.poll("irq_pending").ne(0) & (b.get("eflags") & flags.IF).ne(0)
+    is_long = b.get("mode").eq(64)
+    usual = b.get("careful").eq(0) & (is_long | b.get("flat").ne(0))
+    with b.if_(waits & usual & budget.sge(0)):
+        b.set("kick", 0)  # what sets it again has something that acknowledge() may not have seen
+        vector = b.callback("acknowledge", "i64", b.get("vcpu"))
+        with b.if_(vector.ne(NO_VECTOR)):
+            _take_interrupt(b, vector, budget, is_long)
+    b.return_()
+
+
+def _take_interrupt(b: LlvmBuilder, vector: Value, budget: Value, is_long: Value) -> None:
+    b.set("eflags", b.get("eflags") & ~flags.RF)
+    done, nothing = b.variable("i64"), b.const("i64", 0)
+    with b.if_(is_long):
+        done.set(b.call("deliver_long", vector, nothing, nothing))
+    with b.else_():
+        done.set(b.call("deliver_flat", vector, nothing, nothing))
+    with b.if_(done.get().ne(0), likely=True):
+        delivery.interrupt_wanted(b, b.get("eflags").zext("i64"))  # behind a trap gate
+        _go(b, b.get("rip"), budget)  # segments are flat
+    b.set("exit_reason", Exit.EXTERNAL)
+    b.set("exit_argument", vector)
+    b.return_()
 
 
 def _leave_at(b: LlvmBuilder) -> None:
@@ -300,6 +340,7 @@ def runtime_module() -> str:
         ("leave", HANDLER_PARAMETERS, lambda b: _leave(b, after=False)),
         ("leave_after", HANDLER_PARAMETERS, lambda b: _leave(b, after=True)),
         ("interrupted", HANDLER_PARAMETERS, _interrupted),
+        ("stopped", GOTO_PARAMETERS, _stopped),
         ("leave_at", GOTO_PARAMETERS, _leave_at),
         ("fault_at", GOTO_PARAMETERS, _fault_at),
         ("resume", GOTO_PARAMETERS + ", i64 %place", _resume),

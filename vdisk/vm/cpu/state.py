@@ -86,6 +86,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i64", "memory", "memory_top", "kinds", "code_masks", "code_table", "arena", "vcpu")
     add("i64", "mode_number")  # of the arena
     add("i64", "mmio_read", "mmio_write", "code_written", "port_read", "port_write")
+    add("i64", "acknowledge")
     add("i32", "mxcsr", "fpu_control", "fpu_status", "fpu_tag", "fpu_opcode", "fpu_top")
     add("i64", "fpu_ip", "fpu_dp", "host_mxcsr")
     add(
