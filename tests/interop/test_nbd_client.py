@@ -152,9 +152,9 @@ def test_maps_are_those_of_nbdinfo_1_14(context: str, tmp_path: Path) -> None:
             ([], []),
             (["--totals"], ["--totals"]),
         ):
-            done = vdisk_nbd("map", "--context", context, *ours, uri)
             peer = peers.run("nbdinfo", f"--map={context}", *theirs, uri)
-            assert done.stdout == peer.stdout
+            for words in (["map", "--context", context], ["info", f"--map={context}"]):
+                assert vdisk_nbd(*words, *ours, uri).stdout == peer.stdout
             done = vdisk_nbd("map", "--context", context, "--json", *ours, uri)
             peer = peers.run("nbdinfo", f"--map={context}", "--json", *theirs, uri)
             assert json.loads(done.stdout) == json.loads(peer.stdout)
@@ -179,15 +179,18 @@ def test_info_is_that_of_nbdinfo_1_14(tmp_path: Path) -> None:
 
 
 def compare_info(uri: str) -> None:
-    """All of nbdinfo's fields but the guessed content."""
-    flags = ["--no-content"]
-    ours = json.loads(vdisk_nbd("info", "--json", uri).stdout)
-    assert ours == json.loads(peers.run("nbdinfo", "--json", *flags, uri).stdout)
-    assert vdisk_nbd("info", uri).stdout == peers.run("nbdinfo", *flags, uri).stdout
+    """All that nbdinfo tells, with and without a look into the export."""
+    for flags in ([], ["--no-content"], ["--color"]):
+        ours = json.loads(vdisk_nbd("info", "--json", *flags, uri).stdout)
+        assert ours == json.loads(peers.run("nbdinfo", "--json", *flags, uri).stdout)
+        if flags != ["--color"]:  # whose colours are its own
+            assert vdisk_nbd("info", *flags, uri).stdout == peers.run("nbdinfo", *flags, uri).stdout
     if ours["protocol"] == "newstyle-fixed":
         listed = json.loads(vdisk_nbd("list", "--json", uri).stdout)
         assert listed == json.loads(peers.run("nbdinfo", "--list", "--json", uri).stdout)
         assert vdisk_nbd("list", uri).stdout == peers.run("nbdinfo", "--list", uri).stdout
+        inside = peers.run("nbdinfo", "--list", "--content", uri).stdout
+        assert vdisk_nbd("info", "-L", "--content", uri).stdout == inside
 
 
 @requires_peer("nbdkit", "nbdinfo")

@@ -13,6 +13,8 @@ qemu-nbd    qemu-utils
 nbdkit      nbdkit
 nbdinfo     libnbd-bin
 nbdcopy     libnbd-bin
+nbddump     libnbd-bin
+file        file
 nbdsh       python3-libnbd
 nbd-client  nbd-client
 fio         fio

@@ -18,6 +18,7 @@ PROGRAM = Program(
         "connect": "make an export a /dev/nbdN of this system",
         "copy": "copy between NBD servers, files and pipes, as nbdcopy does",
         "disconnect": "take a /dev/nbdN away from its server",
+        "dump": "print what an export holds, as nbddump does",
         "info": "show what an export is, as nbdinfo does",
         "list": "list the exports of a server",
         "map": "show what the parts of an export hold",

@@ -54,6 +54,12 @@ class Parser(argparse.ArgumentParser):
         self._last = destination
         self.add_argument(destination, metavar=metavar, help=help)
 
+    def options(self, *, long: bool) -> list[str]:
+        """The options that there are, with one dash or with two."""
+        shown = [each for each in self._actions if each.help is not argparse.SUPPRESS]
+        known = [*(name for each in shown for name in each.option_strings), "-V", "--version"]
+        return sorted(option for option in known if option.startswith("--") == long)
+
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments, read; raises :class:`InvalidRequestError`."""
         if self._one_dash:

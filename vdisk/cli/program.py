@@ -4,6 +4,9 @@ A subcommand is a module of the program's package, imported when it is used.  It
 ``configure(parser)``, which adds its options, and ``run(args)``, which returns the exit
 status; where that is not 1 for every error it also has ``ERROR_STATUS``.
 
+``COMMAND --version`` is the program's; ``COMMAND --long-options`` and ``--short-options`` list what
+a shell may complete, as libnbd's tools and nbdkit do.
+
 Errors are one line on stderr, an interrupt (Ctrl-C) is silent and exits with 130.
 """
 
@@ -65,18 +68,21 @@ class Program(NamedTuple):
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(self._overview())
             return 0 if arguments else 1
-        if arguments[0] in ("-V", "--version"):
+        name, *rest = arguments
+        if "-V" in (name, *rest[:1]) or "--version" in (name, *rest[:1]):
             from vdisk import __version__
 
             print(f"{self.name} {__version__}")
             return 0
-        name, *rest = arguments
         error_status = 1
         try:
             command = self._find(name)
             error_status = getattr(command, "ERROR_STATUS", 1)
             parser = Parser(prog=f"{self.name} {name}", description=command.__doc__)
             command.configure(parser)
+            if rest in (["--long-options"], ["--short-options"]):
+                print("\n".join(parser.options(long=rest == ["--long-options"])))
+                return 0
             status: int = command.run(parser.parse(rest))
             return status
         except VdiskError as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from vdisk.block import Extent, Kind, execute_read
 from vdisk.errors import DeviceError, UnsupportedFeatureError
 from vdisk.jobs.encoding import Compressed, Sparse, verbatim
-from vdisk.jobs.engine import CopySettings, Totals, run
+from vdisk.jobs.engine import BATCH_SIZE, CopySettings, Totals, run
 from vdisk.jobs.parallel import MAX_WORKERS
 from vdisk.jobs.plan import Action, plan
 from vdisk.jobs.progress import Progress
@@ -59,7 +59,8 @@ class CopyOptions(NamedTuple):
     ``target_is_zero``: the target reads as zeroes; None: find out from its map.
     ``offload``: let the system copy between files, without looking for zeroes.
     ``workers``: threads.  ``out_of_order``: let them write as they come.  ``rate_limit``: bytes
-    a second.  ``salvage``: told of each sector that cannot be read, which is then zero.
+    a second.  ``batch_size``: bytes read and written at a time.  ``salvage``: told of each sector
+    that cannot be read, which is then zero.
     """
 
     sparse_size: int = SPARSE_SIZE
@@ -71,6 +72,7 @@ class CopyOptions(NamedTuple):
     workers: int | None = None
     out_of_order: bool = False
     rate_limit: int | None = None
+    batch_size: int = BATCH_SIZE
     salvage: Callable[[str], None] | None = None
 
 
@@ -95,6 +97,7 @@ def copy_disk(
         workers=options.workers or min(os.cpu_count() or 1, MAX_WORKERS),
         out_of_order=options.out_of_order,
         rate_limit=options.rate_limit,
+        batch_size=options.batch_size,
         read=Salvager(options.salvage) if options.salvage else execute_read,
     )
     meter = Progress(source.size, progress)

@@ -38,8 +38,8 @@ class CopySettings(NamedTuple):
 
     ``encode``: what to write for the bytes read.  ``compressor``: the target, if ``encode``
     compresses.  ``offload``: let the system copy between files where it can.  ``unmap``: what is
-    zeroed may give its room back.  ``rate_limit``: bytes a second.  ``read``: what fills a buffer
-    from a step's extents.
+    zeroed may give its room back.  ``rate_limit``: bytes a second.  ``batch_size``: bytes that one
+    thread handles at a time.  ``read``: what fills a buffer from a step's extents.
     """
 
     encode: Encoder = verbatim
@@ -49,6 +49,7 @@ class CopySettings(NamedTuple):
     workers: int = 2
     out_of_order: bool = False
     rate_limit: int | None = None
+    batch_size: int = BATCH_SIZE
     read: Callable[[Iterable[Extent], int, memoryview], None] = execute_read
 
 
@@ -82,14 +83,15 @@ class _Copier:
         self._settings = settings
         self._ahead = 2 * settings.workers
         # One more than can be under way: the one whose writes are being carried out.
-        self._buffers = [bytearray(BATCH_SIZE) for _ in range(self._ahead + 1)]
+        self._buffers = [bytearray(settings.batch_size) for _ in range(self._ahead + 1)]
 
     def drive(self, steps: Iterable[Step], progress: Progress) -> Totals:
         workers, ordered = self._settings.workers, not self._settings.out_of_order
         rate_limit = self._settings.rate_limit
         clock = _RateLimit(rate_limit) if rate_limit else None
         copied = zeroed = 0
-        for done in in_order(self._work, batches(steps, BATCH_SIZE), workers, self._ahead):
+        work = batches(steps, self._settings.batch_size)
+        for done in in_order(self._work, work, workers, self._ahead):
             if ordered:
                 self._carry_out(done.writes)
             for write in done.writes:

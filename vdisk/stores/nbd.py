@@ -61,12 +61,14 @@ class NbdSettings(NamedTuple):
 
     ``pool``: connections and reconnecting.  ``request_size``: bytes of one request.
     ``write_through``: every write is stable when it returns.  ``ignore_flush``: flushing does
-    nothing.  ``meta_contexts``: those to select.  ``structured_replies``, ``extended_headers``:
+    nothing.  ``range_size``: bytes that one request zeroes or discards.
+    ``meta_contexts``: those to select.  ``structured_replies``, ``extended_headers``:
     use them if the server can.  ``timeout``: seconds for connecting.
     """
 
     pool: PoolSettings = PoolSettings()
     request_size: int = REQUEST_SIZE
+    range_size: int = LONGEST_RANGE
     write_through: bool = False
     ignore_flush: bool = False
     meta_contexts: tuple[str, ...] = (BASE_ALLOCATION, QEMU_ALLOCATION_DEPTH)
@@ -289,7 +291,7 @@ class NbdStore(BlockDevice):
         with self._stable() as fua:
             self._pool.call_all(
                 Request(WRITE_ZEROES, start, size, fua=fua, no_hole=not unmap)
-                for start, size in _ranges(offset, length)
+                for start, size in self._ranges(offset, offset + length)
             )
 
     def _discard(self, offset: int, length: int) -> None:
@@ -297,11 +299,17 @@ class NbdStore(BlockDevice):
             return
         start, end = round_up(offset, self._unit), round_down(offset + length, self._unit)
         try:
-            self._pool.call_all(
-                Request(TRIM, at, size) for at, size in _ranges(start, max(end - start, 0))
-            )
+            self._pool.call_all(Request(TRIM, at, size) for at, size in self._ranges(start, end))
         finally:
             self._status.changed()
+
+    def _ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Offset and length of the parts, cut at multiples, that requests without data cover."""
+        most = self._settings.range_size
+        while start < end:
+            stop = min(round_down(start, most) + most, end)
+            yield start, stop - start
+            start = stop
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the server read the range into its cache (NBD_CMD_CACHE), if it can."""
@@ -333,9 +341,3 @@ def _zeroes(length: int) -> list[memoryview]:
     """So many zeroes to write: many times the same ones."""
     zeroes = memoryview(ZEROES)
     return [zeroes[: length - start] for start in range(0, length, ZERO_CHUNK)]
-
-
-def _ranges(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """A range as parts that a request without data can cover."""
-    for start in range(offset, offset + length, LONGEST_RANGE):
-        yield start, min(LONGEST_RANGE, offset + length - start)

@@ -49,6 +49,17 @@ def test_version() -> None:
     assert cli.run("--version") == cli.run("-V") == f"vdisk {vdisk.__version__}\n"
 
 
+def test_a_command_has_the_version_of_the_program() -> None:
+    assert cli.run("info", "--version") == cli.run("map", "-V") == cli.run("--version")
+
+
+def test_options_are_listed_for_a_shell_to_complete() -> None:
+    long, short = cli.run("convert", "--long-options"), cli.run("convert", "--short-options")
+    assert {"--salvage", "--object", "--version"} < set(long.split())
+    assert {"-O", "-m", "-V"} < set(short.split())
+    assert all(word[:2] != "--" for word in short.split())
+
+
 def test_unknown_commands_are_guessed_at() -> None:
     assert "did you mean 'convert'?" in cli.fail("covnert")
     assert "--help" in cli.fail("xyzzy")

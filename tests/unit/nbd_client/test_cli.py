@@ -12,6 +12,7 @@ import pytest
 
 from tests.tools.hostile_server import HostileServer, honest
 from tests.tools.nbd_pair import BLOCK, EVERYTHING, MemoryDisk
+from tests.tools.peers import find
 from vdisk.cli._nbd._exports import short_size
 from vdisk.cli._nbd.connect import device_index
 from vdisk.cli._nbd.map import description
@@ -67,6 +68,62 @@ def test_questions_in_other_words(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == f"{server.uri}\n"
         assert main(["info", "--json", "--uri", server.uri]) == 0
         assert json.loads(capsys.readouterr().out) == server.uri
+
+
+def test_list_and_map_as_options_of_info(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        for words, command in (
+            (["--list"], ["list"]),
+            (["-L", "--json"], ["list", "--json"]),
+            (["--map"], ["map"]),
+            (["--map=base:allocation", "--totals"], ["map", "--totals"]),
+        ):
+            assert main(["info", *words, server.uri]) == main([*command, server.uri]) == 0
+            shown = capsys.readouterr().out
+            assert shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+        assert main(["info", "--totals", server.uri]) == 1
+        assert main(["info", "--map", "--size", server.uri]) == 1
+
+
+def test_colours_are_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        for words in (["info", "--no-content"], ["list"], ["map"]):
+            assert main([*words, server.uri]) == main([*words, "--no-colors", server.uri]) == 0
+            assert "\033" not in capsys.readouterr().out
+            assert main([*words, "--colour", server.uri]) == 0
+            assert "\033[" in capsys.readouterr().out
+
+
+def test_what_a_server_says_controls_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = MemoryDisk.of(SIZE, description="red \033[31m\nexport=\x9b")
+    with HostileServer(honest(evil)) as server:
+        assert main(["info", "--no-content", server.uri]) == 0
+        shown = capsys.readouterr().out
+        assert "\tdescription: red \\x1b[31m\\nexport=\\x9b\n" in shown
+        assert main(["info", "--json", "--no-content", server.uri]) == 0
+        assert json.loads(capsys.readouterr().out)["exports"][0]["description"] == evil.description
+
+
+def test_what_an_export_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    holding = disk()
+    holding.content[510:512] = b"\x55\xaa"
+    with HostileServer(honest(holding)) as server:
+        assert main(["info", server.uri]) == 0
+        assert ("\tcontent: DOS/MBR boot sector" in capsys.readouterr().out) == bool(find("file"))
+        assert main(["list", server.uri]) == main(["info", "--no-content", server.uri]) == 0
+        assert "content" not in capsys.readouterr().out
+
+
+def test_copying_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with HostileServer(honest(disk())) as server:
+        assert main(["copy", "-v", "--synchronous", server.uri, "null:"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        f"vdisk-nbd: src: {server.uri}",
+        "vdisk-nbd: src: size=1048576 (1M)",
+        "vdisk-nbd: dst: null:",
+    ]
+    assert "connections=1 requests=1 threads=1" in lines[3]
 
 
 def test_a_size_without_a_larger_unit_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

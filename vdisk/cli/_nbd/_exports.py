@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from vdisk.cli.colour import Colour, Painter
 from vdisk.nbd.session import HandshakeStyle, HeaderStyle
 from vdisk.nbd.wire import TransmissionFlag
 
@@ -130,47 +131,95 @@ def plain_server(name: str, reason: str) -> Server:
     return Server(uri, settings, TlsSettings())
 
 
+def add_display(parser: Parser) -> None:
+    """--json, --content, --color: what is shown of an export, and how."""
+    from vdisk.cli.colour import add_colour
+
+    parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --json")
+    parser.add_argument(
+        "--content",
+        action="store_true",
+        default=None,
+        help="say what file(1) makes of the first bytes (default, but not for a list)",
+    )
+    parser.add_argument("--no-content", dest="content", action="store_false", help="do not read")
+    add_colour(parser)
+
+
 def show(
-    uri: NbdUri, exports: Sequence[ExportInfo], negotiated: Negotiated, *, as_json: bool
+    args: Namespace,
+    server: Server,
+    exports: Sequence[ExportInfo],
+    negotiated: Negotiated,
+    *,
+    content: bool,
 ) -> None:
-    """Print a server's description."""
-    if as_json:
-        print(_json(uri, exports, negotiated))
+    """Print a server's description, as the options of :func:`add_display` say.
+
+    ``content``: look into the exports unless the options say otherwise.
+    """
+    from dataclasses import replace
+
+    look = content if args.content is None else args.content
+    described = []
+    for export in exports:
+        uri, found = replace(server.uri, export=export.name), None
+        if look:
+            from vdisk.cli._nbd._content import content_of
+
+            found = content_of(uri, server.tls)
+        described.append(_fields(uri, export, found))
+    if args.json:
+        print(_json(described, negotiated))
         return
     tls = "with" if negotiated.tls else "without"
     packets = _PACKETS[negotiated.headers]
-    print(f"protocol: {_STYLES[negotiated.style]} {tls} TLS, using {packets} packets")
-    for export in exports:
-        print("\n".join(_lines(uri, export)))
+    lines = [f"protocol: {_STYLES[negotiated.style]} {tls} TLS, using {packets} packets"]
+    for fields in described:
+        lines += _lines(fields, Painter(args))
+    print("\n".join(lines))
 
 
-def _lines(uri: NbdUri, export: ExportInfo) -> Iterator[str]:
-    yield f'export="{export.name}":'
-    fields = _fields(uri, export)
-    size, shown = fields.pop("export-size"), fields.pop("export-size-str")
-    if "description" in fields:
-        yield f"\tdescription: {fields.pop('description')}"
-    yield f"\texport-size: {size}" + (f" ({shown})" if shown != str(size) else "")
-    del fields["export-name"]
+def printable(text: str) -> str:
+    """What a server sent, for a terminal: control characters are spelled out."""
+    return "".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in text)
+
+
+def _lines(fields: dict[str, Any], painter: Painter) -> Iterator[str]:
+    import json
+
+    name = printable(json.dumps(fields["export-name"], ensure_ascii=False))
+    size, shown = str(fields["export-size"]), fields["export-size-str"]
+    yield painter.paint(f"export={name}:", Colour.STRONG)
+    head = {
+        "description": fields.get("description"),
+        "export-size": f"{size} ({shown})" if shown != size else size,
+        "content": fields.get("content"),
+        "uri": fields["uri"],
+    }
+    for key, value in head.items():
+        if value:
+            yield painter.paint(f"\t{key}: {printable(value)}", Colour.STRONG)
     for key, value in fields.items():
         if isinstance(value, list):
-            yield f"\t{key}:"
-            yield from (f"\t\t{item}" for item in value)
-        else:
-            yield f"\t{key}: {_word(value)}"
+            yield painter.paint(f"\t{key}:", Colour.FAINT)
+            yield from (painter.paint(f"\t\t{printable(item)}", Colour.FAINT) for item in value)
+        elif isinstance(value, bool):
+            yield f"\t{key}: " + painter.paint(*_ANSWERS[value])
+        elif key.startswith("block_size_"):
+            yield f"\t{key}: {value}"
 
 
-def _word(value: Any) -> str:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+_ANSWERS = {True: ("true", Colour.GOOD), False: ("false", Colour.BAD)}
 
 
-def _fields(uri: NbdUri, export: ExportInfo) -> dict[str, Any]:
-    from dataclasses import replace
-
+def _fields(uri: NbdUri, export: ExportInfo, content: str | None) -> dict[str, Any]:
     fields: dict[str, Any] = {"export-name": export.name}
     if export.description:
         fields["description"] = export.description
-    fields["uri"] = str(replace(uri, export=export.name))
+    if content:
+        fields["content"] = content
+    fields["uri"] = str(uri)
     if export.meta_contexts:
         fields["contexts"] = list(export.meta_contexts)
     fields |= {key: flag in export.flags for key, flag in _FLAGS.items()}
@@ -181,7 +230,7 @@ def _fields(uri: NbdUri, export: ExportInfo) -> dict[str, Any]:
     return fields | {"export-size": export.size, "export-size-str": short_size(export.size)}
 
 
-def _json(uri: NbdUri, exports: Sequence[ExportInfo], negotiated: Negotiated) -> str:
+def _json(exports: list[dict[str, Any]], negotiated: Negotiated) -> str:
     import json
 
     server: dict[str, Any] = {
@@ -191,7 +240,7 @@ def _json(uri: NbdUri, exports: Sequence[ExportInfo], negotiated: Negotiated) ->
     }
     if negotiated.headers is HeaderStyle.EXTENDED:
         server["extended"] = True
-    server["exports"] = [_fields(uri, export) for export in exports]
+    server["exports"] = exports
     return json.dumps(server, indent="\t", ensure_ascii=False)
 
 

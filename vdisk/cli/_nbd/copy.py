@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 LARGEST_REQUEST = 32 << 20
 """Bytes: what every server takes."""
 
+LARGEST_RANGE = 128 << 20
+"""Bytes zeroed by one request, and between multiples of it, as nbdcopy does: some servers write
+every byte of them, and a larger request would be long without a sign of life."""
+
 
 def configure(parser: Parser) -> None:
     from vdisk.cli._nbd._exports import add_credentials
@@ -117,16 +121,18 @@ def run(args: Namespace) -> int:
         stream = _stream_of(source[0], stack)
         if stream is not None:
             target = stack.enter_context(_open_target(destination[0], None, plan))
+            if args.verbose:
+                _describe(source[0], None, target, plan)
             _copy_stream(stream, target)
         else:
             disk = stack.enter_context(_open_source(source[0], plan))
             target = stack.enter_context(_open_target(destination[0], disk.size, plan))
+            if args.verbose:
+                _describe(source[0], disk, target, plan)
             view = _WithoutExtents(disk) if args.no_extents else _ReadableAnyway(disk)
             _copy(view, target, plan, progress)
         if args.flush:
             target.flush()
-        if args.verbose:
-            complain(f"copied {source[0]} to {destination[0]}")
     return 0
 
 
@@ -150,19 +156,26 @@ def _plan(args: Namespace) -> _Plan:
         raise InvalidRequestError("--requests is at least 1, and --threads not negative")
     if not 4096 <= request_size <= LARGEST_REQUEST:
         raise InvalidRequestError(f"--request-size is between 4096 and {LARGEST_REQUEST}")
-    workers = min(args.threads or max(queue_size // BATCH_SIZE // 2, 1), MAX_WORKERS)
+    batch_size = max(BATCH_SIZE, request_size)
+    workers = min(args.threads or max(queue_size // batch_size // 2, 1), MAX_WORKERS)
     connections, requests = args.connections, args.requests
     if args.synchronous:
         workers = connections = requests = 1
     copying = CopyOptions(
         sparse_size=0 if args.allocated else sparse_size,
         zeroes=Zeroes.ALLOCATED if args.allocated else Zeroes.HOLES,
-        target_is_zero=True if args.destination_is_zero else None,
+        target_is_zero=args.destination_is_zero,
         workers=workers,
         out_of_order=not args.synchronous,
+        batch_size=batch_size,
     )
     pool = PoolSettings(connections=connections, depth=requests)
-    nbd = NbdSettings(pool, request_size=request_size, ignore_flush=not args.flush)
+    nbd = NbdSettings(
+        pool,
+        request_size=request_size,
+        range_size=LARGEST_RANGE,
+        ignore_flush=not args.flush,
+    )
     return _Plan(copying, nbd, args.flush, functools.partial(place_of, args))
 
 
@@ -194,6 +207,24 @@ def _started(words: list[str]) -> Iterator[list[str]]:
 
     with served(words[1:]) as uri:
         yield [uri]
+
+
+def _describe(name: str, source: BlockDevice | None, target: BlockDevice, plan: _Plan) -> None:
+    """For --verbose: from what to what, and how."""
+    from vdisk.cli._nbd._exports import short_size
+    from vdisk.stores.sinks import Sink
+
+    known = source is not None, not isinstance(target, Sink)
+    for side, device, has_size in zip(("src", "dst"), (source, target), known, strict=True):
+        complain(f"{side}: {device.name if device is not None else name}")
+        if device is not None and has_size:
+            complain(f"{side}: size={device.size} ({short_size(device.size)})")
+    pool = plan.nbd.pool
+    complain(
+        f"connections={pool.connections} requests={pool.depth} threads={plan.copying.workers} "
+        f"request_size={plan.nbd.request_size} flush={str(plan.flush).lower()} "
+        f"in_order={str(not plan.copying.out_of_order).lower()}"
+    )
 
 
 @contextlib.contextmanager

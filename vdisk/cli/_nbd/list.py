@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def configure(parser: Parser) -> None:
-    from vdisk.cli._nbd._exports import add_server
+    from vdisk.cli._nbd._exports import add_display, add_server
 
-    parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --list --json")
+    add_display(parser)
     add_server(parser, "the server, whose export is of no interest")
 
 
@@ -29,5 +29,5 @@ def run(args: Namespace) -> int:
     with named_server(args) as name:
         server = server_at(args, name)
         answer = describe_exports(server)
-    show(server.uri, answer.result, answer.negotiated, as_json=args.json)
+        show(args, server, answer.result, answer.negotiated, content=False)
     return 0

@@ -9,8 +9,9 @@ Examples:
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from vdisk.cli.colour import Colour, Painter
 from vdisk.nbd.wire import BASE_ALLOCATION, QEMU_ALLOCATION_DEPTH, QEMU_DIRTY_BITMAP
 
 if TYPE_CHECKING:
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
 _ALLOCATION = {0: "data", 1: "hole", 2: "zero", 3: "hole,zero"}
 _DEPTH = {0: "absent", 1: "local"}
 _DIRTY = {0: "clean", 1: "dirty"}
+_COLOURS = {
+    "data": Colour.STRONG,
+    "local": Colour.STRONG,
+    "clean": Colour.GOOD,
+    "dirty": Colour.BAD,
+    "absent": Colour.FAINT,
+    "hole": Colour.FAINT,
+    "hole,zero": Colour.FAINT,
+}
 
 
 def configure(parser: Parser) -> None:
     from vdisk.cli._nbd._exports import add_server
+    from vdisk.cli.colour import add_colour
 
     parser.add_argument(
         "--context",
@@ -35,6 +46,7 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--totals", action="store_true", help="only how much of each there is")
     parser.add_argument("--json", action="store_true", help="as JSON, like nbdinfo --map --json")
+    add_colour(parser)
     add_server(parser)
 
 
@@ -47,44 +59,47 @@ def run(args: Namespace) -> int:
         uri, tls = place_of(args, stack.enter_context(named_server(args)))
         store = stack.enter_context(NbdStore(uri, settings=settings, tls=tls))
         extents = store.context_extents(args.context)
-        lines = (
-            _totals(extents, store.size, args.context, as_json=args.json)
-            if args.totals
-            else _extents(extents, args.context, as_json=args.json)
-        )
+        rows = (_totals if args.totals else _extents)(extents, args.context, store.size)
         if args.json:
-            print("[\n" + ",\n".join(lines) + "\n]")
+            print("[\n" + ",\n".join(row.json for row in rows) + "\n]")
         else:
-            for line in lines:
-                print(line)
+            painter = Painter(args)
+            for row in rows:
+                print(painter.paint(row.text, _COLOURS.get(row.description, Colour.PLAIN)))
     return 0
 
 
-def _extents(
-    extents: Iterator[tuple[int, int, int]], context: str, *, as_json: bool
-) -> Iterator[str]:
+class _Row(NamedTuple):
+    """A line for people, and for programs; and what its status means."""
+
+    text: str
+    json: str
+    description: str
+
+
+def _extents(extents: Iterator[tuple[int, int, int]], context: str, _size: int) -> Iterator[_Row]:
     for start, length, status in extents:
         text = description(context, status)
-        if as_json:
-            suffix = f', "description": "{text}"' if text else ""
-            yield f'{{ "offset": {start}, "length": {length}, "type": {status}{suffix}}}'
-        else:
-            yield f"{start:10}  {length:10}  {status:3}  {text}".rstrip()
+        suffix = f', "description": "{text}"' if text else ""
+        yield _Row(
+            f"{start:10}  {length:10}  {status:3}  {text}".rstrip(),
+            f'{{ "offset": {start}, "length": {length}, "type": {status}{suffix}}}',
+            text,
+        )
 
 
-def _totals(
-    extents: Iterator[tuple[int, int, int]], size: int, context: str, *, as_json: bool
-) -> Iterator[str]:
+def _totals(extents: Iterator[tuple[int, int, int]], context: str, size: int) -> Iterator[_Row]:
     sums: dict[int, int] = {}
     for _, length, status in extents:
         sums[status] = sums.get(status, 0) + length
     for status, total in sorted(sums.items()):
         text, percent = description(context, status), 100 * total / size
-        if as_json:
-            suffix = f', "description": "{text}"' if text else ""
-            yield f'{{ "size": {total}, "percent": {percent:g}, "type": {status}{suffix} }}'
-        else:
-            yield f"{total:10} {percent:5.1f}% {status:3} {text}".rstrip()
+        suffix = f', "description": "{text}"' if text else ""
+        yield _Row(
+            f"{total:10} {percent:5.1f}% {status:3} {text}".rstrip(),
+            f'{{ "size": {total}, "percent": {percent:g}, "type": {status}{suffix} }}',
+            text,
+        )
 
 
 def description(context: str, status: int) -> str:
