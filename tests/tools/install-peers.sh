@@ -19,6 +19,8 @@ nbdsh       python3-libnbd
 nbd-client  nbd-client
 fio         fio
 mke2fs      e2fsprogs
+ip          iproute2
+unshare     util-linux
 cryptsetup  cryptsetup-bin
 chromium    chromium
 vncsnapshot vncsnapshot

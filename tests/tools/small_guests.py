@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.tools import peers
+from tests.tools.peers import requires_peer
 from vdisk.vm import Machine
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 BIOS_SIZE = 64 << 10
 MEMORY = 4 << 20
 SEABIOS = "/usr/share/seabios/bios.bin"
+
+either_firmware = pytest.mark.parametrize(
+    "bios",
+    [None, pytest.param(SEABIOS, marks=requires_peer(SEABIOS))],
+    ids=["ours", "SeaBIOS"],
+)
+"""For a test that takes ``bios`` as :class:`~vdisk.vm.Machine` does."""
 
 PRELUDE = """
 bits 16

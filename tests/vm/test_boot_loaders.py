@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +14,9 @@ from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError, NotFoundError
 from vdisk.vm import Machine
 from vdisk.vm.monitor.control import MachineEvent
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MIB = 1 << 20
 PATIENCE = 60
@@ -51,11 +54,8 @@ def test_syslinux_boots_from_a_disk(tmp_path: Path, accel: str, interface: str, 
 
 
 @requires_peer("grub-mkrescue", "xorriso")
-@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
-def test_grub_boots_from_a_cdrom(tmp_path: Path, accel: str, firmware: str) -> None:
-    bios = None if firmware == "ours" else guests.SEABIOS
-    if bios is not None and not Path(bios).exists():
-        pytest.skip("SeaBIOS is not installed")
+@guests.either_firmware
+def test_grub_boots_from_a_cdrom(tmp_path: Path, accel: str, bios: str | None) -> None:
     image = bootable.grub_rescue(tmp_path)
     with Machine(memory=64 * MIB, accel=accel, bios=bios, cdroms=[str(image)]) as machine:
         machine.run_until(screen="GNU GRUB", timeout=PATIENCE)
@@ -95,13 +95,12 @@ def test_a_cdrom_once_and_then_the_disk(tmp_path: Path, accel: str) -> None:
 
 
 @requires_peer("nasm")
-@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
-def test_the_boot_menu(tmp_path: Path, accel: str, firmware: str) -> None:
+@guests.either_firmware
+def test_the_boot_menu(tmp_path: Path, accel: str, bios: str | None) -> None:
     disks = []
     for name in "AB":
         (tmp_path / name).mkdir()
         disks.append(guests.boot_disk(tmp_path / name, f"'{name}'"))
-    bios = None if firmware == "ours" else guests.SEABIOS
     with Machine(
         memory=32 * MIB, accel=accel, disks=disks, bios=bios, boot="menu=on,splash-time=60000"
     ) as machine:
@@ -114,12 +113,11 @@ def test_the_boot_menu(tmp_path: Path, accel: str, firmware: str) -> None:
 
 
 @requires_peer("nasm")
-@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
+@guests.either_firmware
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_strict_order_boots_nothing_else(
-    tmp_path: Path, accel: str, firmware: str, strict: bool
+    tmp_path: Path, accel: str, bios: str | None, strict: bool
 ) -> None:
-    bios = None if firmware == "ours" else guests.SEABIOS
     boot = "order=d,strict=on" if strict else "d"
     disk = guests.boot_disk(tmp_path, "'B'")
     with Machine(memory=32 * MIB, accel=accel, disks=[disk], bios=bios, boot=boot) as machine:
@@ -153,9 +151,8 @@ def test_grub_is_firmware() -> None:
         machine.run_until(screen="Search & load /boot/multiboot.img", timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("firmware", ["ours", "SeaBIOS"])
-def test_a_machine_without_a_disk_starts_again(accel: str, firmware: str) -> None:
-    bios = None if firmware == "ours" else guests.SEABIOS
+@guests.either_firmware
+def test_a_machine_without_a_disk_starts_again(accel: str, bios: str | None) -> None:
     resets = threading.Event()
     with Machine(memory=32 * MIB, accel=accel, bios=bios, boot="reboot-timeout=100") as machine:
         machine.subscribe(lambda event: resets.set() if event.name == "RESET" else None)

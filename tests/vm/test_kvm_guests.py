@@ -41,9 +41,9 @@ def ends_at(machine: Machine, instruction: str, *, serial: str | None = None,
 
 
 @requires_peer("nasm")
-@pytest.mark.parametrize(("firmware", "interface"), [("ours", "virtio"), ("SeaBIOS", "ide")])
-def test_a_boot_sector(tmp_path: Path, firmware: str, interface: str) -> None:
-    bios = None if firmware == "ours" else guests.SEABIOS
+@guests.either_firmware
+def test_a_boot_sector(tmp_path: Path, bios: str | None) -> None:
+    interface = "virtio" if bios is None else "ide"
     disk = guests.boot_disk(tmp_path, "'B'", interface)
     with Machine(memory=16 * MIB, accel="kvm", bios=bios, disks=[disk]) as machine:
         machine.run_until(serial="B", timeout=PATIENCE)

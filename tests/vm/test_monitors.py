@@ -161,11 +161,9 @@ def test_disks_change_while_the_machine_runs(tmp_path: Path) -> None:
         assert image.read(100, 6) == b"second"
 
 
-@pytest.mark.parametrize(
-    "firmware", ["", pytest.param(guests.SEABIOS, marks=requires_peer(guests.SEABIOS))]
-)
+@guests.either_firmware
 def test_a_write_that_fails_stops_the_machine_until_it_may_go_on(
-    tmp_path: Path, firmware: str
+    tmp_path: Path, bios: str | None
 ) -> None:
     boot = guests.assemble(tmp_path, WRITE_A_SECTOR)
     (tmp_path / "disk.raw").write_bytes(boot.ljust(SIZE, b"\0"))
@@ -176,7 +174,7 @@ def test_a_write_that_fails_stops_the_machine_until_it_may_go_on(
     disk = f"blkdebug:{rules}:{tmp_path}/disk.raw,format=raw,werror=stop"
 
     async def scenario() -> None:
-        options = {"bios": firmware or None, "disks": [disk]}
+        options = {"bios": bios, "disks": [disk]}
         async with controlled(tmp_path, **options) as (machine, client, events):
             machine.start()
             error = await happened(events, "BLOCK_IO_ERROR")

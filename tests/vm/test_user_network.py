@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tools.peers import requires_peer
 from tests.tools.tap_guest import TapGuest, check_possible
 from vdisk.vm.net.forwards import Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytestmark = requires_peer("ip", "unshare")
 
 DATA = random.Random(9).randbytes(3 << 20)
 DIGEST = hashlib.sha256(DATA).hexdigest()
