@@ -44,8 +44,8 @@ LEGACY, LEGACY_LENGTH = 0xA0000, 0x20000
 PORTS, PORT_COUNT = 0x3B0, 0x30
 DISPI_PORT = 0x1CE
 MEMORY_SIZE = 16 << 20
-HOME = 0xFD00_0000
-"""Where video memory lies until the guest has assigned BAR 0."""
+HOME = 0xE000_0000
+"""Where video memory lies until the guest has assigned BAR 0: our BIOS puts it there."""
 REGISTER_BAR = 4096
 BAR_PORTS, BAR_DISPI, BAR_EXTENSION = 0x400, 0x500, 0x600
 EXTENSION = (8).to_bytes(4, "little") + (0x1E1E_1E1E).to_bytes(4, "little")
