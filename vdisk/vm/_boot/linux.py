@@ -82,7 +82,7 @@ class LinuxImage(NamedTuple):
     path: str
     header: SetupHeader
     setup: bytes
-    kernel: bytes
+    kernel: memoryview
 
     def entries(self) -> tuple[int, ...]:
         """The modes it can be entered in: of 64, 32 and 16 bits."""
@@ -106,7 +106,7 @@ def parse(path: str, data: bytes) -> LinuxImage:
     setup_length = (header.setup_sects + 1) * SECTOR
     if setup_length > HEAP_END - SECTOR or len(data) <= setup_length:
         raise FormatError(f"setup code of {header.setup_sects} sectors", path=path)
-    return LinuxImage(path, header, data[:setup_length], data[setup_length:])
+    return LinuxImage(path, header, data[:setup_length], memoryview(data)[setup_length:])
 
 
 def _parse_header(data: bytes) -> SetupHeader:

@@ -277,7 +277,8 @@ class Arena:
         found: list[tuple[int, int, int]] = []
         for gpa, length in ranges:
             first, end = gpa >> PAGE_SHIFT, (gpa + length - 1 >> PAGE_SHIFT) + 1
-            if mapping[PAGES + first * 8 : PAGES + end * 8] > NO_MASKS:
+            masks = mapping[PAGES + first * 8 : PAGES + end * 8]
+            if masks > NO_MASKS and masks.lstrip(b"\0"):
                 found += self._masked(gpa, length, range(first, min(end, self.pages)))
         return found
 
