@@ -37,6 +37,7 @@ _PACKETS = {
 _FLAGS = {
     "is_rotational": TransmissionFlag.NBD_FLAG_ROTATIONAL,
     "is_read_only": TransmissionFlag.NBD_FLAG_READ_ONLY,
+    "can_block_status_payload": TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD,
     "can_cache": TransmissionFlag.NBD_FLAG_SEND_CACHE,
     "can_df": TransmissionFlag.NBD_FLAG_SEND_DF,
     "can_fast_zero": TransmissionFlag.NBD_FLAG_SEND_FAST_ZERO,
@@ -189,11 +190,10 @@ def _lines(fields: dict[str, Any], painter: Painter) -> Iterator[str]:
     import json
 
     name = printable(json.dumps(fields["export-name"], ensure_ascii=False))
-    size, shown = str(fields["export-size"]), fields["export-size-str"]
     yield painter.paint(f"export={name}:", Colour.STRONG)
     head = {
         "description": fields.get("description"),
-        "export-size": f"{size} ({shown})" if shown != size else size,
+        "export-size": _both_ways(fields["export-size"]),
         "content": fields.get("content"),
         "uri": fields["uri"],
     }
@@ -207,7 +207,13 @@ def _lines(fields: dict[str, Any], painter: Painter) -> Iterator[str]:
         elif isinstance(value, bool):
             yield f"\t{key}: " + painter.paint(*_ANSWERS[value])
         elif key.startswith("block_size_"):
-            yield f"\t{key}: {value}"
+            yield f"\t{key}: {_both_ways(value)}"
+
+
+def _both_ways(size: int) -> str:
+    """In bytes, and shorter where that is exact."""
+    shown = short_size(size)
+    return str(size) if shown == str(size) else f"{size} ({shown})"
 
 
 _ANSWERS = {True: ("true", Colour.GOOD), False: ("false", Colour.BAD)}
@@ -237,10 +243,9 @@ def _json(exports: list[dict[str, Any]], negotiated: Negotiated) -> str:
         "protocol": _STYLES[negotiated.style],
         "TLS": negotiated.tls,
         "structured": negotiated.headers is not HeaderStyle.SIMPLE,
+        "extended": negotiated.headers is HeaderStyle.EXTENDED,
+        "exports": exports,
     }
-    if negotiated.headers is HeaderStyle.EXTENDED:
-        server["extended"] = True
-    server["exports"] = exports
     return json.dumps(server, indent="\t", ensure_ascii=False)
 
 
@@ -256,7 +261,6 @@ def short_size(size: int) -> str:
 def can(export: ExportInfo, negotiated: Negotiated) -> dict[str, bool]:
     """What ``--can`` and ``--is`` test, by name."""
     known = {key.partition("_")[2].replace("_", "-"): flag for key, flag in _FLAGS.items()}
-    known["block-status-payload"] = TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
     answers = {name: flag in export.flags for name, flag in known.items()}
     return answers | {
         "connect": True,
