@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import struct
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -140,3 +141,30 @@ def test_hints_are_no_operations(host, guest, engine, mode):
         and ending(found := guest.run_one(case)) != ending(expected)
     ]
     assert not wrong
+
+
+INFINITY, MASKED = float("inf"), 0x1F80
+IM, OM, DM, PM = 1 << 7, 1 << 10, 1 << 8, 1 << 12
+DOT_PRODUCTS = {
+    "inexact products, an invalid sum": ((INFINITY, -INFINITY, 1 / 3, 1), (1, 1, 1 / 3, 1), IM),
+    "a tiny product, a denormal addend": ((1e-30, 1 / 3, 1, 1), (1e-10, 1 / 3, 1, 1), DM),
+    "a denormal factor, inexact products": ((1e-40, 1 / 3, 1, 1), (1, 1 / 3, 1, 1), DM),
+    "an overflow, an invalid sum": ((1e38, 1e-40, INFINITY, -INFINITY), (1e38, 1, 1, 1), OM),
+    "inexact products, a sum too large": ((3e38, 3e38, 1 / 3, 1), (1, 1, 1 / 3, 1), OM),
+    "an inexact first sum": ((1, 2**-30, 1, 1), (1, 1, 1, 1), PM),
+    "an inexact second sum": ((1, 0, 2**-30, 0), (1, 1, 1, 1), PM),
+    "nothing unmasked": ((INFINITY, 1e-40, 1 / 3, 1), (0, 1, 1 / 3, 1e-40), 0),
+}
+
+
+@pytest.mark.parametrize("name", DOT_PRODUCTS)
+def test_a_dot_product_ends_with_the_step_that_is_not_masked(host, guest, engine, name):
+    left, right, unmasked = DOT_PRODUCTS[name]
+    case = Generator(Random(SEED), 64).case(Code.DPPS_XMM_XMMM128_IMM8)
+    case.code, case.note = bytes([0x66, 0x0F, 0x3A, 0x40, 0xC1, 0xFF]), "dpps xmm0,xmm1,0FFh"
+    for number, values in enumerate((left, right)):
+        case.state.fpu.xmm[number] = int.from_bytes(struct.pack("<4f", *values), "little")
+    case.state.fpu.mxcsr = MASKED & ~unmasked
+    (expected,) = host.run([case])
+    if engine.name != "kvm" or expected.vector is None:
+        assert not differences(case, expected, guest.run_one(case))

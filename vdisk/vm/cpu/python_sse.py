@@ -13,7 +13,7 @@ from vdisk.vm.cpu import faults, python_sse_float, python_sse_strings
 from vdisk.vm.cpu.python_sse_crypto import CRYPTO
 from vdisk.vm.cpu.python_sse_float import FLOAT, environment
 from vdisk.vm.cpu.python_sse_integer import INTEGER, blend, sign_mask
-from vdisk.vm.cpu.softfloat import ALL, BEFORE
+from vdisk.vm.cpu.softfloat import ALL
 from vdisk.vm.cpu.state import FIELDS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _exceptions(state: memoryview) -> Iterator[Environment]:
     mxcsr = _get(state, "mxcsr")
     env = environment(mxcsr)
     yield env
-    _set(state, "mxcsr", mxcsr | env.flags)
+    _set(state, "mxcsr", mxcsr | env.all_flags())
 
 
 def sse(name: str, state: memoryview, left: int, right: int, immediate: int | None) -> int:
@@ -113,14 +113,9 @@ def simd_begin(state: memoryview) -> None:
 
 
 def simd_end(state: memoryview) -> None:
-    """Gather the flags again; #XM, or #UD if the system does not know it (SDM volume 1, 11.5.3).
-
-    An exception found before the computation that is not masked hides those of the computation.
-    """
+    """Gather the flags again; #XM, or #UD if the system does not know it (SDM volume 1, 11.5.3)."""
     mxcsr, unmasked = _get(state, "mxcsr"), _get(state, "simd_unmasked")
     found = mxcsr & ALL
-    if found & unmasked & BEFORE:
-        found &= BEFORE
     _set(state, "mxcsr", mxcsr & ~ALL | found | _get(state, "simd_flags"))
     if found & unmasked:
         known = _get(state, "cr4") & CR4_OSXMMEXCPT

@@ -154,7 +154,11 @@ def _horizontal(format: Format, element: Element) -> Operation:
 
 
 def _dot_product(format: Format) -> Operation:
-    """DPPS, DPPD: bits 7:4 choose the products, bits 3:0 the lanes that get the sum."""
+    """DPPS, DPPD: bits 7:4 choose the products, bits 3:0 the lanes that get the sum.
+
+    Multiplying is a step, and so is each round of additions: after one with an exception that is
+    not masked there is no other.
+    """
 
     def operation(env: Environment, left: int, right: int, immediate: int) -> int:
         width = format.width
@@ -162,7 +166,7 @@ def _dot_product(format: Format) -> Operation:
             MULTIPLY(format, env, a, b, 0) if immediate >> 4 + n & 1 else 0
             for n, (a, b) in enumerate(zip(lanes(left, width), lanes(right, width), strict=True))
         ]
-        while len(terms) > 1:
+        while len(terms) > 1 and env.next_step():
             pairs = zip(terms[::2], terms[1::2], strict=True)
             terms = [ADD(format, env, a, b, 0) for a, b in pairs]
         return joined([terms[0] if immediate >> n & 1 else 0 for n in range(128 // width)], width)

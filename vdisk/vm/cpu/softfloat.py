@@ -168,7 +168,8 @@ class Environment:
 
     ``masks``: exceptions that are masked.  ``precision``: bits that results of arithmetic have at
     most (x87 precision control).  ``x87``: its rules for NaNs and for exceptions not masked.
-    ``rounded_up``: the last rounding made the magnitude larger (C1).
+    ``rounded_up``: the last rounding made the magnitude larger (C1).  ``earlier``: flags of the
+    steps before, in an operation of several.
     """
 
     rounding: int = NEAREST
@@ -179,6 +180,7 @@ class Environment:
     x87: bool = False
     flags: int = 0
     rounded_up: bool = False
+    earlier: int = 0
 
     def operand(self, format: Format, encoding: int) -> Number:
         """A decoded operand; a denormal one may be zero."""
@@ -211,6 +213,20 @@ class Environment:
     def unmasked(self) -> int:
         """Exceptions found that are not masked."""
         return self.flags & ~self.masks
+
+    def next_step(self) -> bool:
+        """Go on to another step of the operation; False if the last one ends it with an exception
+        that is not masked."""
+        if self.unmasked():
+            return False
+        self.earlier, self.flags = self.earlier | self.flags, 0
+        return True
+
+    def all_flags(self) -> int:
+        """Of all steps.  An exception found before the computation that is not masked hides those
+        of the computation (SDM volume 1, section 11.5.3)."""
+        found = self.flags & BEFORE if self.unmasked() & BEFORE else self.flags
+        return self.earlier | found
 
 
 def _x87_order(number: Number) -> tuple[bool, int, int]:

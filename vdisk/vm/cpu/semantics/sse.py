@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.context import Context, semantic
+from vdisk.vm.cpu.softfloat import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,13 +110,22 @@ def end_exceptions(c: Context) -> None:
         c.check()
 
 
-def end_arithmetic(c: Context) -> None:
-    """The same for results that may be out of range: Python is told what was to be computed."""
+STEPS = {"dpps", "dppd"}
+"""What computes in several steps, of which an exception that is not masked ends the others."""
+
+
+def end_arithmetic(c: Context, name: str) -> None:
+    """The same for results that may be out of range: Python is told what was to be computed.  It
+    also works out in which step an exception has come."""
     b = c.b
     with b.if_(b.get("simd_unmasked").ne(0), unlikely=True):
         b.call("simd_end")
         with b.if_(b.get("pending").ne(0)):
             b.set("exit_argument", c.shape.variant)
+            if name in STEPS:
+                before = b.call("read_mxcsr") & ~ALL | b.get("simd_flags")
+                b.call("write_mxcsr", before)
+                b.set("fault_vector", faults.SIMD_RANGE)
             b.fault()
 
 
@@ -141,7 +151,7 @@ def sse_float(c: Context) -> None:
     left = c.b.load_state(c.register(0), "i128")
     begin_exceptions(c)
     result = c.b.sse(name, immediate, left, right)
-    end_arithmetic(c)
+    end_arithmetic(c, name)
     set_xmm(c, 0, result)
 
 
