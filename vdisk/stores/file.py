@@ -33,6 +33,10 @@ where memory is in pieces, or is a virtual machine's, a write of 2 MiB took up t
 processor time of four writes of 512 KiB (Linux 6.18, ext4)."""
 
 
+WHOLE = 1 << 63
+"""The ``locate_unit`` of what stands in one piece, whatever its size: more than any file has."""
+
+
 class FileStore(BlockDevice):
     """A regular file or a block device at ``path``.
 
@@ -44,7 +48,7 @@ class FileStore(BlockDevice):
     """
 
     zeroes_fast = True
-    locate_unit = 1 << 63
+    locate_unit = WHOLE
 
     def __init__(
         self,

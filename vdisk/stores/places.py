@@ -19,7 +19,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Final
 
-from vdisk.stores.file import FileStore
+from vdisk.stores.file import WHOLE, FileStore
 
 if TYPE_CHECKING:
     from vdisk.block import BlockDevice
@@ -34,7 +34,8 @@ MOST_PAGES: Final = 1 << 12
 FILE_MASK: Final = 511
 """Where a word has the number of the file: units begin at multiples of a sector there."""
 
-_NOTHING_KNOWN: Final = bytes(8 << PAGE_BITS)
+UNKNOWN: Final = array("Q", bytes(8 << PAGE_BITS))
+"""A page about which nothing is known."""
 
 
 class Places:
@@ -49,6 +50,8 @@ class Places:
     def __init__(self, device: BlockDevice) -> None:
         self.unit_bits = device.locate_unit.bit_length() - 1
         self.unit = 1 << self.unit_bits
+        self.undivided = self.unit >= WHOLE
+        """What is true of the place of one range is true of all others."""
         self.pages: dict[int, array[int]] = {}
         self.files = [-1]
         self._device = device
@@ -70,10 +73,10 @@ class Places:
         if self._moves is None or within + length > self.unit:
             return self._locate(offset, length)
         number = offset >> self.unit_bits
-        page = self.pages.get(number >> PAGE_BITS)
-        word = page[number & PAGE_MASK] if page else 0
+        word = self.pages.get(number >> PAGE_BITS, UNKNOWN)[number & PAGE_MASK]
         if word:
-            return self.files[word & FILE_MASK], (word & ~FILE_MASK) + within
+            file = word & FILE_MASK
+            return self.files[file], word - file + within
         start = offset - within
         found = self._locate(start, min(self.unit, self._device.size - start))
         if found is None:  # not as a whole
@@ -97,5 +100,5 @@ class Places:
         if page is None:
             if len(self.pages) >= MOST_PAGES:
                 del self.pages[next(iter(self.pages))]
-            page = self.pages[number >> PAGE_BITS] = array("Q", _NOTHING_KNOWN)
+            page = self.pages[number >> PAGE_BITS] = UNKNOWN[:]
         page[number & PAGE_MASK] = host | file

@@ -103,6 +103,13 @@ def test_nothing_is_remembered_where_moves_are_not_told(file: FileStore) -> None
     assert device.asked == [(512, 512)] * 2
 
 
+def test_a_file_is_undivided_and_a_part_of_it_is_not(file: FileStore) -> None:
+    assert Places(file).undivided
+    assert Places(Window(file, 0, 512)).undivided
+    assert not Places(Window(file, 512)).undivided
+    assert not Places(Scattered(file)).undivided
+
+
 def test_a_part_is_found_of_what_does_not_stand_in_one_piece(file: FileStore) -> None:
     class Halves(Scattered):
         def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
