@@ -7,6 +7,7 @@ the connection is lost.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -46,11 +47,15 @@ class Channel:
     can_wait = bool(MSG_DONTWAIT) and hasattr(socket, "SO_RCVTIMEO") and hasattr(select, "poll")
     waits = False
     """Whether it was asked to."""
+    receiving_wakes = False
+    """Receiving wakes a peer that sleeps until it is sent something: on a unix socket who waits for
+    that, and who waits for room to send, are in one queue."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         if connection.family == socket.AF_UNIX:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_SEND_BUFFER)
+            self.receiving_wakes = bool(MSG_DONTWAIT)
         elif connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -60,6 +65,21 @@ class Channel:
 
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    def look_into(self, view: memoryview) -> int:
+        """What ``recv_into`` would do, but it is still to be received: see :meth:`take`."""
+        return self.socket.recv_into(view, 0, socket.MSG_PEEK)
+
+    def take(self, view: memoryview) -> None:
+        """Receive all of ``view``, which was looked at, to the same place."""
+        while view:
+            try:
+                count = self.socket.recv_into(view, 0, MSG_DONTWAIT)
+            except BlockingIOError:
+                count = 0
+            if not count:  # urgent data between, which looking passes over
+                raise ConnectionAbortedError(errno.ECONNABORTED, "cannot receive what was there")
+            view = view[count:]
 
     def start_waiting(self) -> None:
         """From now on ``recv_into`` waits a moment before it raises ``BlockingIOError``."""

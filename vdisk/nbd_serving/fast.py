@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from vdisk.nbd.bulk import BulkParser
 from vdisk.nbd_serving.fast_reads import FastReads
 from vdisk.nbd_serving.fast_writes import FastWrites
-from vdisk.nbd_serving.pace import Lookout, Pace
+from vdisk.nbd_serving.pace import Depth, Lookout, Pace
 from vdisk.nbd_serving.sending import Outgoing
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ OVERLAP_FROM: Final = 16
 of a rest to last until the client, if it slept, has its processor and those replies.  (Writes
 gain nothing: their replies are short, and the client has its data at hand.)"""
 
-FORGETTING: Final = 0.998
-"""How deep a client's queue was at its deepest is forgotten in some hundred batches."""
+LOOKED_AT: Final = 8 << 10
+"""Bytes that are looked at before they are received: a queue of reads, or a small write."""
 
 
 class FastPath:
@@ -76,10 +76,11 @@ class FastPath:
         self.send = self._outgoing.send
         self._pace = pace
         self._lookout = Lookout()
-        self._deepest = 0.0
+        self._depth = Depth()
         self._hand_over = hand_over
         self._alone = alone
         self._no_waiting_until = 0.0
+        self._short, self._looked = True, False
         self.handed_over = False
         """Whether the machine was given something since this was set."""
 
@@ -89,22 +90,26 @@ class FastPath:
         What was received last: the bytes taken, of all the bytes; none at the end of the input.
         Raises ``BlockingIOError`` when there is nothing to receive, ``OSError``.
         """
-        channel = self._channel
-        receive, take, send = channel.recv_into, self.take, self.send
-        long = OVERLAP_FROM * self.header_size
+        channel, pace = self._channel, self._pace
+        answer_one, send, each = self._reads.answer_one, self.send, self.header_size
         began = monotonic()
         try:
             while True:
-                count = receive(buffer)
-                used = take(buffer[:count]) if count < long else self._take_many(buffer[:count])
-                if used < count or self.handed_over or not count:
-                    break
-                if not send() or monotonic() - began > TURN:
+                free = pace.processors_are_free()
+                waited = not (free and channel.waits and self._lookout.look(channel.readable))
+                count = self._receive(buffer, looks=free and waited)
+                view = buffer[:count]
+                if count == each and answer_one(view):
+                    used = count
+                else:
+                    used = self._take_all(view, waited) if free else self.take(view)
+                more = used == count > 0 and not self.handed_over and send()
+                if self._looked:
+                    channel.take(view)
+                if not more or monotonic() - began > TURN:
                     break
                 if not channel.waits and self._may_wait(began):
                     channel.start_waiting()
-                if channel.waits and self._pace.processors_are_free():
-                    self._lookout.look(channel.readable)
         except BlockingIOError:
             if channel.waits:
                 self._no_waiting_until = monotonic() + DISTRUST
@@ -112,6 +117,22 @@ class FastPath:
         finally:
             channel.stop_waiting()
         return used, count
+
+    def _receive(self, buffer: memoryview, *, looks: bool) -> int:
+        """Receive, or only look at what there is, unless it is too much to be received twice.
+
+        A client that let us wait for its requests is about to fall asleep until the replies come.
+        Receiving would wake it before there is one; so the requests are received when there is.
+        """
+        self._looked = False
+        if looks and self._short and self._channel.receiving_wakes:
+            count = self._channel.look_into(buffer[:LOOKED_AT])
+            if count < LOOKED_AT:
+                self._looked = True
+                return count
+        count = self._channel.recv_into(buffer)
+        self._short = count < LOOKED_AT
+        return count
 
     def _may_wait(self, now: float) -> bool:
         """Whether to wait for the client's next requests right in ``recv``.
@@ -123,26 +144,22 @@ class FastPath:
             return False
         return not self._export.jobs and self._alone()
 
-    def _take_many(self, view: memoryview) -> int:
+    def _take_all(self, view: memoryview, waited: bool) -> int:
         """What :meth:`take` does; reads so that the client can work while the last are made.
 
         That is, where the whole of the client's queue is here, and not the half that it was sent
-        replies to while we made those to the other.
+        replies to while we made those to the other.  ``waited``: nothing was here at first.
         """
-        if self._parser.kind(view) != self._parser.read_kind:
-            return self.take(view)
         count = len(view) // self.header_size
-        self._deepest = max(count, self._deepest * FORGETTING)
-        if (
-            count * 3 <= self._deepest * 2
-            or not self._pace.processors_are_free()
-            or not self._alone()
-        ):
+        if count < OVERLAP_FROM or self._parser.kind(view) != self._parser.read_kind:
             return self.take(view)
-        used = self.take(view[: count // 2 * self.header_size])
+        take = self._reads.take
+        if not self._depth.is_whole(count, waited=waited) or not self._alone():
+            return take(view)
+        used = take(view[: count // 2 * self.header_size])
         if not used or self.handed_over or not self.send():
             return used
-        return used + self.take(view[used:])
+        return used + take(view[used:])
 
     def take(self, view: memoryview) -> int:
         """Answer the plain requests at the front of ``view``; the bytes they took."""

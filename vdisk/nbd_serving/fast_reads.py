@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from vdisk.errors import VdiskError
 from vdisk.nbd_serving.outbox import DeviceRange, cached, file_pieces
-from vdisk.nbd_serving.sending import SEND_BUFFER, SHEET_LENGTHS, SHEET_REPLIES
-from vdisk.stores.places import FILE_MASK, PAGE_BITS, PAGE_MASK
+from vdisk.nbd_serving.sending import (
+    SEND_BUFFER,
+    SHEET_LENGTHS,
+    SHEET_REPLIES,
+    SINGLE_LENGTHS,
+)
+from vdisk.stores.places import FILE_MASK, PAGE_BITS, PAGE_MASK, UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +76,7 @@ class FastReads:
             return self._take(view)
 
     def _take(self, view: memoryview) -> int:
-        each = self._header_size
-        if len(view) == each:
-            read = self._parser.read(view)
-            if read is not None and self._answer_one(*read):
-                return each
-        elif len(view) >= SHEET_FROM * each:
+        if len(view) >= SHEET_FROM * self._header_size:
             used = self._answer_alike(view)
             if used:
                 return used
@@ -85,29 +85,35 @@ class FastReads:
 
     # -- one, and many of one length -------------------------------------------------------------
 
-    def _answer_one(self, cookie: int, offset: int, length: int) -> bool:
-        """Answer the only read that was received, if it is small and in the page cache.
+    def answer_one(self, view: memoryview) -> bool:
+        """Answer the only request that was received, if it is a small read from the page cache.
 
         This is where a client without a queue spends its time, until its reply has left.
         """
+        read = self._parser.read(view)
+        if read is None:
+            return False
+        if not self._moves:
+            return self._answer_one(*read)
+        with self._device.hold():
+            self._places.refresh()
+            return self._answer_one(*read)
+
+    def _answer_one(self, cookie: int, offset: int, length: int) -> bool:
         outgoing = self._outgoing
-        filled = outgoing.filled
-        if length > self._longest_copy or filled + outgoing.read_header + length > SEND_BUFFER:
+        if length not in SINGLE_LENGTHS or outgoing.filled:
             return False
         began = monotonic()
-        start = outgoing.pack_read(outgoing.buffer, filled, cookie, offset, length)
-        end = start + length
-        data = outgoing.buffer[start:end]
+        reply, target = outgoing.singles[length]
+        outgoing.pack_read(reply, 0, cookie, offset, length)
         try:
             found = self._places.find(offset, length)
-            if found is None or os.preadv(found[0], (data,), found[1], self._nowait) != length:
+            if found is None or os.preadv(found[0], target, found[1], self._nowait) != length:
                 return False
         except (VdiskError, OSError):
             return False
-        outgoing.filled = end
-        seconds = monotonic() - began
-        outgoing.send()
-        self._statistics.add(1, length, seconds)
+        outgoing.outbox.send_now(reply)
+        self._statistics.add(1, length, monotonic() - began)
         return True
 
     def _answer_alike(self, view: memoryview) -> int:
@@ -141,12 +147,19 @@ class FastReads:
         last = places.unit - length
         done = 0
         try:
+            if places.undivided and (found := find(offsets[0], length)) is not None:
+                descriptor, start = found[0], found[1] - offsets[0]
+                for offset, target in zip(offsets, sheet.targets, strict=False):
+                    if preadv(descriptor, target, start + offset, nowait) != length:
+                        break
+                    done += 1
+                return done
             for offset, target in zip(offsets, sheet.targets, strict=False):
+                word = page_of(offset >> page_shift, UNKNOWN)[offset >> unit_bits & PAGE_MASK]
                 within = offset & within_unit
-                page = page_of(offset >> page_shift)
-                word = page[offset >> unit_bits & PAGE_MASK] if page else 0
                 if word and within <= last:
-                    descriptor, host = files[word & FILE_MASK], (word & ~FILE_MASK) + within
+                    file = word & FILE_MASK
+                    descriptor, host = files[file], word - file + within
                 elif (found := find(offset, length)) is not None:
                     descriptor, host = found
                 else:

@@ -39,6 +39,8 @@ LOOK_EVERY: Final = 64
 OFTEN: Final = LOOK_EVERY // 4
 """So many preemptions between two looks are more than an idle machine's: one in four batches."""
 
+FORGETTING: Final = 0.9
+"""How deep a client's queue was at its deepest is forgotten in some ten batches waited for."""
 
 LOOK_SECONDS: Final = 20e-6
 """How long to look: what sleeping and waking cost both sides in a virtual machine."""
@@ -68,23 +70,47 @@ class Pace:
         return self._free
 
 
+class Depth:
+    """How many requests a client has in flight: the most that came at once.
+
+    That is forgotten while the client lets us wait for requests, which it then has all replies to.
+    """
+
+    def __init__(self) -> None:
+        self._deepest = 0.0
+
+    def is_whole(self, count: int, *, waited: bool) -> bool:
+        """Whether ``count`` requests, which just came, are all or most of those in flight.
+
+        Else they are what the client asked for while others of it were answered.
+        """
+        self._deepest = max(count, self._deepest * FORGETTING if waited else self._deepest)
+        return count * 4 > self._deepest * 3
+
+
 class Lookout:
     """Looks for one client's next request, as long as that pays."""
 
     def __init__(self) -> None:
         self._looks = self._in_vain = self._pause = 0
 
-    def look(self, readable: Callable[[], bool]) -> None:
-        """Return when ``readable()`` is true, or waiting for it is better done asleep."""
+    def look(self, readable: Callable[[], bool]) -> bool:
+        """Return when ``readable()`` is true, or waiting for it is better done asleep.
+
+        Whether it was true at once.
+        """
         if self._pause:
             self._pause -= 1
-            return
-        end = monotonic() + LOOK_SECONDS
-        while not readable():
-            if monotonic() > end:
-                self._in_vain += 1
-                break
+            return False
+        at_once = readable()
+        if not at_once:
+            end = monotonic() + LOOK_SECONDS
+            while not readable():
+                if monotonic() > end:
+                    self._in_vain += 1
+                    break
         self._looks += 1
         if self._looks == LOOKS_JUDGED:
             self._pause = LOOKS_PAUSED if self._in_vain > LOOKS_JUDGED // 2 else 0
             self._looks = self._in_vain = 0
+        return at_once

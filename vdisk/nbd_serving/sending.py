@@ -17,6 +17,9 @@ SHEET_LENGTHS: Final = frozenset(1 << bits for bits in range(9, 15))
 """Lengths of reads whose replies are prepared: the usual ones among those short enough for it to
 matter."""
 
+SINGLE_LENGTHS: Final = frozenset(1 << bits for bits in range(9, 17))
+"""Lengths of reads for whose replies, one at a time, there is room kept."""
+
 SHEET_BYTES: Final = 1 << 20
 SHEET_REPLIES: Final = 256
 """Data that the prepared replies of one length have room for, and how many they are at most."""
@@ -35,12 +38,29 @@ class Sheets(dict[int, ReadSheet]):
         return sheet
 
 
+class Singles(dict[int, tuple[memoryview, tuple[memoryview]]]):
+    """Room for one reply to a read of one of ``SINGLE_LENGTHS``, made when it is wanted first.
+
+    All of the reply, and the view where its data belong, as ``os.preadv`` has it.
+    """
+
+    def __init__(self, style: HeaderStyle) -> None:
+        super().__init__()
+        self._header = BulkReplies(style).read_header
+
+    def __missing__(self, length: int) -> tuple[memoryview, tuple[memoryview]]:
+        reply = memoryview(bytearray(self._header + length))
+        self[length] = found = reply, (reply[self._header :],)
+        return found
+
+
 class SendBuffer:
     """Where replies are put together; one for a server, used during one wake-up at a time."""
 
     def __init__(self) -> None:
         self.view = memoryview(bytearray(SEND_BUFFER))
         self.sheets = {style: Sheets(style) for style in HeaderStyle}
+        self.singles = {style: Singles(style) for style in HeaderStyle}
 
 
 class Outgoing:
@@ -52,6 +72,7 @@ class Outgoing:
     def __init__(self, style: HeaderStyle, buffer: SendBuffer, outbox: Outbox) -> None:
         self.buffer = buffer.view
         self.sheets = buffer.sheets[style]
+        self.singles = buffer.singles[style]
         self.outbox = outbox
         self.filled = 0
         replies = BulkReplies(style)

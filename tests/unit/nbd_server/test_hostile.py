@@ -24,6 +24,7 @@ from tests.tools.nbd_server import Running, running
 from vdisk.nbd.connect import ClientSettings
 from vdisk.nbd.wire import Option
 from vdisk.nbd_server import Export, Server, ServerLimits
+from vdisk.nbd_serving.pace import Pace
 from vdisk.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -119,6 +120,29 @@ def test_a_request_cut_off_ends_only_its_connection(fast: bool, cut: int) -> Non
         hostile.socket.shutdown(socket.SHUT_WR)
         assert hostile.closed()
         works(server)
+
+
+@BOTH
+def test_urgent_bytes_between_requests_hurt_only_who_sends_them(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that looks at requests first may then receive something else."""
+    monkeypatch.setattr(Pace, "processors_are_free", lambda _: True)
+    with serving(fast) as server:
+        for at in (0, 1, 28, 40, 56):
+            with HostileClient(server.path) as hostile:
+                hostile.begin()
+                sent = request(cookie=1) + request(cookie=2)
+                hostile.send(sent[:at])
+                try:
+                    hostile.socket.send(b"!", socket.MSG_OOB)
+                except OSError:
+                    pytest.skip("no urgent bytes on unix sockets here")
+                hostile.send(sent[at:])
+                hostile.socket.shutdown(socket.SHUT_WR)
+                works(server)
+        assert nobody_left(server)
+        assert server.server.budget.bytes == server.server.budget.requests == 0
 
 
 @BOTH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -13,12 +13,14 @@ from vdisk.nbd.session import HeaderStyle
 from vdisk.nbd_server import Export, Server
 from vdisk.nbd_serving import pace
 from vdisk.nbd_serving.channel import Channel
-from vdisk.nbd_serving.pace import Lookout, Pace
+from vdisk.nbd_serving.pace import Depth, Lookout, Pace
 from vdisk.stores.file import FileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.tools.nbd_pipeline import Pipeline
 
 
 def test_processors_are_free_while_nobody_takes_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +76,7 @@ def looks(lookout: Lookout, *, comes_after: int) -> int:
         seen += 1
         return seen > comes_after
 
-    lookout.look(readable)
+    assert lookout.look(readable) is (comes_after == 0 and seen > 0)
     return seen
 
 
@@ -109,10 +111,10 @@ def test_nobody_looks_where_processors_are_scarce(
 ) -> None:
     looked = 0
 
-    def look(_lookout: Lookout, readable: Callable[[], bool]) -> None:
+    def look(_lookout: Lookout, readable: Callable[[], bool]) -> bool:
         nonlocal looked
-        assert readable() in (True, False)
         looked += 1
+        return readable()
 
     monkeypatch.setattr(Lookout, "look", look)
     monkeypatch.setattr(Pace, "processors_are_free", lambda _: free)
@@ -147,9 +149,8 @@ def sent_at_once(
     free: bool,
     depth: int,
     clients: int,
-    then: tuple[int, ...] = (),
 ) -> list[int]:
-    """Replies to reads of 512 bytes in each ``send`` of the server, for batches of them."""
+    """Replies to reads of 512 bytes in each ``send`` of the server, for so many at once."""
     sent: list[int] = []
 
     class Watched(Channel):
@@ -169,10 +170,9 @@ def sent_at_once(
         for other in others:
             other.__enter__()
         sent.clear()
-        for count in (depth, *then):
-            answers = talk.all([talk.machine.read(512 * number, 512) for number in range(count)])
-            for number, answer in enumerate(answers):
-                assert answer.data == (bytes(range(256)) * 512)[512 * number : 512 * number + 512]
+        answers = talk.all([talk.machine.read(512 * number, 512) for number in range(depth)])
+        for number, answer in enumerate(answers):
+            assert answer.data == (bytes(range(256)) * 512)[512 * number : 512 * number + 512]
         for other in others:
             other.__exit__(None, None, None)
     return sent
@@ -185,11 +185,20 @@ def test_half_the_replies_leave_before_the_others_are_made(
     assert found == [16, 16]
 
 
-def test_what_comes_while_the_other_half_is_answered_is_not_split_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = sent_at_once(tmp_path, monkeypatch, free=True, depth=32, clients=1, then=(20, 24))
-    assert found == [16, 16, 20, 12, 12]
+def test_what_comes_while_the_other_half_is_answered_is_not_the_whole() -> None:
+    depth = Depth()
+    assert depth.is_whole(32, waited=True)
+    for _ in range(1000):
+        assert not depth.is_whole(16, waited=False)
+        assert not depth.is_whole(24, waited=False)
+    assert depth.is_whole(25, waited=False)
+
+
+def test_a_queue_that_became_shorter_is_noticed_where_it_was_waited_for() -> None:
+    depth = Depth()
+    assert depth.is_whole(32, waited=True)
+    found = [depth.is_whole(16, waited=True) for _ in range(6)]
+    assert found == [False, False, False, True, True, True]
 
 
 @pytest.mark.parametrize(
@@ -200,3 +209,109 @@ def test_replies_leave_together_where_that_does_not_help(
 ) -> None:
     found = sent_at_once(tmp_path, monkeypatch, free=free, depth=depth, clients=clients)
     assert found == [depth]
+
+
+# -- looked at first, received when it is answered -----------------------------------------------
+
+
+class Steps(Channel):
+    """Tells what is done with a socket."""
+
+    done: ClassVar[list[str]] = []
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        receive = self.recv_into
+
+        def recv_into(view: memoryview) -> int:
+            count = receive(view)
+            self.done.append("receive")
+            return count
+
+        self.recv_into = recv_into
+
+    def look_into(self, view: memoryview) -> int:
+        count = super().look_into(view)
+        self.done.append("look")
+        return count
+
+    def take(self, view: memoryview) -> None:
+        super().take(view)
+        self.done.append("take")
+
+    def send(self, data: memoryview, *, more: bool = False) -> int:
+        self.done.append("send")
+        return super().send(data, more=more)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(Steps, "done", [])
+    monkeypatch.setattr(Lookout, "look", lambda *_: False)  # the client is waited for
+    monkeypatch.setattr("vdisk.nbd_serving.client.Channel", Steps)
+    return Steps.done
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Iterator[Pipeline]:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    with (
+        FileStore(tmp_path / "disk", readonly=False) as disk,
+        running(lambda: Server([Export("", disk)])) as server,
+        client(server, HeaderStyle.SIMPLE) as found,
+    ):
+        yield found
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_client_is_not_woken_before_its_reply(
+    monkeypatch: pytest.MonkeyPatch, steps: list[str], talk: Pipeline, free: bool
+) -> None:
+    monkeypatch.setattr(Pace, "processors_are_free", lambda _: free)
+    steps.clear()
+    assert talk.one(talk.machine.read(0, 4096)).data == bytes(4096)
+    assert talk.one(talk.machine.write(4096, b"w" * 4096)).error is None
+    assert talk.one(talk.machine.read(4096, 300)).data == b"w" * 300
+    each = ["look", "send", "take"] if free else ["receive", "send"]
+    assert steps[: 2 * len(each) + 2] == [*each, *each, *each[:2]]  # the last is perhaps not over
+
+
+def test_what_is_large_is_received_at_once(
+    monkeypatch: pytest.MonkeyPatch, steps: list[str], talk: Pipeline
+) -> None:
+    monkeypatch.setattr(Pace, "processors_are_free", lambda _: True)
+    data = bytes(range(256)) * 256
+    steps.clear()
+    assert talk.one(talk.machine.write(512, data)).error is None
+    assert steps[:2] == ["look", "receive"]
+    assert "take" not in steps
+    for expected in ("receive", "look"):  # the next is not looked at first, those after it are
+        steps.clear()
+        assert talk.one(talk.machine.read(512, len(data))).data == data
+        assert steps[0] == expected
+
+
+def test_what_was_looked_at_is_still_to_be_received() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        channel = Channel(ours)
+        assert channel.receiving_wakes
+        theirs.send(b"abcd")
+        theirs.send(b"ef")
+        view = memoryview(bytearray(16))
+        assert channel.look_into(view) == 6
+        channel.take(view[:6])
+        assert view[:6] == b"abcdef"
+        assert not channel.readable()
+        with pytest.raises(ConnectionError):
+            channel.take(view[:1])
+        channel.close()
+
+
+def test_only_a_unix_socket_wakes_who_waits_for_replies() -> None:
+    with socket.create_server(("localhost", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        channel = Channel(listener.accept()[0])
+        assert not channel.receiving_wakes
+        channel.close()
+        theirs.close()
