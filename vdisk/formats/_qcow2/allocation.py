@@ -21,6 +21,7 @@ from vdisk.block import execute_read
 from vdisk.errors import NoSpaceError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.mapping import run_length
+from vdisk.formats._qcow2.overlap import check_guest_data
 from vdisk.formats.raw import preallocate as preallocate_file
 from vdisk.units import round_down, round_up
 
@@ -120,7 +121,7 @@ class DataWriter:
         if not host or self._in_flight or core.failure is not None:
             return None
         if core.data is core.file:
-            core.check_overlap(host, length)
+            check_guest_data(core, host, length)
         core.file.note("write_aio")
         return core.place(host, offset)
 
@@ -147,7 +148,7 @@ class DataWriter:
             within = offset & (self._cluster - 1)
             length = min(end, (cluster + in_place) << self._bits) - offset
             if self.core.data is self.core.file:
-                self.core.check_overlap(host, within + length)
+                check_guest_data(self.core, host, within + length)
             return host + within, length
         return self._plan_allocation(table, index, cluster, count)
 

@@ -49,6 +49,7 @@ from vdisk.errors import (
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.bitmap_bits import Marks, bit_runs, combine, joined
 from vdisk.formats._qcow2.bitmap_data import BitmapData, Change
+from vdisk.formats._qcow2.overlap import check_guest_data
 from vdisk.formats._qcow2.text import encoded
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Bitmaps:
             for entry in self._entries().values()
         )
         _count, size, offset = core.header.bitmaps
-        core.check_overlap(offset, size)
+        check_guest_data(core, offset, size)
         core.write(offset, data)
         core.barrier()
 

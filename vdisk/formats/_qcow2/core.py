@@ -26,6 +26,7 @@ from vdisk.formats._gate import Gate
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.at_work import AtWork, Work
 from vdisk.formats._qcow2.header_file import HeaderFile
+from vdisk.formats._qcow2.overlap import check_unused
 from vdisk.formats._qcow2.refcounts import Refcounts, write_structures
 from vdisk.formats._qcow2.saving import Saving
 from vdisk.formats._qcow2.tables import Table, TableCache, words_from_bytes, words_to_bytes
@@ -269,33 +270,6 @@ class Core:
         with self.lock:
             self.refcounts.decrease(cluster, count)
 
-    def check_overlap(self, offset: int, length: int) -> None:
-        """Refuse to write guest data over metadata: such an image is corrupt or hostile."""
-        self.check_free(offset, length)
-        end = offset + length
-        if end > self.file.size and not self.refcounts.count((end - 1) >> self.cluster_bits):
-            raise self.corrupt("a guest cluster lies past everything that is allocated", offset)
-
-    def check_free(self, offset: int, length: int) -> None:
-        """Refuse to use clusters for anything new that hold metadata: their counts are wrong."""
-        header, size, l1, counts = self.header, self.cluster_size, self.l1, self.refcounts
-        end, table, stored = offset + length, counts.table, header.refcount_table_offset
-        hit = (
-            offset < size
-            or (l1.offset < end and offset < l1.offset + header.l1_size * 8)
-            or (stored < end and offset < stored + header.refcount_table_clusters * size)
-            or (
-                not counts.growing
-                and table.offset < end
-                and offset < table.offset + len(table.words) * 8
-            )
-        )
-        start = offset & -size
-        for cluster in range(start, min(end, start + 64 * size), size):
-            hit = hit or cluster in counts.blocks.tables or cluster in self.l2.tables
-        if hit:
-            raise self.corrupt("a cluster to be written overlaps the image's own metadata", offset)
-
     # -- saving --------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
@@ -420,7 +394,7 @@ class Core:
 
     def _load_refcounts(self) -> Refcounts:
         counts = Refcounts(self.file, self.header, self._refcount_cache, self._make_room)
-        counts.check_free = self.check_free
+        counts.check_free = lambda offset, length: check_unused(self, offset, length)
         return counts
 
     def reload(self) -> None:
