@@ -32,7 +32,6 @@ The states::
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -48,7 +47,8 @@ from vdisk.nbd.events import (
     TlsWanted,
 )
 from vdisk.nbd.limits import DEFAULT_LIMITS, Limits
-from vdisk.nbd.session import ExportInfo, HeaderStyle, MetaContext, Session, TlsMode
+from vdisk.nbd.offer import Offer
+from vdisk.nbd.session import HeaderStyle, MetaContext, TlsMode
 from vdisk.nbd.wire import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
@@ -65,13 +65,14 @@ from vdisk.nbd.wire import (
     Info,
     Option,
     OptionReply,
-    TransmissionFlag,
     decode_string,
     encode_message,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+
+    from vdisk.nbd.session import ExportInfo
 
 
 class State(Enum):
@@ -233,14 +234,15 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
         if export.block_sizes_required:
             self._end("NBD_OPT_EXPORT_NAME cannot promise to obey the block sizes")
             return
-        flags = self._transmission_flags(question.name, export)
+        flags = self._offer(question, export).flags
         self._outbox.append(EXPORT_NAME_REPLY.pack(export.size, flags))
         if ClientFlag.NBD_FLAG_C_NO_ZEROES not in self._client_flags:
             self._outbox.append(bytes(EXPORT_NAME_ZEROES))
         self._start_session(question, export)
 
     def _answer_info(self, question: _Question, export: ExportInfo) -> None:
-        for item in self._information(question, export):
+        asking = question.option is Option.NBD_OPT_INFO
+        for item in self._offer(question, export).information(question.requests, asking=asking):
             self._reply(question.option, OptionReply.NBD_REP_INFO, item)
         if export.block_sizes_required and Info.NBD_INFO_BLOCK_SIZE not in question.requests:
             reply = OptionReply.NBD_REP_ERR_BLOCK_SIZE_REQD
@@ -249,19 +251,6 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
         self._accept(question.option)
         if question.option is Option.NBD_OPT_GO:
             self._start_session(question, export)
-
-    def _information(self, question: _Question, export: ExportInfo) -> Iterable[bytes]:
-        flags = self._transmission_flags(question.name, export)
-        if question.option is Option.NBD_OPT_INFO and self._headers is HeaderStyle.EXTENDED:
-            # Whether or not contexts are selected yet: a client asks what is possible.
-            flags |= TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
-        yield options.build_info_export(options.InfoExport(export.size, flags))
-        if Info.NBD_INFO_NAME in question.requests:
-            yield options.build_info_name(export.name)
-        if Info.NBD_INFO_DESCRIPTION in question.requests and export.description:
-            yield options.build_info_description(export.description)
-        if export.block_sizes is not None:
-            yield options.build_info_block_sizes(export.block_sizes)
 
     def _answer_meta_contexts(self, question: _Question, export: ExportInfo) -> None:
         listing = question.option is Option.NBD_OPT_LIST_META_CONTEXT
@@ -285,24 +274,10 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
 
     def _start_session(self, question: _Question, export: ExportInfo) -> None:
         self._advance(Trigger.GRANTED)
-        flags = self._transmission_flags(question.name, export)
-        session = Session(
-            export=replace(export, flags=flags),
-            headers=self._headers,
-            meta_contexts=self._selected_contexts(question.name),
-            tls=self._tls,
-        )
-        self._event = SessionStarted(session)
+        self._event = SessionStarted(self._offer(question, export).session(tls=self._tls))
 
-    def _transmission_flags(self, export_name: str, export: ExportInfo) -> TransmissionFlag:
-        flags = (export.flags & ~_NEGOTIATED_FLAGS) | TransmissionFlag.NBD_FLAG_HAS_FLAGS
-        if TransmissionFlag.NBD_FLAG_SEND_WRITE_ZEROES not in flags:
-            flags &= ~TransmissionFlag.NBD_FLAG_SEND_FAST_ZERO
-        if self._headers is not HeaderStyle.SIMPLE:
-            flags |= TransmissionFlag.NBD_FLAG_SEND_DF
-        if self._headers is HeaderStyle.EXTENDED and self._selected_contexts(export_name):
-            flags |= TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
-        return flags
+    def _offer(self, question: _Question, export: ExportInfo) -> Offer:
+        return Offer(export, self._headers, self._selected_contexts(question.name))
 
     # --- parsing ----------------------------------------------------------------------------------
 
@@ -473,9 +448,6 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
         self._event = NegotiationAborted(reason)
 
 
-_NEGOTIATED_FLAGS: Final = (
-    TransmissionFlag.NBD_FLAG_SEND_DF | TransmissionFlag.NBD_FLAG_BLOCK_STATUS_PAYLOAD
-)
 _OFFERED_CLIENT_FLAGS: Final = int(
     ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE | ClientFlag.NBD_FLAG_C_NO_ZEROES
 )
