@@ -44,8 +44,12 @@ MAY_IMPORT = {
 }
 """For each part of the package, the parts below it (itself is always allowed)."""
 
-ONE_PART = {"nbd_serving": "nbd_server", "emu_block": "emu_blockdev"}
-"""Packages that are the inside of another part."""
+ONE_PART = {
+    "nbd_serving": "nbd_server",
+    "nbd_link": "nbd_client",
+    "emu_block": "emu_blockdev",
+}
+"""Modules and packages that are the inside of another part."""
 
 WITHOUT_ASYNCIO = (
     *("block", "stores", "filters", "formats", "nbd", "opening", "jobs"),
