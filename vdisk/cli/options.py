@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     def options(self, *, long: bool) -> list[str]:
         """The options that there are, with one dash or with two."""
         shown = [each for each in self._actions if each.help is not argparse.SUPPRESS]
-        known = [*(name for each in shown for name in each.option_strings), "-V", "--version"]
+        known = [option for each in shown for option in each.option_strings]
         return sorted(option for option in known if option.startswith("--") == long)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:

@@ -68,17 +68,21 @@ class Program(NamedTuple):
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(self._overview())
             return 0 if arguments else 1
-        name, *rest = arguments
-        if "-V" in (name, *rest[:1]) or "--version" in (name, *rest[:1]):
-            from vdisk import __version__
+        from vdisk import __version__
 
-            print(f"{self.name} {__version__}")
+        version = f"{self.name} {__version__}"
+        name, *rest = arguments
+        if name in ("-V", "--version"):
+            print(version)
             return 0
         error_status = 1
         try:
             command = self._find(name)
             error_status = getattr(command, "ERROR_STATUS", 1)
             parser = Parser(prog=f"{self.name} {name}", description=command.__doc__)
+            parser.add_argument(
+                "-V", "--version", action="version", version=version, help="show the version"
+            )
             command.configure(parser)
             if rest in (["--long-options"], ["--short-options"]):
                 print("\n".join(parser.options(long=rest == ["--long-options"])))
