@@ -5,6 +5,7 @@ Held against QEMU 7.2.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,3 +102,56 @@ def test_verified_images_and_null_devices(tmp_path: Path) -> None:
         commands = [word for command in words for word in ("-c", command)]
         assert "ops" in cli.run("io", "--image-opts", *commands, tree)
         peers.run("qemu-io", "--image-opts", *commands, tree)
+
+
+def test_a_held_request_and_one_that_overlaps_it_qemu_7_2(tmp_path: Path) -> None:
+    """As in qemu-io, the second allocation of a cluster waits for the first."""
+    commands = [
+        "break write_aio A",
+        "aio_write -P 1 0 64k",
+        "wait_break A",
+        "aio_write -P 2 32k 64k",
+        "resume A",
+        "aio_flush",
+        "read -P 1 0 32k",
+        "read -P 2 32k 64k",
+        "resume A",
+        "remove_break B",
+        "break lunch A",
+    ]
+    (tmp_path / "rules").write_text("")
+    said = []
+    for number, run in enumerate((qemu_io, vdisk_io)):
+        image = tmp_path / f"{number}.qcow2"
+        qemu.create(image, "1M")
+        out = run(tmp_path / "rules", image, *commands)
+        said.append([line for line in out.splitlines() if "ops" not in line])
+    assert sorted(said[0]) == sorted(said[1])
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_limits_leave_the_same_bytes_as_under_qemu_7_2(format: str, tmp_path: Path) -> None:
+    limits = {
+        "driver": "blkdebug",
+        "align": 512,
+        "max-transfer": 65536,
+        "opt-write-zero": 4096,
+        "max-write-zero": 131072,
+        "opt-discard": 8192,
+        "max-discard": 65536,
+    }
+    commands = (
+        *("write -P 1 0 1M", "write -P 2 100 300k", "write -z 5000 500k", "write -P 3 511 2"),
+        *("write -z 3 9", "discard 10000 100000", "read -P 2 1000 4000", "write -P 4 1048575 1"),
+    )
+    for name, run in (("theirs", peers.run), ("ours", None)):
+        qemu.create(tmp_path / name, "1M", format=format)
+        file = {"driver": "file", "filename": str(tmp_path / name)}
+        image = {**limits, "image": {"driver": format, "file": file}}
+        words = [word for command in commands for word in ("-c", command)]
+        words.append("json:" + json.dumps(image))
+        out = run("qemu-io", *words).stdout.decode() if run else cli.run("io", *words)
+        assert out.count("ops") == 2 * len(commands)  # "1 ops" and "… ops/sec"
+        assert "failed" not in out
+    contents = [qemu.content(tmp_path / name, format) for name in ("theirs", "ours")]
+    assert contents[0] == contents[1]

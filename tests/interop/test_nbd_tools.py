@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.interop.test_nbd_client import vdisk_nbd
-from tests.tools import peers
+from tests.tools import peers, qemu
 from tests.tools.nbdkit import nbdkit
 from tests.tools.peers import requires_peer
 
@@ -82,3 +83,19 @@ def test_zeroes_are_written_whatever_the_destination_says(tmp_path: Path) -> Non
     target = ["[", "nbdkit", "--filter=error", "memory", "5M", "error-zero-rate=1", "]"]
     assert vdisk_nbd("copy", "--", *source, *target, check=False).returncode == 1
     vdisk_nbd("copy", "--destination-is-zero", "--", *source, *target)
+
+
+@requires_peer("nbdkit", "nbdcopy", "qemu-img")
+def test_nbdcopy_1_14_fills_a_served_image_with_compressed_clusters(tmp_path: Path) -> None:
+    image, plain = tmp_path / "disk.qcow2", tmp_path / "plain"
+    qemu.create(image, "16M")
+    plain.write_bytes(bytes(MiB) + b"text " * 700_000 + bytes(range(256)) * 4096)
+    options = "driver=compress,file.driver=qcow2,file.file.driver=file"
+    serve = [sys.executable, "-m", "vdisk.cli.nbd", "serve", "-q", "--one-shot", "--image-opts"]
+    words = ["[", *serve, f"{options},file.file.filename={image}", "]"]
+    peers.run("nbdcopy", "--", plain, *words)
+    found = qemu.check(image, "qcow2")
+    assert found["check-errors"] == 0
+    assert found["compressed-clusters"] > 50
+    assert image.stat().st_size < MiB
+    assert qemu.content(image, "qcow2")[: plain.stat().st_size] == plain.read_bytes()

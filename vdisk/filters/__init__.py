@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "blkdebug": "vdisk.filters.blkdebug",
     "blkverify": "vdisk.filters.verify",
+    "compress": "vdisk.filters.compress",
     "copy-on-read": "vdisk.filters.copy_on_read",
     "throttle": "vdisk.filters.throttle",
 }

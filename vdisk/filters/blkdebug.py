@@ -17,7 +17,8 @@ A configuration file has a section for each rule::
     state = "2"
     errno = "28"
 
-What the rules mean: :mod:`vdisk.filters.faults`.
+What the rules mean: :mod:`vdisk.filters.faults`.  Beside them stand the limits of a device
+(``align``, ``max-transfer``…): :mod:`vdisk.filters.limits`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from vdisk.filters.faults import (
     SetState,
     Where,
 )
+from vdisk.filters.limits import Limited, Limits
 from vdisk.options import OptionBag
 from vdisk.stores.null import seconds_from_ns
 
@@ -203,7 +205,7 @@ def _where(bag: OptionBag) -> Where:
 
 
 class BlkdebugDriver:
-    """``{"driver": "blkdebug", "image": …, "config": …, "inject-error": …, …}``."""
+    """``{"driver": "blkdebug", "image": …, "config": …, "align": …, "inject-error": …, …}``."""
 
     children = ("image",)
     images: frozenset[str] = frozenset()
@@ -215,12 +217,14 @@ class BlkdebugDriver:
         options = {"driver": "blkdebug", "image": {"filename": image}}
         return {**options, "config": config} if config else options
 
-    def open(self, children: Mapping[str, BlockDevice], options: OptionBag) -> Faults:
+    def open(self, children: Mapping[str, BlockDevice], options: OptionBag) -> BlockDevice:
         try:
             config = options.string("config")
+            limits = Limits.take(options)
             rules = [] if config is None else parse_rules(read_config(config), config)
             rules += parse_rules(options.rest(), options.owner)
-            return Faults(children["image"], rules)
+            faults = Faults(children["image"], rules)
+            return faults if limits == Limits() else Limited(faults, limits)
         except BaseException:
             close_all(*children.values())
             raise

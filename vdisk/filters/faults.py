@@ -32,6 +32,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import from_os_error
+from vdisk.filters.breakpoints import Breakpoints
 from vdisk.filters.passing import Passing
 from vdisk.units import round_down
 
@@ -194,6 +195,7 @@ class Faults(Passing):
     """``inner``, with requests failing by ``rules``.  ``sleep``: how delays pass.
 
     ``state``: the present one.  ``requests`` and ``events``: how many there were of each kind.
+    ``breakpoints``: events at which requests are held.
     """
 
     def __init__(
@@ -211,6 +213,7 @@ class Faults(Passing):
         self._sleep = sleep
         self._lock = threading.Lock()
         self._armed: list[_Armed] = []
+        self.breakpoints = Breakpoints()
         self.note("none")
 
     def set_rules(self, *rules: Rule) -> None:
@@ -232,6 +235,7 @@ class Faults(Passing):
             for rule in mine:
                 if isinstance(rule, SetState):
                     self.state = rule.new_state
+        self.breakpoints.meet(event)
         self.inner.note(event)
 
     # -- judging a request -----------------------------------------------------------------------

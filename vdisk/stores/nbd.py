@@ -29,7 +29,7 @@ from vdisk.nbd.connect import ClientSettings
 from vdisk.nbd.limits import MAX_PAYLOAD
 from vdisk.nbd.uri import NbdUri, parse_uri
 from vdisk.nbd.wire import BASE_ALLOCATION, QEMU_ALLOCATION_DEPTH, TransmissionFlag
-from vdisk.stores._nbd import alignment
+from vdisk.stores import alignment
 from vdisk.stores._nbd.handshake import HANDSHAKE_TIMEOUT, Server
 from vdisk.stores._nbd.pool import Pool, PoolSettings
 from vdisk.stores._nbd.requests import CACHE, READ, TRIM, WRITE, WRITE_ZEROES, Request

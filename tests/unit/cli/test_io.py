@@ -29,6 +29,8 @@ from vdisk.cli._io.session import Session, Settings
 from vdisk.cli._io.table import COMMANDS, QuitRequested, find, run_line
 from vdisk.cli.main import main
 from vdisk.errors import CorruptImageError, DeviceError, NotFoundError
+from vdisk.filters.faults import Faults
+from vdisk.filters.passing import Passing
 from vdisk.formats.raw import RawImage
 from vdisk.opening import open_image
 from vdisk.opening.creating import plan_creation
@@ -393,3 +395,65 @@ def test_write_through_is_stable_with_all_tables(
     session.close()
     with images.open_image(left, readonly=True) as image:
         assert image.read(0, 65536) == bytes([7 if there else 0]) * 65536
+
+
+# -- breakpoints ---------------------------------------------------------------------------------
+
+
+def over_blkdebug() -> Session:
+    session = session_of(RawImage(Faults(MemoryStore(MIB)), readonly=False))
+    assert run_line(session, "break pwritev A")
+    return session
+
+
+def test_a_request_is_held_and_let_go(capsys: pytest.CaptureFixture[str]) -> None:
+    with over_blkdebug() as session:
+        assert run_line(session, "aio_write -q -P 1 0 512")
+        assert run_line(session, "wait_break A")
+        assert run_line(session, "write -q -P 2 512 512")
+        assert run_line(session, "read -q -P 0 0 512")
+        assert run_line(session, "resume A")
+        assert run_line(session, "aio_flush")
+        assert run_line(session, "read -q -P 1 0 512")
+        assert run_line(session, "read -q -P 2 512 512")
+    assert capsys.readouterr().out == (
+        "blkdebug: Suspended request 'A'\nblkdebug: Resuming request 'A'\n"
+    )
+
+
+def test_a_breakpoint_that_is_removed_holds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with over_blkdebug() as session:
+        assert run_line(session, "remove_break A")
+        assert run_line(session, "write -q 0 512")
+        assert not run_line(session, "remove_break A")
+        assert not run_line(session, "resume A")
+        assert not run_line(session, "break lunch A")
+        assert not run_line(session, "wait_break A")  # nothing is under way
+    assert capsys.readouterr().out.splitlines() == [
+        "Could not remove breakpoint A: No such file or directory",
+        "Could not resume request: No such file or directory",
+        "Could not set breakpoint: No such file or directory",
+        "Could not wait for a request: none is under way",
+    ]
+
+
+def test_what_is_held_at_the_end_goes_on() -> None:
+    written: list[int] = []
+
+    class Noting(Passing):
+        def _write(self, offset: int, view: memoryview) -> None:
+            written.append(offset)
+
+    session = session_of(RawImage(Faults(Noting(MemoryStore(MIB))), readonly=False))
+    assert run_line(session, "break pwritev A")
+    assert run_line(session, "aio_write -q 512 512")
+    assert run_line(session, "wait_break A")
+    assert written == []
+    session.close()
+    assert written == [512]
+
+
+def test_breakpoints_need_a_blkdebug(capsys: pytest.CaptureFixture[str]) -> None:
+    with session_of(RawImage(MemoryStore(MIB), readonly=False)) as session:
+        assert not run_line(session, "break pwritev A")
+    assert "Operation not supported" in capsys.readouterr().out

@@ -95,13 +95,13 @@ def test_colours_are_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_server_says_controls_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    evil = MemoryDisk.of(SIZE, description="red \033[31m\nexport=\x9b")
-    with HostileServer(honest(evil)) as server:
+    text = "red \033[31m\nexport=\x9b"
+    with HostileServer(honest(MemoryDisk.of(SIZE, description=text))) as server:
         assert main(["info", "--no-content", server.uri]) == 0
         shown = capsys.readouterr().out
         assert "\tdescription: red \\x1b[31m\\nexport=\\x9b\n" in shown
         assert main(["info", "--json", "--no-content", server.uri]) == 0
-        assert json.loads(capsys.readouterr().out)["exports"][0]["description"] == evil.description
+        assert json.loads(capsys.readouterr().out)["exports"][0]["description"] == text
 
 
 def test_what_an_export_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,10 @@ from vdisk.nbd.wire import TransmissionFlag
 from vdisk.stores._nbd import journal as journal_module
 from vdisk.stores._nbd import kernel
 from vdisk.stores._nbd.address import describe, from_server_options, open_socket, parse_name
-from vdisk.stores._nbd.alignment import parts
 from vdisk.stores._nbd.journal import Journal
 from vdisk.stores._nbd.pool import difference
 from vdisk.stores._nbd.requests import FLUSH, TRIM, WRITE, Request
+from vdisk.stores.alignment import parts
 from vdisk.tls import parse_keys
 
 # -- names -----------------------------------------------------------------------------------

@@ -106,7 +106,15 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Finish what is under way and close the image, if there is one."""
+        """Finish what is under way and close the image, if there is one.
+
+        What breakpoints hold goes on: nobody is left to resume it.
+        """
+        if self._pending:
+            from vdisk.cli._io.breaking import breakpoints_below
+
+            if (found := breakpoints_below(self._device)) is not None:
+                found.clear()
         self.finish_pending()
         device, self._device = self._device, None
         if device is not None:
@@ -121,6 +129,11 @@ class Session:
 
             self._pool = ThreadPoolExecutor(ASYNC_THREADS, "io")
         self._pending.append(self._pool.submit(request))
+
+    @property
+    def has_pending(self) -> bool:
+        """True while an asynchronous request is under way."""
+        return not all(future.done() for future in self._pending)
 
     def report_finished(self) -> None:
         """Print the results of asynchronous requests that have ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdisk.cli._io import reading, upkeep, writing
+from vdisk.cli._io import breaking, reading, upkeep, writing
 from vdisk.cli._io.arguments import Arguments, CommandFailed, UsageError, parse_words
 from vdisk.cli._io.session import complain
 from vdisk.errors import VdiskError
@@ -108,6 +108,18 @@ COMMANDS = (
         maximum=2,
         alias="a",
     ),
+    Command(
+        "break",
+        breaking.break_at,
+        "event tag",
+        "hold the next request that comes to an event of blkdebug",
+        minimum=2,
+        maximum=2,
+        details=(
+            "Asynchronous requests only: what aio_flush, or the end, would wait for is resumed by "
+            "its tag.\n"
+        ),
+    ),
     Command("close", upkeep.close, "", "close the image", alias="c"),
     Command(
         "discard",
@@ -207,6 +219,22 @@ COMMANDS = (
         needs_image=False,
     ),
     Command(
+        "remove_break",
+        breaking.remove_break,
+        "tag",
+        "forget a breakpoint, and let go what it holds",
+        minimum=1,
+        maximum=1,
+    ),
+    Command(
+        "resume",
+        breaking.resume,
+        "tag",
+        "let a request go on that a breakpoint holds",
+        minimum=1,
+        maximum=1,
+    ),
+    Command(
         "sleep",
         upkeep.sleep,
         "milliseconds",
@@ -226,6 +254,14 @@ COMMANDS = (
         details=" -m  off, metadata, falloc or full\n",
         alias="t",
         writes=True,
+    ),
+    Command(
+        "wait_break",
+        breaking.wait_break,
+        "tag",
+        "wait until a breakpoint holds a request",
+        minimum=1,
+        maximum=1,
     ),
     Command(
         "write",

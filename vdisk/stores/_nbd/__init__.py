@@ -11,7 +11,6 @@
     journal     acknowledged writes that no flush has covered
     pool        several connections, replaced when they are lost
     status      extents from block status
-    alignment   requests that a server's block size does not allow
     kernel      handing a connection to a /dev/nbdN
 
 :class:`vdisk.stores.nbd.NbdStore` puts them together; the protocol itself is :mod:`vdisk.nbd`.

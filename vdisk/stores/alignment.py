@@ -1,4 +1,4 @@
-"""Requests that a server's minimum block size does not allow, made of such that it does.
+"""Requests that a minimum block size does not allow, made of such that it does.
 
 ::
 
