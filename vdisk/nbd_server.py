@@ -33,6 +33,8 @@ from vdisk.nbd.wire import NBD_DEFAULT_PORT
 from vdisk.nbd_serving.access import parse_rule, peer_of, permits
 from vdisk.nbd_serving.client import Client, Phase
 from vdisk.nbd_serving.export import Export
+from vdisk.nbd_serving.fast import RECEIVED_AT_ONCE
+from vdisk.nbd_serving.fast_writes import INLINE_WRITE
 from vdisk.nbd_serving.leases import Leases
 from vdisk.nbd_serving.limits import Budget, ServerLimits
 from vdisk.nbd_serving.listeners import tcp_sockets, unix_socket, uri_of, vsock_socket
@@ -66,8 +68,9 @@ __all__ = [
 
 log = logging.getLogger("vdisk.nbd_server")
 
-RECEIVE_BUFFER: Final = 2 << 20
-"""Bytes received at once, in a buffer that all clients share."""
+RECEIVE_BUFFER: Final = RECEIVED_AT_ONCE + INLINE_WRITE + (4 << 10)
+"""Bytes of a buffer that all clients share: what is received at once, and behind it room for the
+rest of a write that is made there."""
 
 ACCEPTS_AT_ONCE: Final = 16
 """Connections accepted before those that exist have their turn."""

@@ -48,6 +48,9 @@ OVERLAP_FROM: Final = 16
 of a rest to last until the client, if it slept, has its processor and those replies.  (Writes
 gain nothing: their replies are short, and the client has its data at hand.)"""
 
+RECEIVED_AT_ONCE: Final = (1 << 20) + (4 << 10)
+"""Bytes received at once: as large a write as is made here, or sixteen of 64 KiB."""
+
 LOOKED_AT: Final = 8 << 10
 """Bytes that are looked at before they are received: a queue of reads, or a small write."""
 
@@ -103,10 +106,13 @@ class FastPath:
                     used = count
                 else:
                     used = self._take_all(view, waited) if free else self.take(view)
-                more = used == count > 0 and not self.handed_over and send()
+                more = not self.handed_over and send()
                 if self._looked:
                     channel.take(view)
-                if not more or monotonic() - began > TURN:
+                if more and used < count:
+                    used, count = self._complete(buffer, used, count)
+                    more = not self.handed_over and send()
+                if not more or used < count or not count or monotonic() - began > TURN:
                     break
                 if not channel.waits and self._may_wait(began):
                     channel.start_waiting()
@@ -130,9 +136,29 @@ class FastPath:
             if count < LOOKED_AT:
                 self._looked = True
                 return count
-        count = self._channel.recv_into(buffer)
+        count = self._channel.recv_into(buffer[:RECEIVED_AT_ONCE])
         self._short = count < LOOKED_AT
         return count
+
+    def _complete(self, buffer: memoryview, used: int, count: int) -> tuple[int, int]:
+        """Receive what is missing of the write at ``used``, if it comes at once, and make it.
+
+        If the machine gets a beginning of it, it has to copy that to a buffer of its own.
+        """
+        end = count + self._writes.missing(buffer[used:count])
+        if not count < end <= len(buffer):
+            return used, count
+        began = monotonic()
+        if not self._channel.waits and self._may_wait(began):
+            self._channel.start_waiting()
+        try:
+            while received := self._channel.recv_into(buffer[count:end]):
+                count += received
+                if count == end or monotonic() - began > TURN:
+                    break
+        except BlockingIOError:
+            pass
+        return used + self.take(buffer[used:count]) if count == end else used, count
 
     def _may_wait(self, now: float) -> bool:
         """Whether to wait for the client's next requests right in ``recv``.

@@ -24,6 +24,7 @@ from vdisk.nbd.session import HeaderStyle
 from vdisk.nbd.wire import Command
 from vdisk.nbd_serving.execution import MAX_STATUS_EXTENTS, Job, Outcome, reply
 from vdisk.nbd_serving.fast import FastPath
+from vdisk.nbd_serving.fast_writes import INLINE_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
 
 JOBS_AT_ONCE: Final = 8
 """Into how many parts a wake-up's requests are split, to keep a disk's queue filled."""
-
-LONGEST_WRITE_HERE: Final = 1 << 20
-"""Bytes of the longest write made in the event loop's thread: a quarter of a millisecond for the
-page cache to take, where another thread would have to fetch it from this processor's cache."""
 
 STATUS_CHARGE: Final = 16 * MAX_STATUS_EXTENTS
 """Bytes that a block status is counted as: the longest reply there is to one."""
@@ -260,7 +257,7 @@ class Transmission:
             and all(
                 request.command == Command.NBD_CMD_WRITE
                 and not request.flags
-                and request.length <= LONGEST_WRITE_HERE
+                and request.length <= INLINE_WRITE
                 for request in requests
             )
         )

@@ -102,6 +102,20 @@ def test_anything_unusual_ends_the_run(unusual: bytes) -> None:
     assert parser().writes(buffer, 100)[1] == 28 + 512
 
 
+def test_what_is_missing_of_a_write() -> None:
+    ours, whole = parser(), write(1, 0, bytes(1024))
+    for there in (28, 29, 1000):
+        assert ours.missing(memoryview(whole[:there]), 1024) == len(whole) - there
+    for other in (
+        *(whole, whole + b"x", whole[:27], b""),
+        write(1, 0, bytes(1024), flags=1)[:-1],
+        read(1, 0, 1024),
+        bytes(28),
+    ):
+        assert ours.missing(memoryview(other), 1024) == 0
+    assert ours.missing(memoryview(whole[:-1]), 1023) == 0
+
+
 def test_a_run_of_writes() -> None:
     first, second = b"a" * 512, b"b" * 1024
     whole = write(1, 0, first) + write(2, 512, second, flags=1)
