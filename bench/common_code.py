@@ -1,18 +1,18 @@
-"""Make vdisk/vm/cpu/common.txt and kernels.txt.gz: what guests have in common, from their boots.
+"""Make vdisk/vm/cpu/common.txt and kernels-*.txt.xz: what guests have in common, from their boots.
 
     python bench/common_code.py [--traces FOLDER] [GUEST…]
 
 Boots each guest with nothing known, and notes what is learned of instructions, in that order.  Of
 all instructions that are lowered to the same shapes, the first one is kept, with every variant
-that some guest has of them; and beside that, all that one 64-bit kernel executes.  Traces stay in
-FOLDER: a guest that has one is not booted again.
+that some guest has of them; and beside that, all that two kernels execute, one of 64 bits and one
+of 32.  Traces stay in FOLDER: a guest that has one is not booted again.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import lzma
 import sys
 import tempfile
 import time
@@ -58,9 +58,9 @@ HEADER = """\
 # Made by bench/common_code.py; boots of {guests}.
 """
 
-KERNEL = "Debian's amd64 kernel"
-"""What kernels.txt.gz is made from; bench/boot.py boots another one, to which it is of use as it
-is to all others of that family."""
+KERNEL, KERNEL_32 = "Debian's amd64 kernel", "its 686-pae kernel"
+"""What kernels-64.txt.xz and kernels-32.txt.xz are made from; bench/boot.py boots others, to which
+they are of use as they are to all of that family."""
 Variant = tuple[Mode, bytes, int]
 """Mode, bytes of an instruction, and which of its variants."""
 
@@ -118,13 +118,14 @@ GUESTS = {
     "syslinux": picture(bootable.syslinux_disk),
     "memtest86+": picture(bootable.memtest_cdrom),
     "SeaBIOS": picture(bootable.syslinux_disk, bios=SEABIOS),
+    KERNEL_32: linux(guests.PAE),
 }
 
 
 def trace(name: str) -> list[Variant]:
     """Boot a guest; what was learned for it."""
     native = NativeCode(None)
-    llvm.native_code = lambda _: native
+    llvm.native_code = lambda *_: native
     with (
         tempfile.TemporaryDirectory(prefix="vdisk-guest-") as folder,
         GUESTS[name](Path(folder)) as machine,
@@ -184,9 +185,10 @@ def together(found: list[list[Variant]]) -> list[Common]:
 
 
 def write_kernels(folder: Path) -> None:
-    chosen = together(traces([KERNEL], folder))
-    text = HEADER.format(guests=KERNEL) + "".join(f"{each.text()}\n" for each in chosen)
-    common.KERNELS_FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+    for bits, kernel in ((64, KERNEL), (32, KERNEL_32)):
+        chosen = together(traces([kernel], folder))
+        text = HEADER.format(guests=kernel) + "".join(f"{each.text()}\n" for each in chosen)
+        common.KERNELS_FILES[bits].write_bytes(lzma.compress(text.encode()))
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ class Flavour(NamedTuple):
 CLOUD = Flavour("linux-image-cloud-amd64", "amd64")
 GENERIC = Flavour("linux-image-amd64", "amd64")
 I686 = Flavour("linux-image-686", "i386")
+PAE = Flavour("linux-image-686-pae", "i386")
 
 
 class Guest(NamedTuple):

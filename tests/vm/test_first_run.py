@@ -218,7 +218,7 @@ def share_missing(machine: Machine) -> float:
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that knows what it has met itself, and nothing of other tests' guests."""
     native = NativeCode(None)
-    monkeypatch.setattr(llvm, "native_code", lambda _: native)
+    monkeypatch.setattr(llvm, "native_code", lambda *_: native)
 
 
 @requires_peer("apt-get", "dpkg-deb")

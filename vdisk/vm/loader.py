@@ -31,6 +31,12 @@ class Kernel(NamedTuple):
         """``linux`` or ``multiboot``."""
         return "linux" if isinstance(self.image, linux.LinuxImage) else "multiboot"
 
+    @property
+    def bits(self) -> int:
+        """64 for a kernel that says it runs in 64-bit mode, else 32."""
+        is_wide = isinstance(self.image, linux.LinuxImage) and 64 in self.image.entries()
+        return 64 if is_wide else 32
+
     def load(
         self,
         memory: GuestMemory,

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from vdisk.vm._machine.saving import Saving
     from vdisk.vm.devices.acpi_tables import AcpiTables
     from vdisk.vm.devices.vga import Vga
-    from vdisk.vm.loader import Entry, MemoryRange
+    from vdisk.vm.loader import Entry, Kernel, MemoryRange
     from vdisk.vm.net.user import UserNetwork
 
 __all__ = [
@@ -177,12 +177,16 @@ class Machine(Life):
         self._closers.append(self.drives.close)
         self.block_jobs = BlockJobs(self.drives, self._emit)
         self._closers.append(self.block_jobs.close)
+        kernel = None
+        if options.kernel is not None:
+            kernel = loader.read(options.kernel, most=options.memory)
         self.accelerator = accelerators.make(
             options.accel,
             self.memory,
             self.bus,
             deterministic=not real,
             progress=options.progress,
+            bits=64 if kernel is None else kernel.bits,
         )
         self._closers.append(self.accelerator.close)
         firmware = None if options.bios is None else FirmwareFile(options.bios)
@@ -200,7 +204,7 @@ class Machine(Life):
         if firmware is not None:
             firmware.install(self.memory, self.board)
         else:
-            self._install_own_bios(options, acpi)
+            self._install_own_bios(options, acpi, kernel)
         self.running = self._make_running()
         with self.bus.lock:
             self._power_on()
@@ -235,7 +239,7 @@ class Machine(Life):
             video=None if options.vga == "none" else Video(options.vga_memory, rom),
         )
 
-    def _install_own_bios(self, options: Options, acpi: AcpiTables) -> None:
+    def _install_own_bios(self, options: Options, acpi: AcpiTables, kernel: Kernel | None) -> None:
         bios = self._own_bios = OwnBios(
             self.board,
             self.memory,
@@ -245,9 +249,8 @@ class Machine(Life):
             boot=options.boot,
             acpi=acpi,
         )
-        if options.kernel is None:
+        if kernel is None:
             return
-        kernel = loader.read(options.kernel, most=options.memory)
 
         def load(ranges: Sequence[MemoryRange], rsdp: int = 0) -> Entry:
             return kernel.load(

@@ -126,7 +126,7 @@ def test_fine_handlers(name, tmp_path, monkeypatch):
 
 
 def run_with(code: NativeCode, program: Program, directory: Path, monkeypatch) -> None:
-    monkeypatch.setattr(llvm, "native_code", lambda _: code)
+    monkeypatch.setattr(llvm, "native_code", lambda *_: code)
     board = make(THREADED, program, directory)
     try:
         assert board.run().splitlines() == list(program.lines)

@@ -27,12 +27,14 @@ def make(
     *,
     deterministic: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    bits: int = 64,
 ) -> Accelerator:
     """The accelerator called ``name``; ``auto``: KVM where it really runs a guest, else llvm.
 
     ``deterministic``: it must count instructions, and nothing may depend on when code is
     compiled in the background, so that is not done.
-    ``progress``: is told how much of how much is done, where there is something to prepare.
+    ``progress``: is told how much of how much is done, where there is something to prepare; that is
+    what most guests need whose kernels have so many ``bits``.
     Raises :class:`UnsupportedFeatureError` where it cannot be had on this system.
     """
     if name not in NAMES:
@@ -57,7 +59,7 @@ def make(
             )
         from vdisk.vm.accel.llvm import LlvmAccelerator
 
-        return LlvmAccelerator(memory, bus, hot=not deterministic, progress=progress)
+        return LlvmAccelerator(memory, bus, hot=not deterministic, progress=progress, bits=bits)
     from vdisk.vm.accel.interp import InterpAccelerator
 
     return InterpAccelerator(memory, bus)

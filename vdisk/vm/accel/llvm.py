@@ -89,12 +89,14 @@ class LlvmAccelerator(SoftwareAccelerator):
         hot: bool = True,
         eager: bool = False,
         progress: Progress | None = None,
+        bits: int = 64,
     ) -> None:
         """``hot``: with the second tier; ``eager``: with nothing but it (for tests).
 
         ``progress``: in a first run, is told how much of how much is compiled that it waits for.
+        ``bits``: of the guest's kernel, as far as that is known: what is compiled ahead.
         """
-        self.native = native_code(progress)
+        self.native = native_code(progress, bits)
         self.hotspots = Hotspots(self, eager=eager) if hot or eager else None
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()

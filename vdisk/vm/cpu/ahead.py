@@ -2,8 +2,10 @@
 
 One by one, when a guest comes to need them, handlers cost three times as much, and the guest stands
 still meanwhile; and so it is with what is known of instructions.  So a first run begins with what
-:mod:`vdisk.vm.cpu.common` lists, in bulk: it waits for :data:`FIRST` of the handlers.  The others
-are made while the guest begins, and so is the run-time, of which there is a rough one until then.
+:mod:`vdisk.vm.cpu.common` lists, in bulk: it waits for the handlers that kernels need (of as many
+bits as the one that is booted), and for what is known of their instructions.  The others are made
+while the guest begins, and so is the run-time, of which there is a rough one until then.  The first
+run with a kernel of 32 bits waits for what is missing for these, others having gone before or not.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 FIRST = 1792
-"""Handlers that a first run waits for: kernels need them until they have a shell."""
+"""Of all common handlers: 64-bit kernels need them until they have a shell."""
 BATCH = 32
 """Handlers of one order, so that all processes end at about the same time."""
 MOST_PROCESSES = 4
@@ -53,21 +55,37 @@ def missing(present: Collection[str]) -> list[Shape]:
     return [shape for shape in shapes if shape.symbol not in present]
 
 
-def works(native: NativeCode, present: Collection[str]) -> list[Work]:
-    """What a first run needs that has some handlers already."""
-    shapes = shapes_of(common_instructions(), decoder)
-    first, others = (
-        [shape for shape in some if shape.symbol not in present]
-        for some in (shapes[:FIRST], shapes[FIRST:])
-    )
-    learned = []
-    if native.lacks_instructions():
-        order = InstructionsOrder(kernel_instructions())
-        learned = [Work(order, native.take_instructions, is_waited_for=True)]
+def needed_first(bits: int) -> list[Shape]:
+    """The common shapes that kernels of so many bits need until they have a shell."""
+    lines = common_instructions()
+    first = shapes_of(lines, decoder)[:FIRST]
+    if bits == 64:
+        return first
+    narrow = shapes_of((line for line in lines if line.mode.code != 64), decoder)
+    return list(dict.fromkeys([*narrow, *filter(_is_narrow, first)]))
+
+
+def _is_narrow(shape: Shape) -> bool:
+    """True if 32-bit code may have it."""
+    return shape.size != 64 and not shape.address.startswith("64")
+
+
+def works(native: NativeCode, present: Collection[str], bits: int) -> list[Work]:
+    """What a first run with a kernel of so many bits needs that has some handlers already."""
+    first = [shape for shape in needed_first(bits) if shape.symbol not in present]
+    waited_for = set(first)
+    others = [shape for shape in missing(present) if shape not in waited_for]
+    learned, runtime = [], []
+    if native.lacks_instructions(bits):
+        order = InstructionsOrder(kernel_instructions(bits), native.directory, native.digest)
+        take = partial(native.take_instructions, bits)
+        learned = [Work(order, take, is_waited_for=True)]
+    if native.lacks_runtime():
+        runtime = [Work(RuntimeOrder(), native.take_runtime, is_waited_for=False)]
     return [
         *learned,
         *_batches(native, first, are_waited_for=True),
-        Work(RuntimeOrder(), native.take_runtime, is_waited_for=False),
+        *runtime,
         *_batches(native, others, are_waited_for=False),
     ]
 

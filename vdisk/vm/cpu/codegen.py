@@ -10,7 +10,6 @@ of it, which the next run finds.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,8 @@ RUNTIME = "enter"
 """The symbol by which the run-time is known in the cache."""
 COMPLETE = "complete"
 """What the cache has instead of a symbol when all that is made ahead is in it."""
+KNOWN = {32: "instructions of 32 bits", 64: "instructions of 64 bits"}
+"""And when kernels' instructions are known."""
 BATCH = 32
 """Handlers that are made fine at a time, so that regions need not wait long."""
 
@@ -67,11 +68,12 @@ class NativeCode:
         level: Level = Level.ROUGH,
         *,
         ahead: Progress | None = None,
+        bits: int = 64,
     ) -> None:
         """``level``: how handlers are compiled that are not in the cache.
 
         ``ahead``: if this is a first run, begin with those that most guests need, and tell this
-        function how many there are and how many are waited for.
+        function how many there are and how many are waited for.  ``bits``: of the guest's kernel.
         """
         load_all()
         self.digest = digest(host.llvm(), host.processor())
@@ -89,26 +91,27 @@ class NativeCode:
         self._ahead: Ahead | None = None
         self._junctions: dict[str, int] = {}
         self._is_complete = ahead is None or RUNTIME not in self._kept or COMPLETE in self._kept
-        if not self._add_runtime():
-            self._begin(ahead)
+        has_runtime = self._add_runtime()
+        if not has_runtime or (ahead is not None and self.lacks_instructions(bits)):
+            self._begin(ahead, bits)
         self._bind()
 
     # -- the run-time --------------------------------------------------------------------------
 
-    def _begin(self, progress: Progress | None) -> None:
+    def _begin(self, progress: Progress | None, bits: int) -> None:
         """The first run: compile the run-time, and begin with what is to be made ahead."""
         if progress is None:
             self._compile(native.runtime_module(), Level.BEST, [RUNTIME])
             return
         from vdisk.vm.cpu.ahead import Ahead, works
 
-        ahead = self._ahead = Ahead(works(self, self._kept), progress, self._completed)
+        ahead = self._ahead = Ahead(works(self, self._kept, bits), progress, self._completed)
         try:
             ahead.start()
             with self._lock:
-                if RUNTIME not in self._kept:  # it has not been made meanwhile
+                if RUNTIME not in self.memory.symbols and not self._add_runtime():
                     self._compile_rough_runtime()
-                self._add_runtime()
+                    self._add_runtime()
             ahead.wait()
         except BaseException:
             ahead.close()
@@ -221,15 +224,14 @@ class NativeCode:
             if self._junctions:
                 self._exchange_runtime(code)
 
-    def take_instructions(self, parts: list[bytes]) -> None:
+    def take_instructions(self, bits: int, parts: list[bytes]) -> None:
         """Let machines of this run and later ones know what they would have to learn."""
-        if self.lacks_instructions():
-            InstructionStore(self.directory, self.digest).write(parts)
+        if InstructionStore(self.directory, self.digest).write(parts):
+            self.take([KNOWN[bits]], b"", Level.ROUGH)
 
-    def lacks_instructions(self) -> bool:
-        """True if nothing is known of instructions that could be."""
-        path = InstructionStore(self.directory, self.digest).path
-        return path is not None and not os.path.exists(path)
+    def lacks_instructions(self, bits: int) -> bool:
+        """True if it is not known what kernels of so many bits execute, and could be."""
+        return self.directory is not None and KNOWN[bits] not in self._kept
 
     def prepare(self, shapes: Iterable[Shape]) -> None:
         """Make sure that these handlers exist."""
@@ -275,9 +277,9 @@ class NativeCode:
             return [self._rough.pop(symbol) for symbol in symbols]
 
     def lacks_runtime(self) -> bool:
-        """True if there is only a rough run-time, and nobody makes the real one."""
+        """True if there is only a rough run-time, or none, and nobody makes the real one."""
         with self._lock:
-            is_rough = RUNTIME in self._kept and self._kept[RUNTIME][0] is Level.ROUGH
+            is_rough = RUNTIME not in self._kept or self._kept[RUNTIME][0] is Level.ROUGH
             return is_rough and self._ahead is None
 
     def _missing(self) -> dict[str, Shape]:
@@ -298,10 +300,10 @@ def _silent(_done: int, _total: int) -> None:
     """A progress that nobody looks at."""
 
 
-def native_code(progress: Progress | None = None) -> NativeCode:
-    """The process's :class:`NativeCode`; ``progress``: see ``ahead`` there."""
+def native_code(progress: Progress | None = None, bits: int = 64) -> NativeCode:
+    """The process's :class:`NativeCode`; ``progress`` and ``bits``: see ``ahead`` there."""
     global _shared
     with _shared_lock:
         if _shared is None:
-            _shared = NativeCode(default_directory(), ahead=progress or _silent)
+            _shared = NativeCode(default_directory(), ahead=progress or _silent, bits=bits)
         return _shared

@@ -13,14 +13,15 @@ left those that it finds, where that matters (``sub32``).
 An instruction stands for all that are lowered to the same shapes.  Shapes themselves are not in
 the file, so it does not depend on what they are called.
 
-Another file, compressed, has all instructions that 64-bit kernels were seen to execute until they
-had a shell: lines for those of the same variants, one behind the other.  Half of what a kernel of
-another origin executes is not among them, and has to be learned.  bench/common_code.py makes both.
+Two more files, compressed, have all instructions that a 64-bit and a 32-bit kernel were seen to
+execute until they had a shell: lines for those of the same variants, one behind the other.  Half of
+what a kernel of another origin executes is not among them, and has to be learned.
+bench/common_code.py makes all of them.
 """
 
 from __future__ import annotations
 
-import gzip
+import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decoder import Decoder
 
 FILE = Path(__file__).with_suffix(".txt")
-KERNELS_FILE = Path(__file__).with_name("kernels.txt.gz")
+KERNELS_FILES = {bits: Path(__file__).with_name(f"kernels-{bits}.txt.xz") for bits in (32, 64)}
 
 
 def _variants() -> dict[str, int]:
@@ -87,9 +88,9 @@ def common_instructions(path: Path = FILE) -> list[Common]:
     return _parse(path.read_text(encoding="utf-8"))
 
 
-def kernel_instructions(path: Path = KERNELS_FILE) -> list[Common]:
-    """What a 64-bit kernel executes, several instructions at a time."""
-    return _parse(gzip.decompress(path.read_bytes()).decode())
+def kernel_instructions(bits: int) -> list[Common]:
+    """What a kernel of 32 or 64 bits executes, several instructions at a time."""
+    return _parse(lzma.decompress(KERNELS_FILES[bits].read_bytes()).decode())
 
 
 def _parse(text: str) -> list[Common]:

@@ -11,7 +11,7 @@ from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decoder import Decoder
 from vdisk.vm.cpu.hot import Region, region_module
-from vdisk.vm.cpu.known_store import content
+from vdisk.vm.cpu.known_store import InstructionStore, content
 from vdisk.vm.cpu.native import runtime_module
 from vdisk.vm.cpu.semantics import load_all
 from vdisk.vm.cpu.translate import Translator
@@ -54,15 +54,18 @@ class RuntimeOrder(NamedTuple):
 
 
 class InstructionsOrder(NamedTuple):
-    """What there is to know of these instructions."""
+    """What there is to know of these instructions, beside what is kept already."""
 
     found: list[Common]
+    directory: str | None
+    digest: str
 
     def carry_out(self, _compiler: Compiler) -> list[bytes]:
         """The parts of a file of :class:`~vdisk.vm.cpu.known_store.InstructionStore`."""
         load_all()
         arena = Arena(GuestMemory(PAGE_SIZE))
         translator = Translator(arena, _Nowhere.of, lambda at, length: b"", lambda page: None)
+        InstructionStore(self.directory, self.digest).load(translator)
         for mode, code, variants in self.found:
             translator.learn(code, mode, variants)
         return content(translator)

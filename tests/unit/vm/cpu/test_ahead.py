@@ -15,12 +15,13 @@ from vdisk.vm.cpu.codegen import COMPLETE, RUNTIME, NativeCode
 from vdisk.vm.cpu.common import Common, common_instructions, shapes_of
 from vdisk.vm.cpu.compiler import CompilerProcess
 from vdisk.vm.cpu.known_store import InstructionStore
-from vdisk.vm.cpu.orders import RuntimeOrder, decoder
+from vdisk.vm.cpu.orders import InstructionsOrder, RuntimeOrder, decoder
 from vdisk.vm.memory import GuestMemory
 
 SOME = 40
 """Lines of the list that these tests make do with."""
 PATIENCE = 60
+KERNELS = {64: [Common.parse("64 9090c3 - nop")], 32: [Common.parse("32 40 - inc eax")]}
 
 
 class Told(list):
@@ -35,7 +36,7 @@ def few(monkeypatch):
     """A short list, in small orders, of which only the first is waited for, and two
     instructions that are known."""
     some = common_instructions()[:SOME]
-    monkeypatch.setattr(ahead, "kernel_instructions", lambda: [Common.parse("64 9090c3 - nop")])
+    monkeypatch.setattr(ahead, "kernel_instructions", KERNELS.get)
     monkeypatch.setattr(ahead, "common_instructions", lambda: some)
     monkeypatch.setattr(ahead, "BATCH", 8)
     monkeypatch.setattr(ahead, "FIRST", 8)
@@ -114,8 +115,13 @@ def test_processes_that_end_are_not_waited_for(tmp_path, monkeypatch, processes)
 
 
 def test_what_a_run_left_undone_the_next_one_makes_when_it_has_time(tmp_path, monkeypatch, few):
+    carry_out = CompilerProcess.carry_out
+
+    def only_learn(process, order):
+        return carry_out(process, order) if isinstance(order, InstructionsOrder) else None
+
     with monkeypatch.context() as patch:
-        patch.setattr(CompilerProcess, "carry_out", lambda process, order: None)
+        patch.setattr(CompilerProcess, "carry_out", only_learn)
         NativeCode(str(tmp_path), ahead=Told())
         await_end()
     told = Told()
@@ -176,6 +182,44 @@ def test_what_kernels_have_in_common_is_known(tmp_path):
     assert engine.arena.known.count == 2
 
 
+def known_instructions(directory, digest):
+    with bench(InterpAccelerator) as it:
+        InstructionStore(str(directory), digest).load(it.engine.translator)
+        return it.engine.arena.known.count
+
+
+def test_the_first_kernel_of_other_bits(tmp_path, few, processes):
+    first = NativeCode(str(tmp_path), ahead=Told(), bits=64)
+    await_end()
+    assert known_instructions(tmp_path, first.digest) == 2
+    told = Told()
+    other = NativeCode(str(tmp_path), ahead=told, bits=32)
+    assert told == [(1, 1)]  # its instructions; handlers are there
+    assert known_instructions(tmp_path, first.digest) == 3
+    await_end()
+    assert all(map(has_ended, processes))
+    assert not other.lacks_runtime()
+    for bits in (32, 64):
+        later = Told()
+        NativeCode(str(tmp_path), ahead=later, bits=bits)
+        assert not later
+
+
+def test_a_first_run_waits_for_what_its_kernel_needs(tmp_path, monkeypatch):
+    narrow = Common.parse("32 40 - inc eax")
+    monkeypatch.setattr(ahead, "common_instructions", lambda: [*common_instructions(), narrow])
+    monkeypatch.setattr(ahead, "FIRST", 200)
+    wide, slim = ahead.needed_first(64), ahead.needed_first(32)
+    assert len(wide) == 200
+    assert any(shape.size == 64 for shape in wide)
+    assert set(shapes_of([narrow], decoder)) <= set(slim)
+    assert {shape for shape in slim if shape.size == 64} <= {
+        shape for line in common_instructions() if line.mode.code != 64
+        for shape in shapes_of([line], decoder)
+    }  # fmt: skip
+    assert set(slim) & set(wide)  # what does not depend on the mode
+
+
 def test_what_is_known_already_is_not_lost(tmp_path):
     digest = NativeCode(None).digest
     with bench(InterpAccelerator) as it, pytest.MonkeyPatch.context() as patch:
@@ -184,9 +228,7 @@ def test_what_is_known_already_is_not_lost(tmp_path):
         InstructionStore(str(tmp_path), digest).save(it.engine.translator)
     NativeCode(str(tmp_path), ahead=Told())
     await_end()
-    with bench(InterpAccelerator) as it:
-        InstructionStore(str(tmp_path), digest).load(it.engine.translator)
-        assert it.arena.known.count == 3
+    assert known_instructions(tmp_path, digest) == 3 + 1  # RET is known
 
 
 def test_the_runtime_is_exchanged_under_those_who_use_it(tmp_path):
