@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import vdisk
 from tests.tools import cli, peers, qemu
 from tests.tools.peers import requires_peer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = requires_peer("qemu-img", "qemu-io")
 
@@ -315,6 +313,27 @@ def test_amend_ends_alike(options: str) -> None:
         )
         qemu.io(name, "read -P 1 0 64k", "read -P 0 64k 64k")
     assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("name", ["moved.raw", ""])
+def test_amend_renames_the_data_file_alike(name: str) -> None:
+    """The name in the image only: the file itself was moved before, and is named meanwhile."""
+    facts: list[Any] = []
+    for program, image in ((cli.vdisk, "ours"), (theirs, "theirs")):
+        qemu.create(image, "2M", data_file=f"{image}.raw")
+        qemu.io(image, "write -P 1 0 64k")
+        Path(f"{image}.raw").rename("moved.raw")
+        tree = f"driver=qcow2,file.driver=file,file.filename={image}"
+        tree += ",data-file.driver=file,data-file.filename=moved.raw"
+        found: Any = program("amend", "--image-opts", "-o", f"data_file={name}", tree)
+        done = peers.run("qemu-img", "info", "--output=json", "--image-opts", tree)
+        facts.append((found[0], json.loads(done.stdout)["format-specific"]["data"]))
+        peers.run("qemu-io", "--image-opts", "-c", "read -P 1 0 64k", tree)
+        qemu.create("without", "2M")
+        found = program("amend", "-o", "data_file=other", "without")
+        facts[-1] += (found[0],)
+    assert facts[0] == facts[1]
+    assert facts[0][1].get("data-file", "") == name
 
 
 def damage(name: str, offset: int, content: bytes) -> None:

@@ -25,7 +25,6 @@ _CREATION_ONLY: dict[str, Callable[[Header], Any]] = {
     "cluster_size": lambda header: header.cluster_size,
     "compression_type": lambda header: ("zlib", "zstd")[header.compression_type],
     "extended_l2": lambda header: header.extended_l2,
-    "data_file": lambda header: header.data_file_name,
 }
 """Options that can be named only with the value they have."""
 
@@ -106,6 +105,10 @@ def _check_features(
             raise UnsupportedFeatureError(
                 "version 2 has no bitmaps; remove them first", path=image.name
             )
+    if options.get("data_file") is not None and not header.external_data:
+        raise InvalidRequestError(
+            "data_file can only be changed where there is an external data file", path=image.name
+        )
     if options.get("data_file_raw", False) and not header.data_file_raw:
         raise InvalidRequestError(
             "data_file_raw can only be set when the image is created", path=image.name
@@ -121,10 +124,13 @@ def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:
             compatible |= layout.LAZY_REFCOUNTS
     if options.get("data_file_raw") is False:
         autoclear &= ~layout.RAW_EXTERNAL_DATA
-    if (compatible, autoclear) != (header.compatible_features, header.autoclear_features):
+    name = options.get("data_file", header.data_file_name) or None
+    new = (compatible, autoclear, name)
+    if new != (header.compatible_features, header.autoclear_features, header.data_file_name):
         image._core.settle()
         with image._core.header_file.changing():
             header.compatible_features, header.autoclear_features = compatible, autoclear
+            header.data_file_name = name
 
 
 def _upgrade(image: Qcow2Image) -> None:
