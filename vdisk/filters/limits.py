@@ -13,12 +13,14 @@ same requests as there.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.block import ZERO_CHUNK, ZEROES
 from vdisk.errors import InvalidRequestError
 from vdisk.filters.passing import Passing
-from vdisk.stores.alignment import Part, SharedLock, parts
+from vdisk.stores.alignment import Part, parts
 from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Limited(Passing):
     def __init__(self, inner: BlockDevice, limits: Limits) -> None:
         super().__init__(inner)
         self.limits = limits
-        self._blocks = SharedLock()
+        self._busy = _Busy()
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return self, offset
@@ -102,12 +104,11 @@ class Limited(Passing):
     # -- writing ---------------------------------------------------------------------------------
 
     def _write(self, offset: int, view: memoryview) -> None:
-        end = offset + len(view)
-        if self._is_whole(offset, end):
-            with self._blocks.shared():
+        end, align = offset + len(view), self.limits.align
+        with self._busy.until_free(round_down(offset, align), round_up(end, align)):
+            if self._is_whole(offset, end):
                 self._write_whole(offset, view)
-            return
-        with self._blocks.alone():
+                return
             for part in parts(offset, len(view), self.limits.align):
                 data = view[part.start - offset : part.end - offset]
                 if self._is_whole(part.start, part.end):
@@ -120,12 +121,17 @@ class Limited(Passing):
         return not start % align and (not end % align or end == self.size)
 
     def _change(self, part: Part, data: memoryview) -> None:
-        """Read the blocks that a part lies in, and write them back with it."""
-        side = "tail" if part.start == part.block else "head"
-        self.inner.note(f"pwritev_rmw_{side}")
+        """Read the block that a part lies in, and write it back with it."""
+        edges = [
+            *(["head"] if part.start > part.block else []),
+            *(["tail"] if part.end < part.block_end else []),
+        ]
+        for edge in edges:
+            self.inner.note(f"pwritev_rmw_{edge}")
         block = bytearray(min(part.block_end, self.size) - part.block)
         self._read_into(part.block, memoryview(block))
-        self.inner.note(f"pwritev_rmw_after_{side}")
+        for edge in edges:
+            self.inner.note(f"pwritev_rmw_after_{edge}")
         block[part.start - part.block : part.end - part.block] = data
         self._write_whole(part.block, memoryview(block))
 
@@ -140,7 +146,7 @@ class Limited(Passing):
         unit = max(self.limits.align, self.limits.opt_write_zero)
         for part in parts(offset, length, unit):
             if part.whole:
-                with self._blocks.shared():
+                with self._busy.until_free(part.start, part.end):
                     for at, size in _pieces(part.start, part.end, self.limits.max_write_zero):
                         self.inner.write_zeroes(at, size, unmap=unmap)
             else:
@@ -151,9 +157,34 @@ class Limited(Passing):
         unit = max(self.limits.align, self.limits.opt_discard)
         for part in parts(offset, length, unit):
             if part.whole:
-                with self._blocks.shared():
+                with self._busy.until_free(part.start, part.end):
                     for at, size in _pieces(part.start, part.end, self.limits.max_discard):
                         self.inner.discard(at, size)
+
+
+class _Busy:
+    """The ranges that writes are at work in: those that overlap wait for one another."""
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def until_free(self, start: int, end: int) -> Iterator[None]:
+        """Have the range to oneself: whole blocks, for a block may be written back as a whole."""
+
+        def is_free() -> bool:
+            return all(end <= first or last <= start for first, last in self._ranges)
+
+        with self._changed:
+            self._changed.wait_for(is_free)
+            self._ranges.append((start, end))
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._ranges.remove((start, end))
+                self._changed.notify_all()
 
 
 def _pieces(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from vdisk.block import BlockDevice
 from vdisk.errors import InvalidRequestError
 from vdisk.filters.blkdebug import FILTER
+from vdisk.filters.faults import Faults
 from vdisk.filters.limits import Limited, Limits
 from vdisk.options import OptionBag
 from vdisk.stores.memory import MemoryStore
@@ -143,3 +145,33 @@ def test_the_options_of_blkdebug() -> None:
 def test_limits_that_cannot_be(words: dict[str, str], wrong: str) -> None:
     with pytest.raises(InvalidRequestError, match=wrong):
         FILTER.open({"image": Recorder()}, OptionBag(words, "blkdebug"))
+
+
+def test_writes_into_other_blocks_pass_one_that_is_held() -> None:
+    """Of three writes two change the same block: only those wait for one another."""
+    faults = Faults(MemoryStore(SIZE))
+    disk = Limited(faults, Limits(align=4096))
+    faults.breakpoints.set("pwritev_rmw_after_tail", "A")
+    held = threading.Thread(target=disk.write, args=(4096, b"a" * 512))
+    held.start()
+    assert faults.breakpoints.wait("A", 60)
+    disk.write(9000, b"b" * 512)
+    after = threading.Thread(target=disk.write, args=(4608, b"c" * 512))
+    after.start()
+    assert disk.read(9000, 1) == b"b"
+    assert disk.read(4096, 1024) == bytes(1024)
+    faults.breakpoints.resume("A")
+    held.join(60)
+    after.join(60)
+    assert disk.read(4096, 1024) == b"a" * 512 + b"c" * 512
+
+
+def test_a_write_inside_one_block_has_two_edges() -> None:
+    below = Recorder()
+    Limited(below, Limits(align=4096)).write(100, b"x")
+    assert [event for event, _, _ in below.asked if event.startswith("pwritev")] == [
+        "pwritev_rmw_head",
+        "pwritev_rmw_tail",
+        "pwritev_rmw_after_head",
+        "pwritev_rmw_after_tail",
+    ]
