@@ -297,10 +297,10 @@ def lower_instruction(d: Lowering) -> Form:
     read, modified = (operands.flags_of(bits) for bits in d.flags_touched())
     form = Form(patterns, last.shape.operation, reads=read, writes=modified, kills=modified)
     family = FAMILIES.get(d.mnemonic)
-    if family is not None:
-        form.leaves = flags.cc_op(family, last.shape.size)
-    elif not modified:
+    if not modified:  # a shift by nothing is among these
         form.leaves = -2
+    elif family is not None:
+        form.leaves = flags.cc_op(family, last.shape.size)
     _refine(form, last.shape)
     # Where neither limits nor a narrower instruction pointer need a look.
     form.links = (
@@ -354,6 +354,8 @@ def _refine(form: Form, shape: Shape) -> None:
     if name in READS_ALL:
         form.reads, form.kills = flags.ARITHMETIC, 0
     form.needs_known = bool(form.reads) or form.writes not in (0, flags.ARITHMETIC)
+    if name in {"inc", "dec"}:  # whoever looks at CF finds it by way of what they leave
+        form.writes = flags.ARITHMETIC
     if name in FAULTING or any("m" in op.shape.operands for op in form.patterns):
         form.reads = flags.ARITHMETIC
     form.ends = name in ENDS
