@@ -14,7 +14,7 @@ import pytest
 from iced_x86 import Code
 
 from tests.tools.cpu_compare import describe, differences
-from tests.tools.cpu_state import ARITHMETIC_FLAGS, LONGEST_CODE
+from tests.tools.cpu_state import ARENA, ARITHMETIC_FLAGS, CODE, LONGEST_CODE, base_of
 from tests.tools.engines import ENGINES
 from tests.tools.guest_cpu import GuestCpu
 from tests.tools.host_cpu import HostCpu
@@ -156,6 +156,7 @@ def sequence(random: Random, mode: int) -> Case:
     """A case of many instructions."""
     made, case = Sequence(random), Generator(random, mode).case(Code.NOPD)
     case.code, case.note = made.code, "a sequence"
+    case.state.registers.rip = ARENA + CODE - base_of(mode)
     case.ignored_flags = made.undefined
     return case
 
