@@ -18,12 +18,10 @@ more.  Addresses and lengths are bytes.
 
 from __future__ import annotations
 
-from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import OutOfRangeError, VdiskError
-from vdisk.vm.scatter import joined
 
 if TYPE_CHECKING:
     from vdisk.vm.memory import GuestMemory, Range
@@ -40,13 +38,12 @@ LARGEST_QUEUE: Final = 1024
 MAX_CHAIN: Final = 1024
 """Descriptors of one chain, an indirect table's included; a loop is found when it has more."""
 
-SHORT_TABLE: Final = 8 * 16
-"""Bytes of an indirect table that is followed quicker than it is looked at as a whole."""
-
 MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.3.1: no more than 2^32 bytes in total
 
 DESCRIPTOR: Final = Struct("<QIHH")
 _U16: Final = Struct("<H")
+_FIELDS: Final = Struct("<QII")
+"""The same: address, length, and in one number flags and (above them) the next one."""
 _USED: Final = Struct("<II")
 
 
@@ -93,12 +90,11 @@ class Chain:
     def fill(self, memory: GuestMemory, parts: Parts) -> Chain:
         """Look the parts up; raises :class:`BrokenQueueError` for what is not RAM."""
         try:
-            self.readable = memory.views(joined(parts.readable))
-            self._written = joined(parts.writable)
-            self.writable = memory.views(self._written)
-            self.room = parts.room
+            self.readable = memory.views(parts.readable)
+            self.writable = memory.views(parts.writable)
         except OutOfRangeError as error:
             raise BrokenQueueError(f"a descriptor names what is not RAM: {error}") from error
+        self._written, self.room = parts.writable, parts.room
         return self
 
     def head(self, size: int) -> tuple[bytes | memoryview, list[memoryview]]:
@@ -125,31 +121,36 @@ class Chain:
 
 
 class Parts:
-    """The parts of a chain as (gpa, bytes): readable ones, then writable ones.
+    """The parts of a chain as (gpa, bytes), neighbours joined: readable ones, then writable ones.
 
     ``count``: of descriptors; ``total``: bytes of all, ``room``: of the writable ones.
     """
 
-    __slots__ = ("count", "readable", "room", "total", "writable")
+    __slots__ = ("_written", "count", "readable", "room", "total", "writable")
 
     def __init__(self) -> None:
-        self.readable: list[tuple[int, int]] = []
-        self.writable: list[tuple[int, int]] = []
+        self.readable: list[Range] = []
+        self.writable: list[Range] = []
         self.count = self.total = self.room = 0
+        self._written = False  # there was a writable one
 
     def add(self, address: int, length: int, flags: int) -> None:
         """One descriptor; raises :class:`BrokenQueueError`."""
         self.count += 1
         self.total += length
-        if self.count > MAX_CHAIN or self.total > MAX_CHAIN_BYTES:
-            self._check()
+        self._check()
         if flags & VIRTQ_DESC_F_WRITE:
-            self.writable.append((address, length))
+            ranges, self._written = self.writable, True
             self.room += length
-        elif self.writable:
+        elif self._written:
             raise BrokenQueueError("a device-readable descriptor follows a device-writable one")
         else:
-            self.readable.append((address, length))
+            ranges = self.readable
+        if ranges and sum(ranges[-1]) == address:
+            start, before = ranges[-1]
+            ranges[-1] = start, before + length
+        elif length:
+            ranges.append((address, length))
 
     def _check(self) -> None:
         if self.count > MAX_CHAIN:
@@ -160,36 +161,46 @@ class Parts:
     def add_in_order(self, table: memoryview) -> bool:
         """A split table whose descriptors each name the one behind it, as drivers lay them.
 
-        False for any other, of which nothing was taken: it has to be followed.
+        False for any other, of which nothing was taken: it has to be followed.  In one pass, and
+        keeping nothing of a descriptor: a guest's own code has emptied the host's caches before.
         """
-        count = len(table) >> 4
-        fields = _descriptors(count).unpack(table)
-        lengths, tails = fields[1::3], fields[2::3]  # a tail: flags, and the next one above them
-        first = 0  # of the writable ones
-        while first < count and not tails[first] & VIRTQ_DESC_F_WRITE:
-            first += 1
-        expected = _READ_TAILS[:first] + _WRITE_TAILS[first:count]
-        in_order = tails[:-1] == expected[:-1]
-        ends = tails[-1] & 0xFFFF == expected[-1] & VIRTQ_DESC_F_WRITE  # its next means nothing
-        if not in_order or not ends or self.count:
+        if self.count:
             return False
-        self.count, self.room = count, sum(lengths[first:])
-        self.total = self.room + sum(lengths[:first])
+        count = len(table) >> 4
+        readable: list[Range] = []
+        writable: list[Range] = []
+        ranges, tail, total, read = readable, 0, 0, 0
+        start = end = -1
+        expected = 1 << 16 | VIRTQ_DESC_F_NEXT
+        for address, length, tail in _FIELDS.iter_unpack(table):
+            if tail != expected:
+                wrong = tail ^ expected
+                if expected >> 16 == count:  # the last one names none
+                    wrong = tail & 0xFFFF ^ expected & VIRTQ_DESC_F_WRITE
+                if wrong == VIRTQ_DESC_F_WRITE and ranges is readable:
+                    if start < end:
+                        readable.append((start, end - start))
+                    ranges, start, end, read = writable, -1, -1, total
+                    expected |= VIRTQ_DESC_F_WRITE
+                elif wrong:
+                    return False
+            expected += 1 << 16
+            total += length
+            if address == end:
+                end += length
+            else:
+                if start < end:
+                    ranges.append((start, end - start))
+                start, end = address, address + length
+        if tail & VIRTQ_DESC_F_NEXT:
+            return False
+        if start < end:
+            ranges.append((start, end - start))
+        self.readable, self.writable = readable, writable
+        self.count, self.total = count, total
+        self.room = total - read if ranges is writable else 0
         self._check()
-        pieces = list(zip(fields[::3], lengths, strict=True))
-        self.readable, self.writable = pieces[:first], pieces[first:]
         return True
-
-
-_READ_TAILS: Final = tuple(VIRTQ_DESC_F_NEXT | n << 16 for n in range(1, MAX_CHAIN + 1))
-_WRITE_TAILS: Final = tuple(tail | VIRTQ_DESC_F_WRITE for tail in _READ_TAILS)
-"""By place: flags and next one of a descriptor that the next place follows."""
-
-
-@cache
-def _descriptors(count: int) -> Struct:
-    """A table of so many: address, length, flags and the next one."""
-    return Struct("<" + count * "QII")
 
 
 def indirect_table(memory: GuestMemory, address: int, length: int) -> memoryview:
@@ -327,7 +338,7 @@ class SplitQueue(Virtqueue):
         if flags & VIRTQ_DESC_F_NEXT:
             raise BrokenQueueError("an indirect descriptor that has a next one")
         table, index = indirect_table(self.memory, address, length), 0
-        if length > SHORT_TABLE and parts.add_in_order(table):
+        if parts.add_in_order(table):
             return
         while True:
             if index >= length >> 4:
