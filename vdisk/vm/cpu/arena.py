@@ -132,6 +132,7 @@ class Arena:
         """What generated code adds to a place in the mapping."""
         whole = self.bytes[: size & ~7]
         self._words, self._halves = whole.cast("Q"), whole.cast("I")
+        self._masks = self._words[masks // 8 : entries // 8]
         self._modes: dict[Mode, int] = {}
         self.regions: dict[int, list[HotRegion]] = {}
         """By page."""
@@ -251,14 +252,14 @@ class Arena:
 
     def mask(self, page_number: int) -> int:
         """Which 64-byte pieces of a page are translated."""
-        return self._words[PAGES // 8 + page_number]
+        return self._masks[page_number]
 
     def mark_page(self, page_number: int) -> None:
         """Take all of a page for translated.
 
         So a store that happens while the code is read is noticed in any case.
         """
-        self._words[PAGES // 8 + page_number] = WHOLE_PAGE
+        self._masks[page_number] = WHOLE_PAGE
 
     def _page_field(self, page_number: int, field: int) -> int:
         return (PAGES + self.pages * 8 + page_number * PAGE_ENTRY + field) // 4
@@ -273,13 +274,17 @@ class Arena:
 
     def touches_code(self, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
         """Where a write may have changed translated code: (page, start, end) in each page."""
-        mapping = self._mapping
+        mapping, masks, pages = self._mapping, self._masks, self.pages
         found: list[tuple[int, int, int]] = []
         for gpa, length in ranges:
-            first, end = gpa >> PAGE_SHIFT, (gpa + length - 1 >> PAGE_SHIFT) + 1
-            masks = mapping[PAGES + first * 8 : PAGES + end * 8]
-            if masks > NO_MASKS and masks.lstrip(b"\0"):
-                found += self._masked(gpa, length, range(first, min(end, self.pages)))
+            first, last = gpa >> PAGE_SHIFT, gpa + length - 1 >> PAGE_SHIFT
+            if first == last:  # most of what a guest scatters, and there is nothing to be made
+                touched = first < pages and masks[first] != 0
+            else:
+                several = mapping[PAGES + first * 8 : PAGES + 8 + last * 8]
+                touched = several > NO_MASKS and bool(several.lstrip(b"\0"))
+            if touched:
+                found += self._masked(gpa, length, range(first, min(last + 1, pages)))
         return found
 
     def _masked(self, gpa: int, length: int, pages: range) -> Iterator[tuple[int, int, int]]:
