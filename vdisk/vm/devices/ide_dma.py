@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from vdisk.errors import OutOfRangeError, VdiskError
 from vdisk.vm.devices.base import Device
 from vdisk.vm.memory import PAGE_SIZE
-from vdisk.vm.scatter import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,10 +49,10 @@ class Gathered:
 
     __slots__ = ("_ranges", "exact", "views")
 
-    def __init__(self, memory: GuestMemory, pieces: list[Range], exact: bool) -> None:
-        self._ranges = joined(pieces)
+    def __init__(self, memory: GuestMemory, ranges: list[Range], exact: bool) -> None:
+        self._ranges = ranges
         try:
-            self.views = memory.views(self._ranges)
+            self.views = memory.views(ranges)
         except OutOfRangeError as error:
             raise DmaError(f"a region that is not RAM: {error}") from error
         self.exact = exact
@@ -124,18 +123,24 @@ class BusMaster(Device):
 
         Raises :class:`DmaError`.
         """
-        pieces: list[tuple[int, int]] = []
-        left = length
+        ranges: list[Range] = []
+        left = skip + length
+        start = end = -1  # of the range that the next region may go on
         for base, last in self._entries():
             gpa, count = base & ~1, last & 0xFFFE or 0x10000
-            if skip:
-                skipped = min(skip, count)
-                skip, gpa, count = skip - skipped, gpa + skipped, count - skipped
-            took = min(count, left)
-            pieces.append((gpa, took))
-            left -= took
-            if not left and not skip:
-                return Gathered(self.memory, pieces, bool(last & END_OF_TABLE) and took == count)
+            if left > length:
+                skipped = min(left - length, count)
+                left, gpa, count = left - skipped, gpa + skipped, count - skipped
+            if gpa != end:
+                if start < end:
+                    ranges.append((start, end - start))
+                start = end = gpa
+            if count >= left <= length:
+                if start < end + left:
+                    ranges.append((start, end + left - start))
+                return Gathered(self.memory, ranges, bool(last & END_OF_TABLE) and left == count)
+            end += count
+            left -= count
             if last & END_OF_TABLE:
                 break
         raise DmaError("the table ends before the transfer", short=True)
