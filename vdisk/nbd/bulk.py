@@ -174,16 +174,16 @@ class BulkParser:
         head, _cookie, _offset, length = self._layout.unpack_from(view)
         return head in self.write_kinds and length <= longest and len(view) < each + length
 
-    def missing(self, view: memoryview, longest: int) -> int:
+    def missing(self, view: memoryview, lengths: range) -> int:
         """Bytes that are missing of the plain write, without FUA, at the front of *view*.
 
-        0 if it is whole, or something else, or has more than *longest* bytes of data.
+        0 if it is whole, or something else, or the length of its data is not one of *lengths*.
         """
         each = self._layout.size
         if len(view) < each:
             return 0
         head, _cookie, _offset, length = self._layout.unpack_from(view)
-        if self.write_kinds.get(head) is not False or length > longest:
+        if self.write_kinds.get(head) is not False or length not in lengths:
             return 0
         end: int = each + length
         return max(end - len(view), 0)

@@ -141,9 +141,9 @@ class FastPath:
         return count
 
     def _complete(self, buffer: memoryview, used: int, count: int) -> tuple[int, int]:
-        """Receive what is missing of the write at ``used``, if it comes at once, and make it.
+        """Receive what is missing of a long write at ``used``, if it comes at once, and make it.
 
-        If the machine gets a beginning of it, it has to copy that to a buffer of its own.
+        If the machine got the beginning, it would have to copy that to a buffer of its own.
         """
         end = count + self._writes.missing(buffer[used:count])
         if not count < end <= len(buffer):

@@ -26,7 +26,10 @@ INLINE_WRITE: Final = 1 << 20
 page cache to take, where another thread would have to fetch it from this processor's cache."""
 
 KEPT_WRITE: Final = 128 << 10
-"""Bytes of the longest write whose beginning is kept until the rest comes, in another wake-up."""
+"""Bytes of the longest write whose beginning is kept until the rest is received, with what follows
+it.  Of a longer one the rest is waited for: that costs less than copying what is there."""
+
+WAITED_FOR: Final = range(KEPT_WRITE + 1, INLINE_WRITE + 1)
 
 WRITES_AT_ONCE: Final = 64
 """Writes made before the first reply leaves: about a millisecond's work."""
@@ -75,9 +78,9 @@ class FastWrites:
         return self._parser.incomplete(view, KEPT_WRITE if self._here else 0)
 
     def missing(self, view: memoryview) -> int:
-        """Bytes that are missing of the write at the front of ``view``, if it can be made here."""
+        """Bytes that are missing of a long write at the front of ``view`` that is made here."""
         here = self._here and monotonic() >= self._export.slow_until
-        return self._parser.missing(view, INLINE_WRITE) if here else 0
+        return self._parser.missing(view, WAITED_FOR) if here else 0
 
     def _write_one(self, cookie: int, offset: int, data: memoryview) -> bool:
         """Make the only write that was received, if it overwrites one piece of a file.

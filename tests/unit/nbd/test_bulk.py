@@ -105,15 +105,16 @@ def test_anything_unusual_ends_the_run(unusual: bytes) -> None:
 def test_what_is_missing_of_a_write() -> None:
     ours, whole = parser(), write(1, 0, bytes(1024))
     for there in (28, 29, 1000):
-        assert ours.missing(memoryview(whole[:there]), 1024) == len(whole) - there
+        assert ours.missing(memoryview(whole[:there]), range(1, 1025)) == len(whole) - there
     for other in (
         *(whole, whole + b"x", whole[:27], b""),
         write(1, 0, bytes(1024), flags=1)[:-1],
         read(1, 0, 1024),
         bytes(28),
     ):
-        assert ours.missing(memoryview(other), 1024) == 0
-    assert ours.missing(memoryview(whole[:-1]), 1023) == 0
+        assert ours.missing(memoryview(other), range(1, 1025)) == 0
+    for lengths in (range(1024), range(1025, 2048)):
+        assert ours.missing(memoryview(whole[:-1]), lengths) == 0
 
 
 def test_a_run_of_writes() -> None:
