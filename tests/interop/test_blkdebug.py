@@ -104,26 +104,33 @@ def test_verified_images_and_null_devices(tmp_path: Path) -> None:
         peers.run("qemu-io", "--image-opts", *commands, tree)
 
 
-def test_a_held_request_and_one_that_overlaps_it_qemu_7_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("event", "start"), [("write_aio", 0), ("write_aio", 4096), ("cow_write", 4096)]
+)
+def test_a_held_request_and_one_that_overlaps_it_qemu_7_2(
+    event: str, start: int, tmp_path: Path
+) -> None:
     """As in qemu-io, the second allocation of a cluster waits for the first."""
     commands = [
-        "break write_aio A",
-        "aio_write -P 1 0 64k",
+        f"break {event} A",
+        f"aio_write -P 1 {start} {65536 - start}",
         "wait_break A",
         "aio_write -P 2 32k 64k",
         "resume A",
         "aio_flush",
-        "read -P 1 0 32k",
+        f"read -P 1 {start} {32768 - start}",
         "read -P 2 32k 64k",
         "resume A",
         "remove_break B",
         "break lunch A",
     ]
     (tmp_path / "rules").write_text("")
+    qemu.create(tmp_path / "base", "1M")
+    qemu.io(tmp_path / "base", "write 0 1M")
     said = []
     for number, run in enumerate((qemu_io, vdisk_io)):
         image = tmp_path / f"{number}.qcow2"
-        qemu.create(image, "1M")
+        qemu.create(image, "1M", backing_file="base", backing_fmt="qcow2")
         out = run(tmp_path / "rules", image, *commands)
         said.append([line for line in out.splitlines() if "ops" not in line])
     assert sorted(said[0]) == sorted(said[1])

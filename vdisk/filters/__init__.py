@@ -1,4 +1,4 @@
-"""Block devices over block devices: windows, throttles, fault injection, write logs.
+"""Block devices over block devices: windows, throttles, quorums, fault injection, write logs.
 
 A filter that options can name (``{"driver": "throttle", "file": …}``) is listed here, and its
 module has a ``FILTER``.
@@ -20,17 +20,22 @@ _MODULES = {
     "blkverify": "vdisk.filters.verify",
     "compress": "vdisk.filters.compress",
     "copy-on-read": "vdisk.filters.copy_on_read",
+    "quorum": "vdisk.filters.quorum",
     "throttle": "vdisk.filters.throttle",
 }
 _SCHEMES = ("blkdebug", "blkverify")
 """Filters that read names of their own, such as ``blkverify:RAW:TEST``."""
 
 
+LIST = "children"
+"""The option that is a list of nodes, of any length: "children.0", "children.1" and so on."""
+
+
 class FilterDriver(Protocol):
     """What a filter module's ``FILTER`` offers.
 
-    ``children``: its options that are nodes; ``images``: those of them whose format may be
-    guessed, where others without a driver are files.
+    ``children``: its options that are nodes (:data:`LIST`: a list of nodes); ``images``: those of
+    them whose format may be guessed, where others without a driver are files.
     """
 
     children: tuple[str, ...]

@@ -27,7 +27,7 @@ from vdisk.options import MAX_OPTION_DEPTH, OptionBag, as_bool, as_string, flatt
 from vdisk.stores import CacheMode, StoreSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vdisk.block import BlockDevice
     from vdisk.formats import ChildRequest
@@ -189,15 +189,31 @@ def _open_filter(name: str, options: Options, context: NodeContext) -> BlockDevi
         options = _named(name, driver.children[-1], options)
     children: dict[str, BlockDevice] = {}
     try:
-        for role in driver.children:
-            if not isinstance(options.get(role), dict):
-                raise InvalidRequestError(f"driver {name!r} needs the node {role!r}")
-            open_child = open_node if role in driver.images else _open_file_child
-            children[role] = open_child(options.pop(role), context)
+        for role, node in _nodes(name, driver.children, options):
+            may_guess = role.partition(".")[0] in driver.images
+            children[role] = (open_node if may_guess else _open_file_child)(node, context)
     except BaseException:
         close_all(*children.values())
         raise
     return driver.open(children, OptionBag(options, f"driver {name!r}"))
+
+
+def _nodes(name: str, roles: Iterable[str], options: Options) -> Iterator[tuple[str, Options]]:
+    """The options of a filter that are nodes, taken out of ``options``."""
+    for role in roles:
+        given = options.pop(role, None)
+        if role != filters.LIST:
+            given = {role: given}
+        elif isinstance(given, list):
+            given = {f"{role}.{number}": node for number, node in enumerate(given)}
+        elif isinstance(given, dict) and sorted(given) == sorted(map(str, range(len(given)))):
+            given = {f"{role}.{number}": given[str(number)] for number in range(len(given))}
+        else:
+            raise InvalidRequestError(f"driver {name!r} needs {role}.0, {role}.1 and so on")
+        for key, node in given.items():
+            if not isinstance(node, dict):
+                raise InvalidRequestError(f"driver {name!r} needs the node {key!r}")
+            yield key, node
 
 
 def _named(name: str, child: str, options: Options) -> Options:

@@ -67,11 +67,13 @@ def test_progress_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr("sys.stdout", screen)
     with Progress(True) as progress:
-        progress(0, 3)
-        progress.REDRAW_SECONDS = 0
-        progress(1, 3)
-        progress(3, 3)
-    assert screen.getvalue() == "    (0.00/100%)\r    (100.00/100%)\r\n"
+        progress(0, 300)
+        progress(1, 300)  # not a hundredth
+        progress(100, 300)
+        progress(102, 300)
+        progress(300, 300)
+    shown = ["0.00", "33.33", "100.00"]
+    assert screen.getvalue() == "".join(f"    ({each}/100%)\r" for each in shown) + "\n"
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

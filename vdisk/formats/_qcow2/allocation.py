@@ -241,10 +241,11 @@ class DataWriter:
         device, at = self.core.place(step.host + first - (step.cluster << self._bits), first)
         sparse = step.fresh and device is self.core.file
         head, tail = self._old_bytes(first, start, sparse), self._old_bytes(stop, last, sparse)
-        self.core.file.note("write_aio" if head is None and tail is None else "cow_write")
+        self.core.file.note("write_aio")
         if head is None and tail is None:
             device.writev(at + start - first, data)
         else:
+            self.core.file.note("cow_write")  # the same request, as QEMU counts it
             before = [memoryview(head or bytes(start - first))]
             after = [memoryview(tail or bytes(last - stop))]
             device.writev(at, [*before, *data, *after])
