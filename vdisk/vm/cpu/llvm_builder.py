@@ -43,6 +43,9 @@ OUTSIDE = {
     f"declare {PRESERVE} i1 @outside(ptr)",
     f"declare {PRESERVE} void @inside(ptr, i1)",
 }
+FREE = '"no_callee_saved_registers"'
+"""Of functions that only ever end in another one, and of whoever calls the first: none of them
+keeps a register for its caller, so all of the host's are theirs."""
 HANDLER_PARAMETERS = "ptr noalias %st, ptr %ins, i64 %bud, i64 %tlb"
 ARENA_LOCK = HEADER_FIELDS["lock"]
 
@@ -463,4 +466,5 @@ class LlvmBuilder(LlvmCoprocessor):
 
 def function(convention: str, kind: str, name: str, parameters: str, body: str) -> str:
     """A whole function definition."""
-    return f"define {convention} {kind} @{name}({parameters}) {{\nentry:\n{body}\n}}\n"
+    free = f" {FREE}" if convention == "tailcc" else ""
+    return f"define {convention} {kind} @{name}({parameters}){free} {{\nentry:\n{body}\n}}\n"

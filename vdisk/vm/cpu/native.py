@@ -3,7 +3,8 @@
 These few functions are tail-called like handlers but belong to no instruction:
 
 ``enter``        C calls it; goes to ``rip``
-``goto``         finds the code of a linear address by the TLB's code entries
+``goto``         finds the code of a linear address by the TLB's code entries (``find_code``: has
+                 it made, or entered there)
 ``fault``        the present record's instruction raised what the state describes
 ``leave``        back to Python at the present instruction (``leave_after``: behind it)
 ``stopped``      where a block would begin, but the budget is used up or something waits: takes an
@@ -31,7 +32,7 @@ from vdisk.vm.cpu import (
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.events import NO_VECTOR
 from vdisk.vm.cpu.exits import Exit
-from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
+from vdisk.vm.cpu.llvm_builder import FREE, HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
 from vdisk.vm.cpu.native_mxcsr import MXCSR_ROUTINES
 from vdisk.vm.cpu.native_x87 import x87_enter, x87_leave
 from vdisk.vm.cpu.records import PARAMS, RECORD_SIZE
@@ -86,33 +87,42 @@ def _record_linear(b: LlvmBuilder) -> Value:
 
 
 def _goto(b: LlvmBuilder) -> None:
+    """Calls nothing, so that the usual way needs no stack."""
     linear, budget, tlb = _argument(b, "linear"), _argument(b, "bud"), b.tlb()
     with b.if_((budget | b.poll("kick")).slt(0), unlikely=True):
         _stop(b, linear, budget)
     place = mmu.tlb_place(tlb, CODE_TLB, linear)
-    number, record = b.variable("i32"), b.variable("i64")
     with b.if_(b.load_state(place, "i64").eq(page_of(linear)), likely=True):
-        number.set(b.load_host(b.load_state(place + 8, "i64") + (linear & 0xFFF) * 4, "i32"))
-    with b.else_():
-        found = b.call("find_code_page", tlb, linear)
-        with b.if_(b.get("pending").ne(0), unlikely=True):
-            _raise(b, linear, budget - 1)
-        with b.if_(found.ne(0)):
-            number.set(b.load_host(found + (linear & 0xFFF) * 4, "i32"))
-    with b.if_(number.get().sgt(0), likely=True):
-        record.set(b.get("arena") + number.get().zext("i64") * RECORD_SIZE)
+        number = b.load_host(b.load_state(place + 8, "i64") + (linear & 0xFFF) * 4, "i32")
+        with b.if_(number.sgt(0), likely=True):
+            b.set("code_page", page_of(linear))
+            _to_record(b, _address_of(b, number), budget)
+    given = f"ptr %st, i64 {linear.text}, i64 {budget.text}, i64 {tlb.text}"
+    b.end(f"musttail call tailcc void @find_code({given})", "ret void")
+
+
+def _address_of(b: LlvmBuilder, number: Value) -> Value:
+    return b.get("arena") + number.zext("i64") * RECORD_SIZE
+
+
+def _find_code(b: LlvmBuilder) -> None:
+    """What ``goto`` does where the page has no code entry, or nothing is translated there."""
+    linear, budget, tlb = _argument(b, "linear"), _argument(b, "bud"), b.tlb()
+    number, record = b.variable("i32"), b.variable("i64")
+    found = b.call("find_code_page", tlb, linear)
+    with b.if_(b.get("pending").ne(0), unlikely=True):
+        _raise(b, linear, budget - 1)
+    with b.if_(found.ne(0)):
+        number.set(b.load_host(found + (linear & 0xFFF) * 4, "i32"))
+    with b.if_(number.get().sgt(0)):
+        record.set(_address_of(b, number.get()))
     with b.else_():
         made = b.call("translate_here", tlb, linear)
         with b.if_(made.eq(0), unlikely=True):
             _exit(b, linear, budget, Exit.TRANSLATE)
         record.set(made)
     b.set("code_page", page_of(linear))
-    pointer = b.assign("ptr", f"inttoptr i64 {record.get().text} to ptr").text
-    handler = b.assign("ptr", f"load volatile ptr, ptr {pointer}").text
-    b.end(
-        f"musttail call tailcc void {handler}(ptr %st, ptr {pointer}, i64 %bud, i64 %tlb)",
-        "ret void",
-    )
+    _to_record(b, record.get(), budget)
 
 
 def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
@@ -262,7 +272,9 @@ def _entry(b: LlvmBuilder) -> None:
     wide = b.select(b.get("mode").eq(64), linear, linear & 0xFFFF_FFFF)
     budget, tlb = b.get("budget"), b.get("tlb_current")
     b.emit(f"call {PRESERVE} void @guest_mxcsr(ptr %st)")
-    b.emit(f"call tailcc void @goto(ptr %st, i64 {wide.text}, i64 {budget.text}, i64 {tlb.text})")
+    given = f"ptr %st, i64 {wide.text}, i64 {budget.text}, i64 {tlb.text}"
+    # Not inlined: then it would be the handler that is called here, and not as FREE.
+    b.emit(f"call tailcc void @goto({given}) noinline {FREE}")
     b.emit(f"call {PRESERVE} void @own_mxcsr(ptr %st)")
     b.return_()
 
@@ -290,7 +302,7 @@ _ENTER_AT = f"""
   %tlb = load i64, ptr %tp
   %h = load ptr, ptr %ins
   call {PRESERVE} void @guest_mxcsr(ptr %st)
-  call tailcc void %h(ptr %st, ptr %ins, i64 %bud, i64 %tlb)
+  call tailcc void %h(ptr %st, ptr %ins, i64 %bud, i64 %tlb) {FREE}
   call {PRESERVE} void @own_mxcsr(ptr %st)
   ret void
 """
@@ -336,6 +348,7 @@ def runtime_module() -> str:
     parts.append(function(PRESERVE, "i64", "find_code_page", parameters, b.body()))
     for name, parameters, write in (
         ("goto", GOTO_PARAMETERS, _goto),
+        ("find_code", GOTO_PARAMETERS, _find_code),
         ("fault", HANDLER_PARAMETERS, _fault),
         ("leave", HANDLER_PARAMETERS, lambda b: _leave(b, after=False)),
         ("leave_after", HANDLER_PARAMETERS, lambda b: _leave(b, after=True)),
