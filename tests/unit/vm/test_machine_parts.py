@@ -18,7 +18,7 @@ from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Threads
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
-from vdisk.vm.accel.base import Registers, VcpuExit
+from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock, VirtualClock
 from vdisk.vm.devices.serial import Uart
@@ -233,8 +233,9 @@ class WaitingVcpu:
     def run(self, _budget: int | None = None) -> VcpuExit:
         return VcpuExit.MWAIT
 
-    def get_registers(self) -> Registers:
-        return Registers()
+    @property
+    def interruptible(self) -> bool:
+        return False
 
     def line_changed(self) -> bool:
         return self.changed

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vdisk.vm.devices.lapic import Lapic
     from vdisk.vm.irq import InterruptSource
 
-RFLAGS_IF = 1 << 9
 EFER = 0xC000_0080
 FIRST_LOOK, LONGEST_LOOK = 25e-6, 5e-3
 """At the line of MWAIT, in seconds, the time between two looks doubling: a wait of microseconds is
@@ -173,8 +172,8 @@ class Processor:
         if result in {VcpuExit.HLT, VcpuExit.MWAIT}:
             # Not yet visible to interrupt(): what arrives before is seen by ready() afterwards.
             self._watching, self._looks = result is VcpuExit.MWAIT, 0
-            enabled = bool(self.vcpu.get_registers().rflags & RFLAGS_IF)
-            self._interruptible = enabled or (self._watching and self.vcpu.masked_interrupts_wake)
+            masked_too = self._watching and self.vcpu.masked_interrupts_wake
+            self._interruptible = masked_too or self.vcpu.interruptible
             self.halted = True
         return result
 

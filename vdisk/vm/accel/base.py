@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from vdisk.vm.memory import GuestMemory
 
 
+RFLAGS_IF = 1 << 9
+
+
 class VcpuExit(enum.Enum):
     """Why :meth:`Vcpu.run` came back."""
 
@@ -168,6 +171,11 @@ class Vcpu(ABC):
     def executed(self) -> int:
         """From any thread: instructions so far, those of the present run included."""
         return self.instructions
+
+    @property
+    def interruptible(self) -> bool:
+        """RFLAGS.IF, between two runs."""
+        return bool(self.get_registers().rflags & RFLAGS_IF)
 
     @abstractmethod
     def run(self, budget: int | None = None) -> VcpuExit:

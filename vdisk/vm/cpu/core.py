@@ -349,6 +349,20 @@ class Core(Events):
             error, self._device_error = self._device_error, None
             raise error
         reason = state.exit_reason
+        if reason == Exit.SYSTEM:
+            return self._system_instruction()
+        if reason == Exit.HALTED:
+            self.halted = VcpuExit.HLT
+        elif reason == Exit.PAUSED:
+            self._paused()
+        else:
+            self._stopped(reason)
+            return False
+        return True
+
+    def _stopped(self, reason: int) -> None:
+        """Generated code has left before the instruction at ``rip``."""
+        state = self.state
         if reason in (Exit.TRANSLATE, Exit.CROSSING):
             try:
                 self._translate()
@@ -356,11 +370,6 @@ class Core(Events):
                 state.exit_reason = Exit.FAULT
                 state.budget -= 1
                 self.raise_fault(fault)
-        elif reason == Exit.SYSTEM:
-            return self._system_instruction()
-        elif reason == Exit.PAUSED:
-            self._paused()
-            return True
         elif reason == Exit.BUS:
             self._bus_wanted = True
         elif reason == Exit.EXTERNAL:
@@ -376,7 +385,6 @@ class Core(Events):
             state.kick = 0
             if not state.irq_pending:
                 self._interrupted()
-        return False
 
     def _simd_out_of_range(self) -> int:
         """The exception of the SSE instruction at ``rip``, whose operands are as they were."""

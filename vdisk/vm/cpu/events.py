@@ -67,6 +67,10 @@ class Events(Vcpu):
         if state.eflags & flags.IF or self.thread != threading.get_ident():
             state.kick = KICK
 
+    @property
+    def interruptible(self) -> bool:
+        return bool(self.state.eflags & flags.IF)
+
     def request_exit(self) -> None:
         self._exit_requested = True
         self.state.kick = KICK

@@ -22,5 +22,7 @@ class Exit(enum.IntEnum):
     """PAUSE again and again: the guest waits for another processor."""
     EXTERNAL = 8
     """An interrupt was acknowledged, whose vector is ``exit_argument``: Python is to deliver it."""
+    HALTED = 9
+    """HLT was executed; ``rip`` is behind it."""
     CROSSING = 5
     """The instruction at ``rip`` reaches into a page that is not the one it was translated with."""

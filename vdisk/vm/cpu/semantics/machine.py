@@ -217,7 +217,11 @@ def pause(c: Context) -> None:
 
 @semantic("hlt", ends=True)
 def hlt(c: Context) -> None:
-    c.b.leave(Exit.SYSTEM)
+    """Executed here: decoding it in Python again would keep the GIL from whoever has work now."""
+    b = c.b
+    with b.if_(b.get("cpl").ne(0), unlikely=True):
+        b.leave(Exit.SYSTEM)
+    b.leave(Exit.HALTED, after=True)
 
 
 @semantic("swapgs")
