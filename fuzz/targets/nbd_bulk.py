@@ -1,4 +1,4 @@
-"""Any requests: the hot path takes only what the machine takes, and as the same; ≤ 256 MiB, ≤ 2 s.
+"""Any requests: each way of the hot path takes what the machine takes, as it; ≤ 256 MiB, ≤ 2 s.
 
 Input: a byte that chooses the kind of session, a byte that says in what pieces the machine gets
 what the hot path leaves to it, and the requests of a client.
@@ -20,6 +20,8 @@ from vdisk.nbd.wire import Command, CommandFlag, ErrorValue, TransmissionFlag
 
 if TYPE_CHECKING:
     import random
+
+    from vdisk.nbd.bulk import PlainRead, PlainWrite
 
 LONGEST = 4096
 STYLES = list(HeaderStyle)
@@ -58,6 +60,35 @@ def run(data: bytes) -> None:
     assert _with_hot_path(agreed, memoryview(data)[2:], piece or 1) == slow
 
 
+def _alone_and_alike(parser: BulkParser, rest: memoryview, reads: list[PlainRead]) -> None:
+    """What is taken one at a time, or many of one length at once, is what a run of them has."""
+    each = parser.header_size
+    if len(rest) < each:
+        assert not reads
+        return
+    assert parser.read(rest[:each]) == (reads[0] if reads else None)
+    for count in {max(len(reads), 1), min(len(rest) // each, MOST)}:
+        found = parser.alike(rest[: count * each])
+        if len(reads) == count and len({length for _, _, length in reads}) == 1:
+            assert found == (reads[0][2], [offset for _, offset, _ in reads])
+        else:
+            assert found == (0, [])
+
+
+def _complete(parser: BulkParser, rest: memoryview, writes: list[PlainWrite]) -> None:
+    """A write that is taken misses nothing; cut off it misses the rest, if it may be waited for."""
+    if not writes:
+        return
+    cookie, offset, data, fua = writes[0]
+    whole = rest[: parser.header_size + len(data)]
+    assert parser.write(whole) == (None if fua else (cookie, offset, data))
+    lengths = range(1, LONGEST)
+    for there in {parser.header_size, len(whole) - 1, len(whole)}:
+        waited_for = not fua and len(data) in lengths
+        missing = len(whole) - there if waited_for else 0
+        assert parser.missing(whole[:there], lengths) == missing
+
+
 def _with_hot_path(agreed: Session, rest: memoryview, piece: int) -> list[Any]:
     machine = ServerTransmission(agreed)
     parser, found = BulkParser(agreed, machine.gate), list[Any]()
@@ -65,9 +96,11 @@ def _with_hot_path(agreed: Session, rest: memoryview, piece: int) -> list[Any]:
         before = len(found)
         if machine.at_boundary:
             reads, used = parser.reads(rest, MOST)
+            _alone_and_alike(parser, rest, reads)
             found += [(Command.NBD_CMD_READ, *read, False, b"") for read in reads]
             rest = rest[used:]
             writes, used = parser.writes(rest, MOST)
+            _complete(parser, rest, writes)
             found += [
                 (Command.NBD_CMD_WRITE, cookie, offset, len(data), fua, bytes(data))
                 for cookie, offset, data, fua in writes
