@@ -576,3 +576,39 @@ def test_a_data_file_is_never_recognised(tmp_path: Path) -> None:
             image.flush()
             assert image.read(0, 512) == disguise
     assert not said
+
+
+# -- options of the file ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_hints_to_the_file_system_are_given_or_ignored(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They change nothing that can be read, and file systems without them go on without."""
+    asked: list[object] = []
+    monkeypatch.setattr("vdisk.stores._linux.set_extent_size", lambda _, size: asked.append(size))
+
+    def fail(_fd: int) -> None:
+        asked.append("nocow")
+        raise OSError(25, "no such thing here")
+
+    monkeypatch.setattr("vdisk.stores._linux.set_nocow", fail)
+    plan = plan_creation(
+        str(tmp_path / "a"),
+        1 << 20,
+        format=format,
+        options={"extent_size_hint": "1M", "nocow": "on"},
+    )
+    plan.run()
+    assert asked == [1 << 20, "nocow"]
+    plan_creation(str(tmp_path / "b"), 1 << 20, format=format).run()
+    assert asked == [1 << 20, "nocow"]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_hints_that_cannot_be(tmp_path: Path) -> None:
+    for options in ({"extent_size_hint": "4G"}, {"nocow": "perhaps"}):
+        with pytest.raises(InvalidRequestError):
+            plan_creation(str(tmp_path / "a"), 1 << 20, options=options).run()
+    assert not (tmp_path / "a").exists()

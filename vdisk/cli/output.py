@@ -112,7 +112,7 @@ def print_create_options(format: str) -> None:
     from vdisk import formats
 
     print(f"Supported {format} options:")
-    print_options(formats.driver(format).create_options)
+    print_options((*formats.driver(format).create_options, *formats.FILE_OPTIONS))
 
 
 def print_options(options: Sequence[Any]) -> None:

@@ -67,6 +67,13 @@ class CreateOption(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+FILE_OPTIONS = (
+    CreateOption("extent_size_hint", "size", "what the file system allocates at a time (XFS)"),
+    CreateOption("nocow", "bool", "have the file system write in place (btrfs)"),
+)
+"""Options of the file that an image is created in, whatever its format."""
+
+
 class FormatDriver(Protocol):
     """What a format module's ``DRIVER`` offers."""
 

@@ -30,6 +30,10 @@ MAX_IMAGE_SIZE = (1 << 63) - 1
 """An off_t: no file, and no QEMU, takes an offset beyond."""
 
 
+MAX_EXTENT_SIZE = (1 << 32) - 1
+"""Bytes: a 32-bit field of Linux's struct fsxattr."""
+
+
 class Creation(NamedTuple):
     """An image about to be made.  ``options``: typed, defaults not filled in."""
 
@@ -48,6 +52,7 @@ class Creation(NamedTuple):
             if self.options.get("data_file") is not None:
                 self._make_data_file()
             with _create_file(self.name, self.cache, self.secrets) as file:
+                self._hint_layout(file)
                 passphrases, _objects = split_secrets(self.secrets)
                 driver.create(file, self.size, self.options, passphrases)
         except BaseException:
@@ -56,6 +61,24 @@ class Creation(NamedTuple):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             raise
+
+    def _hint_layout(self, file: BlockDevice) -> None:
+        """The options that are the file's, whatever its format."""
+        from vdisk.stores.file import FileStore
+
+        given = {
+            option.name: self.options[option.name]
+            for option in formats.FILE_OPTIONS
+            if self.options.get(option.name)
+        }
+        if given.get("extent_size_hint", 0) > MAX_EXTENT_SIZE:
+            raise InvalidRequestError(f"extent_size_hint is at most {MAX_EXTENT_SIZE}")
+        if isinstance(file, FileStore):
+            file.hint_layout(
+                extent_size=given.get("extent_size_hint", 0), nocow=given.get("nocow", False)
+            )
+        elif given:
+            raise InvalidRequestError(f"{', '.join(given)}: {self.name} is no file")
 
     def _make_data_file(self) -> None:
         """The external data file: as long as the disk, and named relative to the image.
@@ -166,7 +189,7 @@ def convert_options(
 ) -> dict[str, Any]:
     """``options`` typed as ``declared`` (None: as ``format`` declares those of creation)."""
     if declared is None:
-        declared = formats.driver(format).create_options
+        declared = (*formats.driver(format).create_options, *formats.FILE_OPTIONS)
     by_name = {option.name: option for option in declared}
     typed = {}
     for name, value in options.items():

@@ -6,10 +6,12 @@ Holes are found with SEEK_DATA/SEEK_HOLE and made with ``fallocate``; all I/O is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import stat
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -331,6 +333,21 @@ class FileStore(BlockDevice):
         except OSError as error:
             self._lost = error
             raise from_os_error(error, path=self.name, operation="flush") from error
+
+    def hint_layout(self, *, extent_size: int = 0, nocow: bool = False) -> None:
+        """How the file system should lay out a new file; one that has no such choice ignores it.
+
+        ``extent_size``: bytes it allocates at a time (XFS).  ``nocow``: writes are made in place
+        (btrfs).
+        """
+        if not sys.platform.startswith("linux"):
+            return
+        with contextlib.suppress(OSError):
+            if extent_size:
+                _linux.set_extent_size(self._fd, extent_size)
+        with contextlib.suppress(OSError):
+            if nocow:
+                _linux.set_nocow(self._fd)
 
     def _truncate(self, size: int) -> None:
         if self.is_block_device:
