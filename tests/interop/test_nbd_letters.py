@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.tools import nbd_server, peers, qemu
 from tests.tools.peers import requires_peer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MiB = 1 << 20
 SIZE = 16 * MiB
@@ -152,6 +150,34 @@ def test_x_and_capital_d(image: Path) -> None:
     theirs, ours = (json.loads(listing)["exports"][0] for listing in listings)
     for key in ("export-name", "description", "export-size", "is_read_only", "can_multi_conn"):
         assert ours[key] == theirs[key], key
+
+
+def test_capital_l(image: Path) -> None:
+    """The same lines, of either server; "transaction size" is of later versions."""
+    options = ("-x", "näme", "-D", "a disk, of sorts", "-A", "-r", "-f", "qcow2")
+    with nbd_server.process(*options, image) as (path, _server):
+        said = listed(path)
+        assert said.pop(8) == "  transaction size: 64-bit"
+        assert said[:3] == [
+            "exports available: 1",
+            " export: 'näme'",
+            "  description: a disk, of sorts",
+        ]
+        assert said[4] == "  flags: 0x1587 ( readonly flush df multi cache block-status-payload )"
+        said[4] = "  flags: 0x587 ( readonly flush df multi cache )"  # without extended headers
+        assert said == peers.run("qemu-nbd", "-L", "-k", path).stdout.decode().splitlines()
+    with qemu.nbd(image, "qcow2", "-A", "-D", "theirs", readonly=True) as place:
+        path = Path(place.partition("socket=")[2])
+        said = listed(path)
+        said.remove("  transaction size: 32-bit")
+        assert said == peers.run("qemu-nbd", "-L", "-k", path).stdout.decode().splitlines()
+
+
+def listed(path: Path) -> list[str]:
+    """What ``vdisk-nbd serve -L`` tells of the server at a socket."""
+    words = [sys.executable, "-m", "vdisk.cli.nbd", "serve", "-L", "-k", str(path)]
+    done = subprocess.run(words, capture_output=True, timeout=60, check=True)
+    return done.stdout.decode().splitlines()
 
 
 def test_image_opts_and_secret(tmp_path: Path) -> None:

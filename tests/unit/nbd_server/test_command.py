@@ -44,7 +44,9 @@ def fails(*arguments: str | Path) -> str:
     ("options", "said"),
     [
         ((), "name at least one image"),
-        (("-L",), "vdisk-nbd list"),
+        (("-L", "x"), "name no image"),
+        (("-L", "-k", "a", "-b", "b"), "asks one server"),
+        (("-L", "-k", "/nonexistent/socket"), "cannot connect"),
         (("-c", "/dev/nbd0", "x"), "vdisk-nbd connect"),
         (("-d", "/dev/nbd0"), "vdisk-nbd disconnect"),
         (("-T", "nbd_*", "x"), "--metrics"),

@@ -216,9 +216,17 @@ def add_running(parser: Parser) -> None:
 
 
 def add_elsewhere(parser: Parser) -> None:
-    """Letters of qemu-nbd that are something else here, most of them a subcommand."""
+    """Letters of qemu-nbd that do not serve: listing, and what is a subcommand here."""
+    parser.add_argument(
+        "-L",
+        "--list",
+        action="store_true",
+        help="list what the server at -k, or -b and -p, offers, in qemu-nbd's words",
+    )
+    parser.add_argument(
+        "--tls-hostname", metavar="NAME", help="with -L: the name that its certificate is for"
+    )
     for flags, instead in (
-        (("-L", "--list"), "vdisk-nbd list"),
         (("-c", "--connect"), "vdisk-nbd connect"),
         (("-d", "--disconnect"), "vdisk-nbd disconnect"),
     ):

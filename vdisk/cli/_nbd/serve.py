@@ -46,6 +46,10 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.list:
+        from vdisk.cli._nbd._listing import list_exports
+
+        return list_exports(args)
     limits = _options.parse_limits(args.limit)
     if not args.images:
         raise InvalidRequestError("name at least one image")
