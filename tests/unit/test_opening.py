@@ -144,6 +144,15 @@ def test_trees_are_described_as_shortly_as_they_can() -> None:
     assert describe_tree(parse_name("disk.img"), "raw") == "disk.img"
     assert describe_tree(parse_name("file:disk.img"), "raw") == "disk.img"
     assert describe_tree({"driver": "file", "filename": "x"}, "file") == "x"
+    for nbd, name in (
+        ({"path": "/s", "export": "a b"}, "nbd+unix:///a%20b?socket=/s"),
+        ({"host": "::1", "port": 7}, "nbd://[::1]:7"),
+        ({"server": {"type": "inet", "host": "h", "port": "10809"}}, "nbd://h"),
+        ({"uri": "nbd://h/x"}, "nbd://h/x"),
+    ):
+        for tree in ({"driver": "nbd", **nbd}, {"driver": "raw", "file": {"driver": "nbd", **nbd}}):
+            assert describe_tree(tree, "raw") == name
+    assert describe_tree({"driver": "nbd", "host": "h", "tls-creds": "t"}, "nbd")[:5] == "json:"
     tree = {"offset": 512, "file": {"filename": "x"}}
     described = describe_tree(tree, "raw")
     assert parse_name(described) == {"driver": "raw", **tree}

@@ -108,6 +108,10 @@ def with_format(tree: dict[str, Any], format: str) -> dict[str, Any]:
     return {**tree, "driver": format}
 
 
+_NBD_PLACE = frozenset({"driver", "uri", "server", "host", "port", "path", "export"})
+"""The options of an NBD node that its URI says as well."""
+
+
 def describe_tree(tree: Mapping[str, Any], format: str) -> str:
     """The shortest name that opens ``tree``: a path or URI if it is but that, else json:{…}.
 
@@ -119,6 +123,12 @@ def describe_tree(tree: Mapping[str, Any], format: str) -> str:
         return str(file.get("filename")).removeprefix("file:")
     if tree.get("driver") == "file" and tree.keys() == {"driver", "filename"}:
         return str(tree["filename"])
+    node = file if simple and file else tree
+    if node.get("driver") == "nbd" and node.keys() <= _NBD_PLACE:
+        from vdisk.options import OptionBag
+        from vdisk.stores.nbd_protocol import place
+
+        return str(place(OptionBag(node, "driver 'nbd'")))
     import json
 
     return "json:" + json.dumps({"driver": format, **tree})

@@ -35,7 +35,7 @@ class NbdProtocol:
         return {"driver": "nbd", "uri": str(parse_name(name))}
 
     def open(self, options: OptionBag, settings: StoreSettings) -> NbdStore:
-        uri = _place(options)
+        uri = place(options)
         hostname = options.string("tls-hostname")
         if hostname is not None:
             uri = replace(uri, tls_hostname=hostname)
@@ -55,7 +55,7 @@ class NbdProtocol:
         return NbdStore(uri, readonly=settings.readonly, settings=wanted, tls=tls)
 
 
-def _place(options: OptionBag) -> NbdUri:
+def place(options: OptionBag) -> NbdUri:
     """The server and export, said in exactly one of the three ways."""
     export = options.string("export")
     uri, server = options.string("uri"), options.take("server")
