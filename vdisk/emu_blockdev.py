@@ -177,8 +177,9 @@ class EmuBlockDevice(Drive):
         return self._start(request)
 
     def perform(self, request: Request) -> bool:
-        """Carry a request out in this thread, as firmware has to; ``lock`` is held.
+        """Carry a request out before returning, as firmware has to; ``lock`` is held.
 
+        Where that may take long the lock is free meanwhile, however often it was taken.
         True: it is done, ``request.error`` says how.  False: the storage failed it, and the
         machine stands still because of that; the caller asks again when it goes on.
         """
@@ -189,7 +190,27 @@ class EmuBlockDevice(Drive):
         if request.error is not None:
             self.statistics.invalid[request.operation] += 1
             return True
-        return self._settle(request, None if self._at_once(request) else self._carry_out(request))
+        if self._at_once(request):
+            return self._settle(request, None)
+        here = not self._threads or self._belongs_here(request)
+        error = self._carry_out(request) if here else self._carry_out_aside(request)
+        return self._settle(request, error)
+
+    def _carry_out_aside(self, request: Request) -> VdiskError | None:
+        """In a thread of its own, while this one waits as :meth:`drain` does."""
+        errors: list[VdiskError | None] = []
+
+        def work() -> None:
+            error = self._carry_out(request)
+            with self.lock:
+                errors.append(error)
+                self._active -= 1
+                self._idle.notify_all()
+
+        self._active += 1
+        threading.Thread(target=work, name="vdisk-firmware", daemon=True).start()
+        self._idle.wait_for(lambda: errors)
+        return errors[0]
 
     def _refusal(self, request: Request) -> VdiskError | None:
         """Why a request can never be carried out; the one gate of all of them."""

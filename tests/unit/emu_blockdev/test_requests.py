@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,7 +19,7 @@ from vdisk.emu_blockdev import (
     Operation,
     Request,
 )
-from vdisk.errors import NoSpaceError, ReadOnlyError
+from vdisk.errors import DeviceError, NoSpaceError, ReadOnlyError
 from vdisk.filters.faults import Faults, InjectError, IoType, Where
 from vdisk.stores.memory import MemoryStore
 
@@ -246,3 +247,30 @@ def test_the_lock_is_free_while_draining() -> None:
         guest.disk.drain()
         assert write.finished
     guest.disk.close()
+
+
+@pytest.mark.parametrize("error", [None, DeviceError("bad sector")])
+def test_the_lock_is_free_while_firmware_waits(error: DeviceError | None) -> None:
+    device = Gated(MemoryStore(bytes(4096), growable=False))
+    disk = EmuBlockDevice(device)
+    request = Request(Operation.WRITE, 512, 512, [memoryview(b"f" * 512)])
+    done = []
+    if error is not None:
+        device.inner.writev = Mock(side_effect=error)  # type: ignore[method-assign]
+
+    def firmware() -> None:
+        with disk.lock, disk.lock:
+            done.append(disk.perform(request))
+
+    thread = threading.Thread(target=firmware)
+    thread.start()
+    assert device.entered.wait(10)
+    with disk.lock:  # nobody else holds it
+        assert not done
+        device.open(0)
+        disk.drain()
+    thread.join(10)
+    assert done == [True]
+    assert request.error is error
+    assert disk.statistics.operations[Operation.WRITE] == int(error is None)
+    disk.close()
