@@ -4,8 +4,9 @@
 
 Boots each guest with nothing known, and notes what is learned of instructions, in that order.  Of
 all instructions that are lowered to the same shapes, the first one is kept, with every variant
-that some guest has of them; and beside that, all that two kernels execute, one of 64 bits and one
-of 32.  Traces stay in FOLDER: a guest that has one is not booted again.
+that some guest has of them, and which of these two kernels execute most; and beside that, all that
+these execute, one of 64 bits and one of 32.  Traces stay in FOLDER: a guest that has one is not
+booted again.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import math
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 import iced_x86 as iced
@@ -28,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.tools import bootable, guests
 from tests.tools.debian_disk import debian_disk
 from vdisk.vm import Machine
-from vdisk.vm.accel import llvm
-from vdisk.vm.cpu import common, known
+from vdisk.vm.accel import hotspots, llvm
+from vdisk.vm.cpu import arena, common, known
 from vdisk.vm.cpu.codegen import NativeCode
 from vdisk.vm.cpu.common import Common
 from vdisk.vm.cpu.decode import Mode
@@ -61,6 +65,9 @@ HEADER = """\
 KERNEL, KERNEL_32 = "Debian's amd64 kernel", "its 686-pae kernel"
 """What kernels-64.txt.xz and kernels-32.txt.xz are made from; bench/boot.py boots others, to which
 they are of use as they are to all of that family."""
+MOST = 0.95
+"""Of a kernel's time, the part of it that goes by in the handlers that are marked."""
+SPAN = Struct("<4I")
 Variant = tuple[Mode, bytes, int]
 """Mode, bytes of an instruction, and which of its variants."""
 
@@ -162,6 +169,68 @@ def traces(names: Iterable[str], folder: Path) -> list[list[Variant]]:
     return found
 
 
+def executed(name: str) -> Counter[str]:
+    """Boot a guest without the second tier; how often handlers were in a block that was met."""
+    native = NativeCode(None)
+    llvm.native_code = lambda *_: native
+    addresses: Counter[int] = Counter()
+
+    def found(self: hotspots.Hotspots, physical: int, mode: Mode) -> None:
+        addresses.update(handlers_of_block(self.engine.arena, physical, mode))
+
+    hotspots.CALM = math.inf
+    hotspots.Hotspots.found = found  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory(prefix="vdisk-guest-") as folder, GUESTS[name](Path(folder)):
+        names = {address: shape.symbol for shape, address in native.handlers.items()}
+        return Counter({names[address]: count for address, count in addresses.items()})
+
+
+def handlers_of_block(there: arena.Arena, physical: int, mode: Mode) -> list[int]:
+    """The handlers of the records of a block; none where it is not translated (any more)."""
+    page, offset = divmod(physical, 1 << 12)
+    codes = there.codes(page, mode)
+    entry = there.entry(codes, offset) if codes else 0
+    place = arena.PAGES + there.pages * 8 + page * arena.PAGE_ENTRY + arena.PAGE_SPANS
+    number = int.from_bytes(there.bytes[place : place + 4], "little")
+    while entry and number:
+        following, first, count, _ = SPAN.unpack_from(
+            there.bytes, arena.SPANS + number * arena.SPAN_SIZE
+        )
+        if first == entry:
+            return [there.handler(entry + each) for each in range(count)]
+        number = following
+    return []
+
+
+def most_executed(folder: Path) -> set[str]:
+    """The symbols of the handlers that kernels spend :data:`MOST` of their time in."""
+    most: set[str] = set()
+    for name in (KERNEL, KERNEL_32):
+        file = folder / f"{name.replace(' ', '-')}-executed.json"
+        if not file.exists():
+            file.write_text(json.dumps(executed(name)))
+        counts = Counter(json.loads(file.read_text()))
+        left = MOST * counts.total()
+        for symbol, count in counts.most_common():
+            if left > 0:
+                most.add(symbol)
+            left -= count
+    return most
+
+
+def marked(chosen: list[Common], most: set[str]) -> list[Common]:
+    """With a note which variants are executed most."""
+    found = []
+    for each in chosen:
+        form = common.form_of(each.code, decoder(each.mode))
+        symbols = {
+            key: {shape.symbol for shape in variant_shapes(form, key)} for key in each.variants
+        }
+        often = tuple(key for key in each.variants if symbols[key] & most)
+        found.append(each._replace(often=often))
+    return found
+
+
 def commonest(found: list[list[Variant]]) -> list[Common]:
     """One instruction for each list of shapes, in the order in which guests need them."""
     kept: dict[tuple[object, ...], tuple[Mode, bytes, list[int]]] = {}
@@ -198,6 +267,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.guests or list(GUESTS)
     chosen = commonest(traces(names, arguments.traces))
+    chosen = marked(chosen, most_executed(arguments.traces))
     formatter = iced.Formatter(iced.FormatterSyntax.NASM)
     with common.FILE.open("w", encoding="utf-8") as file:
         file.write(HEADER.format(guests=", ".join(names)))

@@ -34,6 +34,8 @@ FIRST = 1792
 """Of all common handlers: 64-bit kernels need them until they have a shell."""
 BATCH = 32
 """Handlers of one order, so that all processes end at about the same time."""
+FINE_BATCH = 8
+"""And where they are made fine at once, which takes five times as long each."""
 MOST_PROCESSES = 4
 CHECK = 0.1
 """Seconds after which a process is missed that has ended."""
@@ -70,9 +72,21 @@ def _is_narrow(shape: Shape) -> bool:
     return shape.size != 64 and not shape.address.startswith("64")
 
 
+def executed_most() -> list[Shape]:
+    """The common shapes in whose handlers a kernel spends nearly all of its first seconds."""
+    lines = (line._replace(variants=line.often) for line in common_instructions() if line.often)
+    return shapes_of(lines, decoder)
+
+
 def works(native: NativeCode, present: Collection[str], bits: int) -> list[Work]:
-    """What a first run with a kernel of so many bits needs that has some handlers already."""
+    """What a first run with a kernel of so many bits needs that has some handlers already.
+
+    What is executed most is made fine at once: the whole run goes by in a hundred handlers.
+    """
     first = [shape for shape in needed_first(bits) if shape.symbol not in present]
+    most = set(executed_most())
+    fine = [shape for shape in first if shape in most]
+    rough = [shape for shape in first if shape not in most]
     waited_for = set(first)
     others = [shape for shape in missing(present) if shape not in waited_for]
     learned, runtime = [], []
@@ -84,17 +98,21 @@ def works(native: NativeCode, present: Collection[str], bits: int) -> list[Work]
         runtime = [Work(RuntimeOrder(), native.take_runtime, is_waited_for=False)]
     return [
         *learned,
-        *_batches(native, first, are_waited_for=True),
+        *_batches(native, fine, Level.FINE, are_waited_for=True),
+        *_batches(native, rough, are_waited_for=True),
         *runtime,
         *_batches(native, others, are_waited_for=False),
     ]
 
 
-def _batches(native: NativeCode, shapes: list[Shape], *, are_waited_for: bool) -> Iterator[Work]:
-    for at in range(0, len(shapes), BATCH):
-        some = shapes[at : at + BATCH]
-        take = partial(native.take, [shape.symbol for shape in some], level=Level.ROUGH)
-        yield Work(HandlersOrder(some, Level.ROUGH), take, are_waited_for)
+def _batches(
+    native: NativeCode, shapes: list[Shape], level: Level = Level.ROUGH, *, are_waited_for: bool
+) -> Iterator[Work]:
+    size = BATCH if level is Level.ROUGH else FINE_BATCH
+    for at in range(0, len(shapes), size):
+        some = shapes[at : at + size]
+        take = partial(native.take, [shape.symbol for shape in some], level=level)
+        yield Work(HandlersOrder(some, level), take, are_waited_for)
 
 
 class Ahead:

@@ -2,13 +2,14 @@
 
 They stand in a text file beside this module, in the order in which guests come to need them::
 
-    64 4801d8 -,f             add rax,rbx
+    64 4801d8 -!,f            add rax,rbx
     64 7400 sub8,sub32        je short 2
 
 mode (``16``, ``32``, ``64``; behind a ``/`` the width of the stack pointer, where that is another;
 ``c`` where segments are checked), bytes, variants, and the same for people to read.  A variant
 says whether somebody looks at the flags that the instruction leaves (``f``), and which operation
-left those that it finds, where that matters (``sub32``).
+left those that it finds, where that matters (``sub32``).  In the handlers of variants with a ``!``
+kernels spend nearly all of their time until they have a shell.
 
 An instruction stands for all that are lowered to the same shapes.  Shapes themselves are not in
 the file, so it does not depend on what they are called.
@@ -40,6 +41,9 @@ FILE = Path(__file__).with_suffix(".txt")
 KERNELS_FILES = {bits: Path(__file__).with_name(f"kernels-{bits}.txt.xz") for bits in (32, 64)}
 
 
+OFTEN = "!"
+
+
 def _variants() -> dict[str, int]:
     found = {"-": 0, "f": 1}
     for family, size in ALL_CC_OPS:
@@ -60,12 +64,14 @@ class Common(NamedTuple):
     code: bytes
     """An instruction, or several."""
     variants: tuple[int, ...]
+    often: tuple[int, ...] = ()
+    """Of these variants, those that are executed most."""
 
     def text(self) -> str:
         """The line, without what it is for people."""
         mode = self.mode
         stack = "" if mode.stack == mode.code else f"/{mode.stack}"
-        variants = ",".join(_NAMES[key] for key in self.variants)
+        variants = ",".join(_NAMES[key] + OFTEN * (key in self.often) for key in self.variants)
         return f"{mode.code}{stack}{'c' * mode.checked} {self.code.hex()} {variants}"
 
     @classmethod
@@ -76,10 +82,12 @@ class Common(NamedTuple):
         """
         mode, code, variants, *_ = line.split(maxsplit=3)
         bits, _, stack = mode.removesuffix("c").partition("/")
+        names = variants.split(",")
         return cls(
             Mode(int(bits), int(stack or bits), checked=mode.endswith("c")),
             bytes.fromhex(code),
-            tuple(VARIANTS[name] for name in variants.split(",")),
+            tuple(VARIANTS[name.removesuffix(OFTEN)] for name in names),
+            tuple(VARIANTS[name.removesuffix(OFTEN)] for name in names if name.endswith(OFTEN)),
         )
 
 

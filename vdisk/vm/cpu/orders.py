@@ -66,8 +66,8 @@ class InstructionsOrder(NamedTuple):
         arena = Arena(GuestMemory(PAGE_SIZE))
         translator = Translator(arena, _Nowhere.of, lambda at, length: b"", lambda page: None)
         InstructionStore(self.directory, self.digest).load(translator)
-        for mode, code, variants in self.found:
-            translator.learn(code, mode, variants)
+        for each in self.found:
+            translator.learn(each.code, each.mode, each.variants)
         return content(translator)
 
 

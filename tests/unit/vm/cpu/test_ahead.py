@@ -13,7 +13,7 @@ from vdisk.vm.bus import Bus
 from vdisk.vm.cpu import ahead, codegen, known_store
 from vdisk.vm.cpu.codegen import COMPLETE, RUNTIME, NativeCode
 from vdisk.vm.cpu.common import Common, common_instructions, shapes_of
-from vdisk.vm.cpu.compiler import CompilerProcess
+from vdisk.vm.cpu.compiler import CompilerProcess, Level
 from vdisk.vm.cpu.known_store import InstructionStore
 from vdisk.vm.cpu.orders import InstructionsOrder, RuntimeOrder, decoder
 from vdisk.vm.memory import GuestMemory
@@ -35,7 +35,7 @@ class Told(list):
 def few(monkeypatch):
     """A short list, in small orders, of which only the first is waited for, and two
     instructions that are known."""
-    some = common_instructions()[:SOME]
+    some = [line._replace(often=()) for line in common_instructions()[:SOME]]
     monkeypatch.setattr(ahead, "kernel_instructions", KERNELS.get)
     monkeypatch.setattr(ahead, "common_instructions", lambda: some)
     monkeypatch.setattr(ahead, "BATCH", 8)
@@ -86,6 +86,23 @@ def test_a_first_run_has_them_and_leaves_them(tmp_path, few, processes):
     assert len(processes) == begun
     assert later._kept.keys() >= few | {RUNTIME, COMPLETE}
     assert not later.next_rough()
+
+
+def test_what_is_executed_most_is_fine_at_once(tmp_path, monkeypatch):
+    lines = ahead.common_instructions()
+    lines[0] = lines[0]._replace(often=lines[0].variants[:1])
+    monkeypatch.setattr(ahead, "common_instructions", lambda: lines)
+    told = Told()
+    first = NativeCode(str(tmp_path), ahead=told)
+    assert told[-1] == (3, 3)
+    await_end()
+    most = ahead.executed_most()
+    assert most
+    for shape in shapes_of(lines, decoder):
+        expected = Level.FINE if shape in most else Level.ROUGH
+        assert first._kept[shape.symbol][0] is expected
+    first.prepare(most)
+    assert not first.next_rough()
 
 
 def test_nothing_is_made_ahead_unless_it_is_asked_for(tmp_path, few, processes):

@@ -33,11 +33,12 @@ def test_a_line_says_what_it_was_made_from():
 
 
 def test_a_line_is_a_whole_instruction_of_a_mode_that_systems_run_in():
-    for mode, code, variants in common_instructions():
+    for mode, code, variants, often in common_instructions():
         (only,) = decoder(mode).decode_block(code, 0, 1)
         assert only.length == len(code)
         assert not mode.careful
         assert len(variants) == len(set(variants))
+        assert set(often) <= set(variants)
 
 
 def test_each_line_brings_something():
@@ -78,17 +79,26 @@ def test_what_is_no_line(line):
 def test_instructions_of_kernels_are_whole(bits):
     found = kernel_instructions(bits)
     assert sum(len(list(decoder(each.mode).instructions(each.code))) for each in found) > 20_000
-    for mode, code, variants in found:
+    for mode, code, variants, _ in found:
         *_, last = [each for each, _ in decoder(mode).instructions(code)]
         assert code.endswith(last)
         assert variants
         assert not mode.careful
 
 
+def test_what_is_executed_most_is_little_of_it():
+    line = "64 7400 sub8!,sub32,logic8!"
+    assert Common.parse(f"{line} je short 2").text() == line
+    most = ahead.executed_most()
+    assert 50 < len(most) < 400
+    assert set(most) <= set(shapes_of(common_instructions(), decoder))
+    assert "jcc" in {shape.operation for shape in most}
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 def test_what_kernels_need_is_among_what_is_compiled(bits):
     needed = set()
-    for mode, code, variants in kernel_instructions(bits):
+    for mode, code, variants, _ in kernel_instructions(bits):
         each_form = {decoder(mode).form(*each) for each in decoder(mode).instructions(code)}
         needed |= {shape for key in variants for form in each_form
                    for shape in variant_shapes(form, key)}  # fmt: skip
