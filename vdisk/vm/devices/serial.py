@@ -180,9 +180,9 @@ class Uart(Device):
         return IIR_NONE
 
     def _update(self) -> None:
-        """OUT2 lets the interrupt through to the bus, as on the PC's serial adapter."""
-        wanted = self._cause() != IIR_NONE
-        self.irq.set(wanted and bool(self._mcr & MCR_OUT2) and not self._mcr & MCR_LOOP)
+        """The PC's serial adapter lets the interrupt through to the bus only while OUT2 is 1.  QEMU
+        does not look at it, and systems that were made for QEMU (xv6) leave it 0."""
+        self.irq.set(self._cause() != IIR_NONE and not self._mcr & MCR_LOOP)
 
     # -- modem lines -------------------------------------------------------------------------
 

@@ -143,15 +143,15 @@ def test_line_errors_come_first(board: Board) -> None:
     assert board.read(IIR) == 0xC1
 
 
-def test_nothing_interrupts_without_out2(board: Board) -> None:
+@pytest.mark.parametrize("out2", [0, 8])
+def test_interrupts_need_no_out2_but_reach_nobody_in_loopback(board: Board, out2: int) -> None:
     board.start(0)
-    board.out(MCR, 0x03)
+    board.out(MCR, 0x03 | out2)
     board.out(IER, 2)
-    assert board.read(IIR) == 0xC2
-    board.out(IER, 0)
-    board.out(IER, 2)
+    assert board.irq.level
+    board.out(MCR, 0x13 | out2)
     assert not board.irq.level
-    board.out(MCR, 0x0B)
+    board.out(MCR, 0x03 | out2)
     assert board.irq.level
 
 
