@@ -121,6 +121,22 @@ class Quick:
         """Whether a write should be made here; then :meth:`note_write` is told how long it took."""
         return self._prompt and length <= INLINE_WRITE and now >= self._paused_until
 
+    def overwrite(self, offset: int, length: int, views: Sequence[memoryview]) -> bool:
+        """Write what is one piece of a file, by one system call; the device sees to all else.
+
+        False where it is not that, or has failed: then the device meets it again, and reports it.
+        """
+        if len(views) > IOV_MAX:
+            return False
+        try:
+            with self._device.hold_to_write():
+                found = self._device.locate_to_write(offset, length)
+                if found is None or type(found[0]) is not FileStore:
+                    return False
+                return os.pwritev(found[0].fileno(), views, found[1]) == length
+        except (VdiskError, OSError):
+            return False
+
     def note_write(self, began: int, ended: int) -> None:
         """A write was made here; times in ns."""
         if ended - began <= SLOW_NS:

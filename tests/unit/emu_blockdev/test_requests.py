@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
@@ -273,4 +274,45 @@ def test_the_lock_is_free_while_firmware_waits(error: DeviceError | None) -> Non
     assert done == [True]
     assert request.error is error
     assert disk.statistics.operations[Operation.WRITE] == int(error is None)
+    disk.close()
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_a_short_write_over_what_is_there_goes_to_the_file(tmp_path: Path, format: str) -> None:
+    path = tmp_path / f"disk.{format}"
+    vdisk.create(path, MIB, format=format)
+    with vdisk.open(path, "r+", format=format) as image:
+        image.write(0, b"a" * 4096)
+    disk = EmuBlockDevice(vdisk.open(path, "r+", format=format))
+    assert disk.device is not None
+    disk.device.writev = Mock(side_effect=DeviceError("not by this way"))  # type: ignore[method-assign]
+    views = [memoryview(b"b" * 512), memoryview(b"c" * 1024)]
+    write = Submitter(disk).submit(Request(Operation.WRITE, 1024, 1536, views))
+    assert write.finished and write.request.error is None
+    assert disk.statistics.at_once == 1
+    assert disk.device.read(0, 4096) == b"a" * 1024 + b"b" * 512 + b"c" * 1024 + b"a" * 1536
+    disk.close()
+
+
+def test_a_short_write_elsewhere_is_the_image_s(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    vdisk.create(path, MIB, format="qcow2")
+    disk = EmuBlockDevice(vdisk.open(path, "r+"))
+    guest = Submitter(disk)
+    write = guest.write(65536 - 512, b"n" * 1024)  # two clusters that are not there yet
+    assert write.finished and write.request.error is None
+    disk.close()
+    with vdisk.open(path) as image:
+        assert image.read(65536 - 1024, 2048) == bytes(512) + b"n" * 1024 + bytes(512)
+
+
+def test_a_short_write_that_the_file_refuses_is_reported(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Mock(side_effect=OSError(errno.EIO, "I/O error"))
+    monkeypatch.setattr(os, "pwritev", refused)
+    disk = disk_of(raw)
+    write = Submitter(disk).write(4096, b"x" * 512)
+    assert write.finished and write.request.error is not None
+    assert refused.call_count == 2, "once more by the device, which says what is wrong"
     disk.close()
