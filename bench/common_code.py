@@ -1,4 +1,4 @@
-"""Make vdisk/vm/cpu/common.txt and kernels-*.txt.xz: what guests have in common, from their boots.
+"""Make vdisk/vm/cpu/common.txt and kernels-*.txt.zst: what guests have in common, from their boots.
 
     python bench/common_code.py [--traces FOLDER] [GUEST…]
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import math
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 import iced_x86 as iced
+import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -63,11 +63,13 @@ HEADER = """\
 """
 
 KERNEL, KERNEL_32 = "Debian's amd64 kernel", "its 686-pae kernel"
-"""What kernels-64.txt.xz and kernels-32.txt.xz are made from; bench/boot.py boots others, to which
-they are of use as they are to all of that family."""
+"""What kernels-64.txt.zst and kernels-32.txt.zst are made from; bench/boot.py boots others, to
+which they are of use as they are to all of that family."""
 MOST = 0.95
 """Of a kernel's time, the part of it that goes by in the handlers that are marked."""
 SPAN = Struct("<4I")
+SMALLEST = 22
+"""A level of zstd."""
 Variant = tuple[Mode, bytes, int]
 """Mode, bytes of an instruction, and which of its variants."""
 
@@ -257,7 +259,7 @@ def write_kernels(folder: Path) -> None:
     for bits, kernel in ((64, KERNEL), (32, KERNEL_32)):
         chosen = together(traces([kernel], folder))
         text = HEADER.format(guests=kernel) + "".join(f"{each.text()}\n" for each in chosen)
-        common.KERNELS_FILES[bits].write_bytes(lzma.compress(text.encode()))
+        common.KERNELS_FILES[bits].write_bytes(zstandard.compress(text.encode(), SMALLEST))
 
 
 def main() -> None:

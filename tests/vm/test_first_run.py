@@ -114,8 +114,7 @@ def test_it_is_shown_how_far_a_first_run_is(echo: str, environment: dict[str, st
     assert second.shown == b""
 
 
-NOT_NEEDED = {"llvmlite.binding", "asyncio", "zstandard", "vdisk.formats.qcow2"}
-NOT_NEEDED |= {"vdisk.vm.cpu.ahead", "vdisk.vm.cpu.python_sse"}
+NOT_NEEDED = {"llvmlite.binding", "asyncio", "vdisk.formats.qcow2", "vdisk.vm.cpu.python_sse"}
 
 
 def test_a_later_run_begins_without_what_it_does_not_need(

@@ -22,9 +22,10 @@ bench/common_code.py makes all of them.
 
 from __future__ import annotations
 
-import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import zstandard
 
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.flags import ALL_CC_OPS, Family, cc_op
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decoder import Decoder
 
 FILE = Path(__file__).with_suffix(".txt")
-KERNELS_FILES = {bits: Path(__file__).with_name(f"kernels-{bits}.txt.xz") for bits in (32, 64)}
+KERNELS_FILES = {bits: Path(__file__).with_name(f"kernels-{bits}.txt.zst") for bits in (32, 64)}
 
 
 OFTEN = "!"
@@ -98,7 +99,7 @@ def common_instructions(path: Path = FILE) -> list[Common]:
 
 def kernel_instructions(bits: int) -> list[Common]:
     """What a kernel of 32 or 64 bits executes, several instructions at a time."""
-    return _parse(lzma.decompress(KERNELS_FILES[bits].read_bytes()).decode())
+    return _parse(zstandard.decompress(KERNELS_FILES[bits].read_bytes()).decode())
 
 
 def _parse(text: str) -> list[Common]:
