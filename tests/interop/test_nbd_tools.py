@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -99,3 +100,19 @@ def test_nbdcopy_1_14_fills_a_served_image_with_compressed_clusters(tmp_path: Pa
     assert found["compressed-clusters"] > 50
     assert image.stat().st_size < MiB
     assert qemu.content(image, "qcow2")[: plain.stat().st_size] == plain.read_bytes()
+
+
+@requires_peer("nbdkit", "nbdinfo")
+def test_the_list_describes_its_exports(tmp_path: Path) -> None:
+    """nbdinfo believes the list about descriptions, also where the export tells another one."""
+    script = tmp_path / "plugin"
+    script.write_text(
+        'case "$1" in list_exports) echo INTERLEAVED; echo a; echo listed;; '
+        'open) echo "$3";; export_description) echo told;; get_size) echo 512;; *) exit 2;; esac'
+    )
+    script.chmod(0o755)
+    with nbdkit("sh", script) as server:
+        theirs = json.loads(peers.run("nbdinfo", "--list", "--json", server.uri).stdout)
+        ours = json.loads(vdisk_nbd("list", "--json", server.uri).stdout)
+        described = [listed["exports"][0]["description"] for listed in (ours, theirs)]
+        assert described == ["listed", "listed"]

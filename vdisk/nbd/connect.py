@@ -119,7 +119,7 @@ def list_exports(settings: ClientSettings, greeted: Greeted) -> Plan[tuple[Expor
     for name, description in done.exports:
         export, _ = yield from _describe(name, headers)
         if export is not None:
-            exports.append(replace(export, description=export.description or description))
+            exports.append(replace(export, description=description or export.description))
     yield OptionCall(Option.NBD_OPT_ABORT)
     return tuple(exports)
 
