@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.interop.test_nbd_client import vdisk_nbd
-from tests.tools import peers, qemu
+from tests.tools import cli, peers, qemu
 from tests.tools.nbdkit import nbdkit
 from tests.tools.peers import requires_peer
 
@@ -100,6 +100,27 @@ def test_nbdcopy_1_14_fills_a_served_image_with_compressed_clusters(tmp_path: Pa
     assert found["compressed-clusters"] > 50
     assert image.stat().st_size < MiB
     assert qemu.content(image, "qcow2")[: plain.stat().st_size] == plain.read_bytes()
+
+
+@requires_peer("nbdkit", "qemu-img")
+def test_holes_and_zeroes_in_the_map_of_qemu_img_7_2() -> None:
+    """A server tells which zeroes have room, and which data has none."""
+    told = (
+        "0 4096 zero",
+        "4096 4096 hole,zero",
+        "8192 4096 hole",
+        "12288 4096",
+        "16384 49152 zero",
+    )
+    extents = "extents=" + "; ".join(f"echo {each}" for each in told)
+    words = ("eval", "get_size=echo 64k", "pread=exit 1", "can_extents=exit 0")
+    with nbdkit(*words, extents) as server:
+        theirs = peers.run("qemu-img", "map", "-f", "raw", "--output=json", server.uri).stdout
+        ours = json.loads(cli.run("map", "-f", "raw", "--output=json", server.uri))
+        assert ours == json.loads(theirs)
+        assert {(each["zero"], each["data"]) for each in ours} == {
+            (zero, data) for zero in (True, False) for data in (True, False)
+        }
 
 
 @requires_peer("nbdkit", "nbdinfo")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice, Extent
     from vdisk.formats.qcow2 import Qcow2Image
+    from vdisk.stores._nbd.status import Run
+    from vdisk.stores.nbd import NbdStore
 
 
 class MapEntry(NamedTuple):
@@ -74,6 +76,9 @@ def _entry(begin: int, end: int, facts: _Facts, offset: int | None) -> MapEntry:
 
 
 def _pieces(image: BlockDevice, start: int, length: int) -> Iterator[_Piece]:
+    if (runs := _status_runs(image, start, length)) is not None:
+        yield from runs
+        return
     preallocated: dict[int, bool] = {}
     for extent in image.map(start, length):
         at, size, kind, source, offset, depth = extent
@@ -88,6 +93,25 @@ def _pieces(image: BlockDevice, start: int, length: int) -> Iterator[_Piece]:
             yield from _by_file(extent, source)
         else:
             yield at, size, (depth, True, False, True, source.name), offset
+
+
+def _status_runs(image: BlockDevice, start: int, length: int) -> Iterator[_Piece] | None:
+    """The map of an NBD export, whose server says what has room; None for all other disks."""
+    is_raw = getattr(image, "format_name", None) == "raw"
+    place: BlockDevice = getattr(image, "file", image) if is_raw else image
+    if place.size != image.size or not hasattr(place, "status_runs"):
+        return None
+    runs = cast("NbdStore", place).status_runs(start, length)
+    return None if runs is None else _told(runs, place.name)
+
+
+def _told(runs: Iterator[tuple[int, int, Run]], name: str) -> Iterator[_Piece]:
+    for at, size, run in runs:
+        zero = run.kind is not Kind.DATA
+        if run.kind is Kind.HOLE or (run.hole and not zero):  # nowhere, or of unknown content
+            yield at, size, (run.depth, False, zero, False, None), None
+        else:
+            yield at, size, (run.depth, True, zero, not run.hole, name), at
 
 
 def _is_preallocated(image: BlockDevice, extent: Extent, known: dict[int, bool]) -> bool:

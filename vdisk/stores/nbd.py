@@ -33,7 +33,7 @@ from vdisk.stores import alignment
 from vdisk.stores._nbd.handshake import HANDSHAKE_TIMEOUT, Server
 from vdisk.stores._nbd.pool import Pool, PoolSettings
 from vdisk.stores._nbd.requests import CACHE, READ, TRIM, WRITE, WRITE_ZEROES, Request
-from vdisk.stores._nbd.status import StatusMap, context_extents
+from vdisk.stores._nbd.status import Run, StatusMap, context_extents
 from vdisk.stores._nbd.tls import TlsSettings, settings_for
 from vdisk.units import round_down, round_up
 
@@ -194,6 +194,11 @@ class NbdStore(BlockDevice):
         if self._status.available:
             return self._status.extents(self, start, length)
         return super()._map(start, length)
+
+    def status_runs(self, start: int, length: int) -> Iterator[tuple[int, int, Run]] | None:
+        """The map with what is a hole in it; None where the server tells nothing."""
+        self._check("map", start, length)
+        return self._status.runs(self._size, start, length) if self._status.available else None
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return (self, offset) if offset + length <= self._size else None

@@ -42,13 +42,21 @@ MAX_AGE = 1.0
 """Seconds that an answer is believed: others may write to the export too."""
 
 
+class Run(NamedTuple):
+    """What a range holds, and whether it is a hole: zeroes and data may be either."""
+
+    kind: Kind
+    depth: int
+    hole: bool
+
+
 class _Answer(NamedTuple):
     """What was learnt of [start, end): runs by their first byte, each up to the next."""
 
     start: int
     end: int
     starts: list[int]
-    runs: list[tuple[Kind, int]]
+    runs: list[Run]
     born: float
 
 
@@ -75,18 +83,22 @@ class StatusMap:
 
     def extents(self, device: BlockDevice, start: int, length: int) -> Iterator[Extent]:
         """The extents of a range, as those of ``device``."""
+        for at, size, run in self.runs(device.size, start, length):
+            if run.kind is Kind.HOLE:
+                yield Extent(at, size, run.kind)
+            else:
+                yield Extent(at, size, run.kind, device, at, run.depth)
+
+    def runs(self, size: int, start: int, length: int) -> Iterator[tuple[int, int, Run]]:
+        """Start, length and content of the runs of a range; ``size``: of the export."""
         end = start + length
         while start < end:
-            answer = self._find(start, end, device.size)
+            answer = self._find(start, end, size)
             index = bisect_right(answer.starts, start) - 1
             while start < min(end, answer.end):
                 stop = answer.starts[index + 1] if index + 1 < len(answer.starts) else answer.end
-                kind, depth = answer.runs[index]
                 stop = min(stop, end)
-                if kind is Kind.HOLE:
-                    yield Extent(start, stop - start, kind)
-                else:
-                    yield Extent(start, stop - start, kind, device, start, depth)
+                yield start, stop - start, answer.runs[index]
                 start, index = stop, index + 1
 
     def _find(self, start: int, end: int, size: int) -> _Answer:
@@ -117,11 +129,12 @@ class StatusMap:
             elif event.context.name == QEMU_ALLOCATION_DEPTH:
                 depths = event.extents
         starts: list[int] = []
-        runs: list[tuple[Kind, int]] = []
+        runs: list[Run] = []
         position = first
         for each, flags, depth in _together(allocation, depths):
             starts.append(position)
-            runs.append((_kind(flags, depth), max(depth - 1, 0)))
+            hole = bool(flags & AllocationState.NBD_STATE_HOLE)
+            runs.append(Run(_kind(flags, depth), max(depth - 1, 0), hole))
             position += each
         return _Answer(first, min(position, size), starts, runs, born)
 
