@@ -3,9 +3,9 @@
 A sampler interrupts the vCPUs every now and then and looks where they are: a block that is met
 :data:`THRESHOLD` times is hot.  So code that nobody compiles pays nothing, not even a counter.
 A worker takes the one that has been met most often by now, gathers the region around it, has LLVM
-compile it (in another process), and makes it the handler of the block's first record.  Regions are
-kept: where an earlier run compiled one for the same bytes, it is used as soon as its first block is
-translated (:meth:`Hotspots.recall`).
+compile it (in another process), and makes it the handler of its entries' first records.  Regions
+are kept: where an earlier run compiled one for the same bytes, it is used as soon as one of its
+entries is translated (:meth:`Hotspots.recall`).
 
 When there are no regions to compile, the worker has handlers that were compiled roughly made fine,
 for later runs.
@@ -18,8 +18,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from vdisk.vm.cpu.arena import MOST_DROPS, HotRegion
+from vdisk.vm.cpu.arena import MARKED, MOST_DROPS, ArenaFullError
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
+from vdisk.vm.cpu.hot import REGION_LIMIT
 from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder, RuntimeOrder
 from vdisk.vm.cpu.region_store import KeptRegion, RegionStore
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.cpu.orders import CompiledRegion, Order
 
+EAGER_LIMIT = 16
+"""Instructions of a region where each new block begins one."""
 THRESHOLD = 2
+COVERED_THRESHOLD = 16
+"""For a block that is in a region, but was met in the first tier: mostly it will not stay there."""
 PERIOD = 0.001
 """Seconds between samples: an interruption costs some ten microseconds."""
 IDLE_PERIOD = 0.01
@@ -53,14 +58,19 @@ class Hotspots:
         self.engine, self.eager = engine, eager
         self.compiled = self.recalled = 0
         native = engine.native
+        self._limit = EAGER_LIMIT if eager else REGION_LIMIT
         self.store = RegionStore(native.memory, None, "") if eager else native.regions
         self._lock = threading.Lock()  # of what is known and counted
         self._new: list[tuple[int, Mode]] | None = None
         self._counts: Counter[tuple[int, Mode]] = Counter()
         self._known: set[tuple[int, Mode]] = set()
         self._of_page: dict[int, list[tuple[int, Mode]]] = {}
+        self._changed: set[int] = set()
+        """Pages of which something was dropped since the last sample."""
         self._waiting: Counter[tuple[int, Mode]] = Counter()
         """What is hot and not compiled yet, and how often it was met."""
+        self._pages: dict[tuple[int, Mode], tuple[bytes, frozenset[int]]] = {}
+        """What was in its page then, and where blocks began."""
         self._found_one = threading.Condition(self._lock)
         self._last_found = time.monotonic()
         self._stopped = threading.Event()
@@ -96,6 +106,8 @@ class Hotspots:
             time.sleep(IDLE_PERIOD if calm else PERIOD)  # half of what waiting for an event costs
             for vcpu in self.engine.vcpus:
                 vcpu.sample()
+            if self._changed:
+                self._look_again()
 
     def found(self, physical: int, mode: Mode) -> None:
         """A vCPU is about to execute the block at a physical address."""
@@ -112,19 +124,39 @@ class Hotspots:
             self._counts[key] += 1
             if self._counts[key] < THRESHOLD:
                 return
+            if self._counts[key] < COVERED_THRESHOLD and self._is_covered(physical):
+                return
             self._waiting[key] = self._counts.pop(key)
+            self._pages[key] = self._look_at(*key)
             self._known.add(key)
             self.engine.arena.watch(physical >> PAGE_SHIFT)
             self._of_page.setdefault(physical >> PAGE_SHIFT, []).append(key)
             self._last_found = time.monotonic()
             self._found_one.notify()
 
+    def _is_covered(self, physical: int) -> bool:
+        """True if there is a region with a block there."""
+        offset = physical & (PAGE_SIZE - 1)
+        regions = self.engine.arena.regions.get(physical >> PAGE_SHIFT, ())
+        return any(region.touches(offset, offset + 1) for region in regions)
+
+    def _look_at(self, physical: int, mode: Mode) -> tuple[bytes, frozenset[int]]:
+        """The page of a block, and the places of all blocks in it."""
+        arena, page_number = self.engine.arena, physical >> PAGE_SHIFT
+        content = self.engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
+        codes = arena.codes(page_number, mode)
+        return content, arena.entries(codes) if codes else frozenset()
+
     def forget(self, page_number: int) -> None:
-        """What was made from a page is gone: it may become hot again."""
+        """Something that was made from a page is gone: it may become hot again."""
         with self._lock:
-            for key in self._of_page.pop(page_number, ()):
-                self._known.discard(key)
-                self._waiting.pop(key, None)
+            keys = self._of_page.pop(page_number, ())
+            waiting = [key for key in keys if key in self._waiting]
+            self._known.difference_update(keys)
+            self._known.update(waiting)
+            if waiting:
+                self._of_page[page_number] = waiting
+            self._changed.add(page_number)
             if page_number not in self.engine.arena.regions:
                 self.engine.arena.watch(page_number, False)
 
@@ -133,7 +165,9 @@ class Hotspots:
         with self._lock:
             self._known.clear()
             self._waiting.clear()
+            self._pages.clear()
             self._of_page.clear()
+            self._changed.clear()
             self._counts.clear()
 
     # -- compiling -------------------------------------------------------------------------------
@@ -143,10 +177,11 @@ class Hotspots:
         while not self._stopped.is_set():
             hottest = self._hottest(wait=not more_to_refine)
             if hottest is not None:
-                self.compile(*hottest)
+                (physical, mode), content, entries = hottest
+                self._compile(physical, mode, content, entries)
             more_to_refine = hottest is not None or self._refine()
 
-    def _hottest(self, *, wait: bool) -> tuple[int, Mode] | None:
+    def _hottest(self, *, wait: bool) -> tuple[tuple[int, Mode], bytes, frozenset[int]] | None:
         """The block that is waiting and was met most often; None: there is none (yet)."""
         with self._found_one:
             if wait:
@@ -155,7 +190,7 @@ class Hotspots:
                 return None
             key = max(self._waiting, key=self._waiting.__getitem__)
             del self._waiting[key]
-            return key
+            return key, *self._pages.pop(key)
 
     def _refine(self) -> bool:
         """Make what is rough fine, the run-time first; False if nothing is left."""
@@ -173,28 +208,30 @@ class Hotspots:
 
     def compile(self, physical: int, mode: Mode) -> bool:
         """Compile the region around a block; False where there is none (any more)."""
+        with self.engine.lock:
+            content, entries = self._look_at(physical, mode)
+        return self._compile(physical, mode, content, entries)
+
+    def _compile(self, physical: int, mode: Mode, content: bytes, entries: frozenset[int]) -> bool:
+        """Compile the region as it was when the block was found to be hot: if other code stands
+        there by now, later runs can use it when they are as far."""
         engine, arena = self.engine, self.engine.arena
         page_number, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
         with engine.lock:
-            codes, dropped = arena.codes(page_number, mode), arena.dropped(page_number)
-            if not codes or dropped > MOST_DROPS or mode.step:
+            if arena.dropped(page_number) > MOST_DROPS or mode.step:
                 return False
             generation = arena.generation
             if not self.eager and self._recall(physical, mode):
                 return True
-            content = engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
-            entries = arena.entries(codes)
-        order = RegionOrder(mode, offset, content, entries)
+        order = RegionOrder(mode, offset, content, entries, self._limit, self._is_covered(physical))
         compiled: CompiledRegion | None = self._carry_out(order)
         if compiled is None:
             return False
         kept = self.store.keep(KeptRegion.of(order, compiled))
-        engine.translator.expect(mode, offset, content[offset])
+        for each in kept.places():
+            engine.translator.expect(*each)
         with engine.lock:
-            base = kept.base(content)
-            if base is None or arena.generation != generation:
-                return False
-            if not self._install(page_number, dropped, kept, base):
+            if arena.generation != generation or not self._use(page_number, kept):
                 return False
             self.compiled += 1
         return True
@@ -215,31 +252,46 @@ class Hotspots:
             return self._compiler
 
     def _install(self, page_number: int, dropped: int, kept: KeptRegion, base: int) -> bool:
-        """Let a region be the handler of its first record.
+        """Let a region be the handler of its entries' first records.
 
         False if there is no room for it, or if more than ``dropped`` times something in its page
         was dropped.
         """
         arena, address = self.engine.arena, self.store.address(kept, base)
+        if not address:
+            return False
         codes = arena.codes(page_number, kept.mode)
-        entry = arena.entry(codes, kept.head)
-        if not address or not entry:
-            return False
         arena.watch(page_number)
-        region = HotRegion(entry, arena.handler(entry), kept.spans)
-        element = codes + kept.head * 4
-        if not self.engine.replace_handler(page_number, dropped, element, entry, address):
-            return False
-        arena.regions.setdefault(page_number, []).append(region)
+        with self.engine.arena_locked():
+            entries = {entry: arena.entry(codes, entry) for entry in kept.entries}
+            if arena.dropped(page_number) != dropped or not any(entries.values()):
+                return False
+            arena.use_region(page_number, filter(None, entries.values()), kept.spans, address)
+        self._note_covered(page_number, kept)
         return True
+
+    def _note_covered(self, page_number: int, kept: KeptRegion) -> None:
+        """Its entries need no other region.  Its other blocks may be met again, on other ways."""
+        start, mode = page_number << PAGE_SHIFT, kept.mode
+        blocks = {(start + first, mode) for first, _ in kept.spans}
+        entries = {(start + entry, mode) for entry in kept.entries}
+        with self._lock:
+            for key in blocks:
+                self._counts.pop(key, None)
+                if self._waiting.pop(key, None) is not None:
+                    self._known.discard(key)
+                    del self._pages[key]
+            self._known |= entries
+            of_page = self._of_page.setdefault(page_number, [])
+            of_page[:] = {key for key in of_page if key in self._known} | entries
 
     # -- what earlier runs compiled ----------------------------------------------------------------
 
     def use(self, store: RegionStore) -> None:
         """Have generated code ask for a translation where a region may be known for it."""
         self.store = store
-        for mode, head, first in store.known:
-            self.engine.translator.expect(mode, head, first)
+        for place in store.known:
+            self.engine.translator.expect(*place)
 
     def recall(self, physical: int, mode: Mode) -> None:
         """There is a new block: use the region that is known for it, if there is one.
@@ -257,30 +309,52 @@ class Hotspots:
         finally:
             self._new = None
 
+    def _look_again(self) -> None:
+        """Code was changed: a system that patches itself ends, mostly, with what an earlier run of
+        it had, too, and only what was dropped is translated anew."""
+        with self._lock:
+            changed, self._changed = self._changed, set()
+        arena = self.engine.arena
+        for page_number in changed:
+            with self.engine.lock:
+                for mode in self.engine.translator.modes:
+                    codes = arena.codes(page_number, mode)
+                    for offset in arena.entries(codes) if codes else ():
+                        self._recall_again((page_number << PAGE_SHIFT) + offset, mode)
+
+    def _recall_again(self, physical: int, mode: Mode) -> None:
+        with self._lock:
+            needed = (physical, mode) not in self._known
+        if needed:
+            self._recall(physical, mode)
+
     def _recall(self, physical: int, mode: Mode) -> bool:
         """Use a region that is known; False if none is."""
-        offset, start = physical & (PAGE_SIZE - 1), physical & ~(PAGE_SIZE - 1)
-        engine, arena, page_number = self.engine, self.engine.arena, physical >> PAGE_SHIFT
-        for kept in self.store.candidates(mode, offset, engine.code_bytes(physical, 1)[0]):
-            dropped = arena.dropped(page_number)
-            present = engine.code_bytes(start, PAGE_SIZE)
-            if dropped > MOST_DROPS or kept.base(present) is None:
-                continue
-            codes = arena.codes(page_number, mode)
-            for place, _ in kept.spans:
-                if not arena.entry(codes, place):
-                    engine.translate(engine.vcpus[0], start + place, mode)
-            # All of it is watched now, so what it is now counts.
-            base = kept.base(engine.code_bytes(start, PAGE_SIZE))
-            if base is not None:
-                self._use(physical, dropped, kept, base)
+        page_number, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
+        code = self.engine.code_bytes(physical, min(MARKED + 1, PAGE_SIZE - offset))
+        for kept in self.store.candidates(mode, offset, code):
+            if self._use(page_number, kept):
+                self.recalled += 1
                 return True
         return False
 
-    def _use(self, physical: int, dropped: int, kept: KeptRegion, base: int) -> None:
-        page_number, key = physical >> PAGE_SHIFT, (physical, kept.mode)
-        if self._install(page_number, dropped, kept, base):
-            self.recalled += 1
-            with self._lock:
-                self._known.add(key)
-                self._of_page.setdefault(page_number, []).append(key)
+    def _use(self, page_number: int, kept: KeptRegion) -> bool:
+        """Use a region in a page; False if other code stands there."""
+        engine, arena, start = self.engine, self.engine.arena, page_number << PAGE_SHIFT
+        dropped = arena.dropped(page_number)
+        if dropped > MOST_DROPS or kept.base(engine.code_bytes(start, PAGE_SIZE)) is None:
+            return False
+        try:
+            self._translate_all(page_number, kept)
+        except ArenaFullError:  # a vCPU will meet it, and start over
+            return False
+        # All of it is watched now, so what it is now counts.
+        base = kept.base(engine.code_bytes(start, PAGE_SIZE))
+        return base is not None and self._install(page_number, dropped, kept, base)
+
+    def _translate_all(self, page_number: int, kept: KeptRegion) -> None:
+        engine, arena, mode = self.engine, self.engine.arena, kept.mode
+        for place, _ in kept.spans:
+            codes = arena.codes(page_number, mode)
+            if not codes or not arena.entry(codes, place):
+                engine.translate(engine.vcpus[0], (page_number << PAGE_SHIFT) + place, mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.hotspots import Hotspots
@@ -15,7 +16,7 @@ from vdisk.vm.cpu.events import NO_VECTOR
 from vdisk.vm.cpu.known_store import InstructionStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     Progress = Callable[[int, int], None]
 
@@ -128,12 +129,15 @@ class LlvmAccelerator(SoftwareAccelerator):
         else:
             self.hotspots.recall(physical, mode)
 
-    def replace_handler(
-        self, page_number: int, dropped: int, element: int, record: int, handler: int
-    ) -> bool:
-        """Give a block's first record another handler, unless it was dropped meanwhile."""
-        vcpu, given = self.vcpus[0], (page_number, dropped, element, record, handler)
-        return bool(vcpu.routine("replace_handler", *given))
+    @contextmanager
+    def arena_locked(self) -> Iterator[None]:
+        """Have native code wait for what Python does to the tables: a few assignments, no more."""
+        vcpu = self.vcpus[0]
+        vcpu.routine("lock_arena")
+        try:
+            yield
+        finally:
+            vcpu.routine("unlock_arena")
 
     def dropped(self, page_number: int, writer: SoftwareVcpu | None) -> None:
         for vcpu in self.vcpus:

@@ -10,7 +10,7 @@
     WINDOW    the guest bytes that are being translated, and notes about them
     ASKED     for each processor: which variants of instructions it did not find
     MODES     what is fixed for a mode
-    EXPECTED  a bit for each mode, place in a page and first byte of blocks that Python asked for
+    EXPECTED  a bit for each mode, place in a page and mark of blocks that Python asked for
     (pages)   for each physical page: its mask, its PAGE entry, and a table for each mode
 
 An element of a *code array* (32 bits) is the number of the record where the translation of that
@@ -77,7 +77,11 @@ MOST_ASKERS = 64
 """Processors."""
 MODES = ASKED + MOST_ASKERS * ASKED_LIST
 EXPECTED = MODES + MOST_MODES * MODE_SIZE
-PAGES = EXPECTED + (MOST_MODES << 20 >> 3)
+MARK_BITS = 9
+MARKED = 3
+"""Bytes: what stands behind them may be an address, which differs from run to run."""
+MARK_FACTOR = 0x9E37_79B1
+PAGES = EXPECTED + (MOST_MODES << PAGE_SHIFT + MARK_BITS >> 3)
 MOST_DROPS = 32
 """A page whose code was changed more often stays with the first tier."""
 
@@ -95,12 +99,25 @@ and so are those of more pages."""
 _RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
+Spans = tuple[tuple[int, int], ...]
+"""Bytes [start, end) of blocks in a page."""
+
+
+def mark(code: bytes) -> int:
+    """What blocks are told apart by at a glance: their first three bytes, mixed, or (256 less) the
+    first one, where a block has no more or a page ends behind it."""
+    if len(code) < MARKED + 1:
+        return code[0]
+    mixed = int.from_bytes(code[:MARKED], "little") * MARK_FACTOR & 0xFFFF_FFFF
+    return 256 + (mixed >> 24)
+
+
 class HotRegion(NamedTuple):
     """A region whose function is the handler of ``record``, in place of ``handler``."""
 
     record: int
     handler: int
-    spans: tuple[tuple[int, int], ...]
+    spans: Spans
 
     def touches(self, start: int, end: int) -> bool:
         """True if the region was made from any of these bytes."""
@@ -209,10 +226,10 @@ class Arena:
         """Where the mode's table is in the mapping: a code array's address for each page, or 0."""
         return self._tables + self.mode_number(mode) * self.pages * 8
 
-    def expect(self, mode_number: int, offset: int, first: int) -> None:
-        """Have a vCPU leave before it translates a block at this place of a page that begins
-        with this byte: something more than records may be known for it."""
-        bit = mode_number << 20 | offset << 8 | first
+    def expect(self, mode_number: int, offset: int, mark: int) -> None:
+        """Have a vCPU leave before it translates a block at this place of a page that has this
+        mark: something more than records may be known for it."""
+        bit = (mode_number << PAGE_SHIFT | offset) << MARK_BITS | mark
         self.bytes[EXPECTED + (bit >> 3)] |= 1 << (bit & 7)
 
     # -- code arrays and records -------------------------------------------------------------------
@@ -292,6 +309,18 @@ class Arena:
             if self.mask(page):
                 start = page << PAGE_SHIFT
                 yield page, max(gpa - start, 0), min(gpa + length - start, PAGE_SIZE)
+
+    def use_region(
+        self, page_number: int, records: Iterable[int], spans: Spans, handler: int
+    ) -> None:
+        """Let a region that was made from these bytes of a page be the handler of records."""
+        present = {region.record: region for region in self.regions.get(page_number, ())}
+        for record in records:
+            before = present.get(record)
+            kept = self.handler(record) if before is None else before.handler
+            present[record] = HotRegion(record, kept, spans)
+            self.set_handler(record, handler)
+        self.regions[page_number] = list(present.values())
 
     def give_back(self, page_number: int, start: int, end: int) -> None:
         """Take the regions that were made from bytes [start, end) of a page out of use."""

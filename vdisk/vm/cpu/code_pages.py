@@ -147,11 +147,20 @@ def translate_bytes(
 
 def _is_expected(b: Builder, physical: Value) -> Value:
     """True if Python asked for such a block (:meth:`~vdisk.vm.cpu.arena.Arena.expect`)."""
-    first = b.load_host(physical + b.get("memory"), "i8").zext("i64")
-    bit = (b.get("mode_number") << 20) | ((physical & (PAGE_SIZE - 1)) << 8) | first
-    expected = wide(b, (bit >> 3) + arena.EXPECTED, "i8") >> (bit & 7)
+    host, offset = physical + b.get("memory"), physical & (PAGE_SIZE - 1)
+    place = ((b.get("mode_number") << PAGE_SHIFT) | offset) << arena.MARK_BITS
+    expected = b.variable("i1", _is_marked(b, place, b.load_host(host, "i8").zext("i64")))
+    with b.if_(offset.ult(PAGE_SIZE - arena.MARKED)):  # there are four bytes
+        word = b.load_host(host, "i32").zext("i64") & ((1 << 8 * arena.MARKED) - 1)
+        mark = ((word * arena.MARK_FACTOR) >> 24) & 0xFF
+        expected.set(expected.get() | _is_marked(b, place, mark + 256))
     times = wide(b, page_place(b, physical >> PAGE_SHIFT) + arena.PAGE_DROPPED, "i32")
-    return (expected & 1).ne(0) & times.ule(arena.MOST_DROPS)
+    return expected.get() & times.ule(arena.MOST_DROPS)
+
+
+def _is_marked(b: Builder, place: Value, mark: Value) -> Value:
+    bit = place | mark
+    return ((wide(b, (bit >> 3) + arena.EXPECTED, "i8") >> (bit & 7)) & 1).ne(0)
 
 
 @routine("i64", "i64", "i64")
@@ -254,19 +263,3 @@ def kill_block(b: Builder, span: Value) -> None:
     with b.if_(wide(b, element, "i32").eq(first)):  # a crossing one may have been made anew
         b.arena_store(element, b.const("i32", 0))
     b.return_()
-
-
-@routine("i64", "i64", "i64", "i64", "i64", "i64")
-def replace_handler(
-    b: Builder, page: Value, times: Value, element: Value, record: Value, handler: Value
-) -> None:
-    """Give a block's first record another handler, unless it was dropped meanwhile; 1 if so.
-
-    ``times``: how often something in the page had been dropped.
-    """
-    b.acquire()
-    same = wide(b, page_place(b, page) + arena.PAGE_DROPPED, "i32").eq(times)
-    done = same & wide(b, element, "i32").eq(record)
-    with b.if_(done):
-        b.arena_store(record * RECORD_SIZE, handler)
-    _answer(b, done.zext("i64"))

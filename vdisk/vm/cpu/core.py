@@ -383,7 +383,7 @@ class Core(Events):
             self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
-            if not state.irq_pending:
+            if not state.irq_pending and reason == Exit.INTERRUPTED:
                 self._interrupted()
 
     def _simd_out_of_range(self) -> int:

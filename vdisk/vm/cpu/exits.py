@@ -10,6 +10,8 @@ class Exit(enum.IntEnum):
 
     INTERRUPTED = 1
     """The budget is used up, or ``kick`` is set."""
+    IN_REGION = 9
+    """The same, within a region of the second tier."""
     TRANSLATE = 2
     """There is no code at ``rip`` yet."""
     SYSTEM = 3

@@ -1,11 +1,14 @@
 """The second tier: hot regions of a page as one native function each.
 
-A region begins at a block that samples have found often and takes in the blocks of the same page
-that direct jumps lead to, so loops become loops.  It is written by the same semantic functions,
-with the parameters of the records as constants: LLVM folds them, forwards registers and flags
-from instruction to instruction, and no record is dispatched in between.
+A region is a block that samples have found often and the blocks of the same page that direct jumps
+lead to from there, or that lead to it, so loops become loops.  It is written by the same semantic
+functions, with the parameters of the records as constants: LLVM folds them, forwards registers and
+flags from instruction to instruction, and no record is dispatched in between.
 
-A region is entered like a handler: it *is* the handler of its first record.  Everything rare
+A region is entered like a handler: it *is* the handler of the first record of some of its blocks,
+its *entries* (the record says which it is): those that no jump of the region leads to, as functions
+begin there; those behind a CALL, where a function comes back; and those that a jump leads back to,
+so that whoever is in a loop of the first tier gets out of it.  Everything rare
 (faults, exits, jumps out of the region) goes on by address, with what the first tier has
 there; so nothing else has to know that the second tier exists.  A region's code depends on the
 bytes it was made from and on their place in the page, and on nothing else: it serves wherever the
@@ -21,6 +24,7 @@ and interrupts are taken, so it must not depend on whether there is a region.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +58,8 @@ KERNEL = range(-0x7F00_0000, -0x4000_0000)
 in there are taken for addresses, which differ from run to run by the same amount."""
 LEAST = 4
 """Instructions; less is not worth being entered and left."""
+CALLS = {"call", "call_indirect"}
+JUMPS = {iced.FlowControl.UNCONDITIONAL_BRANCH, iced.FlowControl.CONDITIONAL_BRANCH}
 NOT_HOT = {"system", "undefined", "crossing", "stale", "hlt"}
 
 
@@ -97,16 +103,28 @@ class Plan(NamedTuple):
     """Offsets of the blocks in the page that may follow directly."""
     end: int
 
+    def returns(self) -> tuple[int, ...]:
+        """Where in the page a function comes back to that the block calls."""
+        calls = self.decoded[-1].form.name in CALLS
+        return (self.end,) if calls and self.end < PAGE_SIZE else ()
+
 
 class Region:
     """The blocks around a hot one."""
 
     def __init__(
-        self, decoder: Decoder, mode: Mode, translated: AbstractSet[int], head: int
+        self,
+        decoder: Decoder,
+        mode: Mode,
+        translated: AbstractSet[int],
+        head: int,
+        limit: int = REGION_LIMIT,
     ) -> None:
         """``translated``: offsets of blocks in the page; ``head``: that of the hot one."""
         self.decoder, self.mode, self.translated, self.head = decoder, mode, translated, head
+        self.limit = limit
         self.blocks: dict[int, Plan] = {}
+        self.entries: tuple[int, ...] = ()
         self.addresses: dict[tuple[int, str], int] = {}
         """Parameters that are addresses of the kernel, by the instruction's place and by name."""
         self.fields: list[int] = []
@@ -116,26 +134,61 @@ class Region:
         """The bytes [start, end) of each block."""
         return tuple((plan.offset, plan.end) for plan in self.blocks.values())
 
-    def gather(self, code: bytes) -> bool:
-        """Find the blocks; False if there is nothing to gain."""
-        waiting, size = [self.head], 0
+    def gather(self, code: bytes, *, enter: bool = False) -> bool:
+        """Find the blocks, the nearest first; False if there is nothing to gain.
+
+        ``enter``: the hot block is an entry in any case.
+        """
+        leading = self._leading(code)
+        waiting, size = deque([self.head]), 0
         while waiting:
-            offset = waiting.pop(0)
+            offset = waiting.popleft()
             if offset in self.blocks or offset not in self.translated:
                 continue
             decoded = self.decoder.decode_block(code, offset, BLOCK_LIMIT)
             size += len(decoded)
-            if not decoded or (size > REGION_LIMIT and self.blocks):
+            if not decoded or (size > self.limit and self.blocks):
                 continue
             plan = self._plan(offset, decoded)
             self.blocks[offset] = plan
-            waiting += plan.successors
+            waiting += (*plan.successors, *plan.returns(), *leading.get(offset, ()))
             self._find_addresses(code, plan)
         head = self.blocks.get(self.head)
-        if head is None or head.decoded[0].form.name in NOT_HOT:
+        if head is None or _is_cold(head):
             return False
+        entries = self._find_entries()
+        self.entries = tuple(sorted({*entries, self.head})) if enter or not entries else entries
         loops = any(plan.offset in plan.successors for plan in self.blocks.values())
         return loops or sum(len(plan.decoded) for plan in self.blocks.values()) >= LEAST
+
+    def _leading(self, code: bytes) -> dict[int, list[int]]:
+        """By blocks: which translated ones may go on or come back there.  A hint: it is not looked
+        at what jumps are in this mode."""
+        leading: dict[int, list[int]] = {}
+        decoder = iced.Decoder(self.mode.code, code)
+        for offset in sorted(self.translated):
+            decoder.position = decoder.ip = offset
+            for count, instruction in enumerate(decoder, 1):
+                flow = instruction.flow_control
+                if flow != iced.FlowControl.NEXT or count == BLOCK_LIMIT:
+                    break
+            else:
+                continue
+            if flow in JUMPS:
+                leading.setdefault(instruction.near_branch_target, []).append(offset)
+            if flow != iced.FlowControl.UNCONDITIONAL_BRANCH:
+                leading.setdefault(instruction.next_ip, []).append(offset)
+        return leading
+
+    def _find_entries(self) -> tuple[int, ...]:
+        blocks = self.blocks
+        ways = [(plan.offset, to) for plan in blocks.values() for to in plan.successors]
+        inside = {to for _, to in ways}
+        found = {offset for offset in blocks if offset not in inside}
+        found.update(place for plan in blocks.values() for place in plan.returns())
+        found.update(to for start, to in ways if to <= start)
+        usual = {offset for offset in found & blocks.keys() if not _is_cold(blocks[offset])}
+        return tuple(sorted(usual))
 
     def _find_addresses(self, code: bytes, plan: Plan) -> None:
         """Note which parameters a kernel has that stands somewhere else each time."""
@@ -220,6 +273,11 @@ class Region:
         return steps
 
 
+def _is_cold(plan: Plan) -> bool:
+    """True if nothing is gained by entering a region there."""
+    return plan.decoded[0].form.name in NOT_HOT
+
+
 def links_to(decoded: Decoded, target: int) -> bool:
     """True if a jump to an offset of its page follows a link."""
     return decoded.form.links and 0 <= target < PAGE_SIZE
@@ -262,11 +320,16 @@ class RegionBuilder(LlvmBuilder):
         self._stores = False  # the present step, so far
         self._step: Step | None = None
         self._here = self._next = ""
+        self._out_offset = self.variable("i64")
+        self._out_budget = self.variable("i64")
+        self._out_place = self.variable("i64")
+        self._outs: set[str] = set()
+        """What is left for: the ways out that are written once, at the end."""
 
     def write(self) -> str:
         """The whole function's body."""
         live = self.region.live_in()
-        self.jump_to_label(f"b{self.region.head}")
+        self._enter()
         for plan in self.region.blocks.values():
             self._next = f"b{plan.offset}"
             steps = self.region.steps(plan, live)
@@ -275,7 +338,18 @@ class RegionBuilder(LlvmBuilder):
                 self.place_label(self._here)
                 self._write_step(step)
             self._write_end(plan, steps[-1])
+        for name in sorted(self._outs):
+            self._write_out(name)
         return self.body()
+
+    def _enter(self) -> None:
+        first, *others = self.region.entries
+        if others:  # by what the record has as ``off``
+            offset = super().param("off").text
+            ways = " ".join(f"i64 {other}, label %b{other}" for other in others)
+            self.end(f"switch i64 {offset}, label %b{first} [ {ways} ]")
+        else:
+            self.jump_to_label(f"b{first}")
 
     def _write_step(self, step: Step) -> None:
         self._step, self._stores = step, False
@@ -342,26 +416,43 @@ class RegionBuilder(LlvmBuilder):
     def elsewhere(self) -> bool:
         """By the first tier's record, unless that record is this very region."""
         place = self.step.place
-        if place.before == 0 and place.block == self.region.head:
+        if place.before == 0 and place.block in self.region.entries:
             return False
         self._resume(place)
         return True
 
     # -- ends ------------------------------------------------------------------------------------
 
-    def _linear(self, offset: int) -> Value:
+    def _linear(self, offset: Value | int) -> Value:
         """The address of a place in the page, or just behind it."""
         linear = self.get("code_page") + offset
         return linear if self.region.mode.code == 64 else linear & 0xFFFF_FFFF
 
-    def _tail_at(self, name: str, linear: Value, budget: Value) -> None:
-        self.used.add(f"declare tailcc void @{name}(ptr, i64, i64, i64)")
-        self._tail(f"@{name}", f"i64 {linear.text}", budget)
+    def _out(self, name: str, offset: int, budget: Value, place: int = 0) -> None:
+        """On with a function of the run-time, at a place of the page.
+
+        There is one such end of the region for each of them: LLVM takes as long for an end as for
+        many an instruction.
+        """
+        self._out_offset.set(offset)
+        self._out_budget.set(budget)
+        self._out_place.set(place)
+        self._outs.add(name)
+        self.jump_to_label(f"to_{name}")
+
+    def _write_out(self, name: str) -> None:
+        self.place_label(f"to_{name}")
+        given = [self._linear(self._out_offset.get()), self._out_budget.get(), self.tlb()]
+        if name == "resume":
+            given.append(self._out_place.get())
+        self.used.add(f"declare tailcc void @{name}(ptr{', i64' * len(given)})")
+        text = ", ".join(f"i64 {each.text}" for each in given)
+        self.end(f"musttail call tailcc void @{name}(ptr %st, {text})", "ret void")
 
     def _go(self, target: int, budget: Value) -> None:
         """On at another place of the page."""
         if target not in self.region.blocks:
-            self._tail_at("goto", self._linear(target), budget)
+            self._out("goto", target, budget)
             return
         self._stop_if(budget, target)
         self._budget.set(budget)
@@ -370,15 +461,11 @@ class RegionBuilder(LlvmBuilder):
     def _stop_if(self, budget: Value, offset: int) -> None:
         """Back to Python if the budget is used up or something else is to be done."""
         with self.if_((budget | self.poll("kick")).slt(0), unlikely=True):
-            self._tail_at("stopped", self._linear(offset), budget)
+            self._out("region_stopped", offset, budget)
 
     def _resume(self, place: Place) -> None:
         """Go on with a record in the middle of its block, as if it had been executed from there."""
-        self.used.add("declare tailcc void @resume(ptr, i64, i64, i64, i64)")
-        given = f"i64 {self._linear(place.block).text}, i64 {self.budget().text}, i64 %tlb"
-        self.end(
-            f"musttail call tailcc void @resume(ptr %st, {given}, i64 {place.packed()})", "ret void"
-        )
+        self._out("resume", place.block, self.budget(), place.packed())
 
     @contextmanager
     def _if_dropped(self) -> Iterator[None]:
@@ -412,20 +499,20 @@ class RegionBuilder(LlvmBuilder):
         target = step.offset + step.length + step.op.jump
         if self._stores and target in self.region.blocks:
             with self._if_dropped():
-                self._tail_at("goto", self._linear(target), budget)
+                self._out("goto", target, budget)
         self._go(target, budget)
 
     def fault(self) -> None:
-        self._tail_at("fault_at", self._linear(self.step.offset), self._left())
+        self._out("fault_at", self.step.offset, self._left())
 
     def leave(self, reason: int, argument: Value | int = 0, *, after: bool = False) -> None:
         step = self.step
         self.set("exit_reason", reason)
         self.set("exit_argument", argument)
         if after:
-            self._tail_at("leave_at", self._linear(step.offset + step.length), self._left())
+            self._out("leave_at", step.offset + step.length, self._left())
         else:
-            self._tail_at("leave_at", self._linear(step.offset), self._left() + 1)
+            self._out("leave_at", step.offset, self._left() + 1)
 
 
 SYMBOL = "region"

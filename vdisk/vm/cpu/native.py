@@ -8,7 +8,8 @@ These few functions are tail-called like handlers but belong to no instruction:
 ``fault``        the present record's instruction raised what the state describes
 ``leave``        back to Python at the present instruction (``leave_after``: behind it)
 ``stopped``      where a block would begin, but the budget is used up or something waits: takes an
-               interrupt if it is one, and goes back to Python else
+               interrupt if it is one, and goes back to Python else (``region_stopped``: in a
+               region of the second tier)
 ``interrupted``  the same at a record that was about to be executed
 ``leave_at``, ``fault_at``  like ``leave`` and ``fault``, by address: for code without records
 ``resume``       goes on with a record in the middle of a block, for such code
@@ -194,12 +195,12 @@ def _interrupted(b: LlvmBuilder) -> None:
     _stop(b, _record_linear(b), _argument(b, "bud"))
 
 
-def _stopped(b: LlvmBuilder) -> None:
+def _stopped(b: LlvmBuilder, reason: Exit) -> None:
     """Leaving native code for an interrupt costs more than all that has to be done for it."""
     budget = _argument(b, "bud")
     _set_rip(b, _argument(b, "linear"))
     b.set("budget", budget)
-    b.set("exit_reason", Exit.INTERRUPTED)
+    b.set("exit_reason", reason)
     waits = b.poll("irq_pending").ne(0) & (b.get("eflags") & flags.IF).ne(0)
     is_long = b.get("mode").eq(64)
     usual = b.get("careful").eq(0) & (is_long | b.get("flat").ne(0))
@@ -326,7 +327,7 @@ C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
     "load_pdptes",
     *("drop_write_entries", "find_code_page", "deliver_long", "deliver_flat"),
-    *("translate_page", "translate_bytes", "code_array", "drop_code", "replace_handler"),
+    *("translate_page", "translate_bytes", "code_array", "drop_code"),
     *("lock_arena", "unlock_arena"),
 )
 
@@ -353,7 +354,8 @@ def runtime_module() -> str:
         ("leave", HANDLER_PARAMETERS, lambda b: _leave(b, after=False)),
         ("leave_after", HANDLER_PARAMETERS, lambda b: _leave(b, after=True)),
         ("interrupted", HANDLER_PARAMETERS, _interrupted),
-        ("stopped", GOTO_PARAMETERS, _stopped),
+        ("stopped", GOTO_PARAMETERS, lambda b: _stopped(b, Exit.INTERRUPTED)),
+        ("region_stopped", GOTO_PARAMETERS, lambda b: _stopped(b, Exit.IN_REGION)),
         ("leave_at", GOTO_PARAMETERS, _leave_at),
         ("fault_at", GOTO_PARAMETERS, _fault_at),
         ("resume", GOTO_PARAMETERS + ", i64 %place", _resume),

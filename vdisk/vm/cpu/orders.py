@@ -10,7 +10,7 @@ from vdisk.vm.cpu.codegen import handlers_module
 from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decoder import Decoder
-from vdisk.vm.cpu.hot import Region, region_module
+from vdisk.vm.cpu.hot import REGION_LIMIT, Region, region_module
 from vdisk.vm.cpu.known_store import InstructionStore, content
 from vdisk.vm.cpu.native import runtime_module
 from vdisk.vm.cpu.semantics import load_all
@@ -83,7 +83,9 @@ class CompiledRegion(NamedTuple):
     """What comes of a :class:`RegionOrder`."""
 
     spans: tuple[tuple[int, int], ...]
-    """Bytes [start, end) of each block in the page, the first block's first."""
+    """The bytes [start, end) of each block in the page."""
+    entries: tuple[int, ...]
+    """Offsets of the blocks by which it is entered."""
     fields: tuple[int, ...]
     """Where in the page 32 bits stand that may all be larger by some number."""
     code: bytes
@@ -100,14 +102,17 @@ class RegionOrder(NamedTuple):
     """The page."""
     translated: frozenset[int]
     """Offsets of the blocks that are translated."""
+    limit: int = REGION_LIMIT
+    enter: bool = False
+    """Let the block itself be an entry: that there is a region around it already is not enough."""
 
     def carry_out(self, compiler: Compiler) -> CompiledRegion | None:
         """None where there is nothing to gain."""
-        region = Region(decoder(self.mode), self.mode, self.translated, self.head)
-        if not region.gather(self.content):
+        region = Region(decoder(self.mode), self.mode, self.translated, self.head, self.limit)
+        if not region.gather(self.content, enter=self.enter):
             return None
         code = compiler.compile(region_module(region), Level.BEST)
-        return CompiledRegion(region.spans(), tuple(region.fields), code)
+        return CompiledRegion(region.spans(), region.entries, tuple(region.fields), code)
 
 
 Order = HandlersOrder | RuntimeOrder | InstructionsOrder | RegionOrder

@@ -3,15 +3,17 @@
 A region's code depends on the mode, on the bytes of its blocks and on where in their page those
 stand.  That is its label in the cache::
 
-    code (1) | stack (1) | checked, step, aligned (1) | 0 (1) | head (2) | blocks (2) | fields (2)
-    start and end of each block (2 + 2) | place of each field (2) | the blocks' bytes
+    code (1) | stack (1) | checked, step, aligned (1) | 0 (1)
+    how many blocks (2) | entries (2) | fields (2)
+    start and end of each block (2 + 2) | place of each entry (2) | place of each field (2)
+    the blocks' bytes
 
 *Fields* are 32 bits of an instruction that look like an address of the kernel.  Where all of them
 are larger or smaller by the same number, the region is right as well: they are filled in when its
 code is put in place.
 
-A block that is translated is looked up by its place in its page and its first byte; all bytes are
-compared before the region is used.
+A block that is translated is looked up among the entries of all, by its place in its page and its
+first bytes; all bytes are compared before the region is used.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from struct import Struct, error
 from typing import TYPE_CHECKING
 
+from vdisk.vm.cpu.arena import mark
 from vdisk.vm.cpu.cache import CodeCache
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.hot import BASE, SYMBOL
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.orders import CompiledRegion, RegionOrder
 
 MOST_ALIKE = 32
-"""Regions that begin with the same byte at the same place: comparing them all would take long."""
+"""Regions that begin alike at the same place: comparing them all would take long."""
 MOST_COPIES = 4
 """Of one region, with different numbers in its fields."""
 RESERVED = 64 << 20
@@ -43,7 +46,7 @@ FIELD_SIZE = 4
 
 _HEAD = Struct("<BBBBHHH")
 _SPAN = Struct("<HH")
-_FIELD = Struct("<H")
+_PLACE = Struct("<H")
 _NUMBER = Struct("<i")
 
 
@@ -52,10 +55,10 @@ class KeptRegion:
     """One region."""
 
     mode: Mode
-    head: int
-    """Where in the page it is entered."""
     spans: tuple[tuple[int, int], ...]
-    """Bytes [start, end) of each block, the first block's first."""
+    """Bytes [start, end) of each block."""
+    entries: tuple[int, ...]
+    """Where in the page it is entered."""
     fields: tuple[int, ...]
     """Where in the page numbers stand that may be others."""
     blocks: tuple[bytes, ...]
@@ -93,19 +96,20 @@ class KeptRegion:
     @classmethod
     def of(cls, order: RegionOrder, compiled: CompiledRegion) -> KeptRegion:
         """What came of an order."""
-        spans, fields, code = compiled
+        spans, entries, fields, code = compiled
         blocks = tuple(order.content[start:end] for start, end in spans)
-        return cls(order.mode, order.head, spans, fields, blocks, lambda: code)
+        return cls(order.mode, spans, entries, fields, blocks, lambda: code)
 
     @classmethod
     def from_label(cls, label: bytes, code: Callable[[], bytes | None]) -> KeptRegion:
         """The region that a label describes; raises :class:`ValueError`."""
         try:
-            bits, stack, flags, _, head, count, more = _HEAD.unpack_from(label)
-            places = _HEAD.size + count * _SPAN.size
-            at = places + more * _FIELD.size
-            spans = tuple(_SPAN.iter_unpack(label[_HEAD.size : places]))
-            fields = tuple(place for (place,) in _FIELD.iter_unpack(label[places:at]))
+            bits, stack, flags, _, count, *more = _HEAD.unpack_from(label)
+            after = _HEAD.size + count * _SPAN.size
+            at = after + sum(more) * _PLACE.size
+            spans = tuple(_SPAN.iter_unpack(label[_HEAD.size : after]))
+            places = tuple(place for (place,) in _PLACE.iter_unpack(label[after:at]))
+            entries, fields = places[: more[0]], places[more[0] :]
         except error as problem:
             raise ValueError(str(problem)) from None
         blocks = []
@@ -115,28 +119,33 @@ class KeptRegion:
         mode = Mode(bits, stack, *(bool(flags >> bit & 1) for bit in range(3)))
         inside = all(place <= PAGE_SIZE - FIELD_SIZE for place in fields)
         right = all(start < end <= PAGE_SIZE for start, end in spans)
-        if at != len(label) or not spans or spans[0][0] != head or not right or not inside:
+        right = right and {start for start, _ in spans}.issuperset(entries)
+        if at != len(label) or not entries or not right or not inside:
             raise ValueError("not the label of a region")
-        return cls(mode, head, spans, fields, tuple(blocks), code)
+        return cls(mode, spans, entries, fields, tuple(blocks), code)
 
     def label(self) -> bytes:
         """What :meth:`from_label` takes."""
         mode = self.mode
         flags = mode.checked | mode.step << 1 | mode.aligned << 2
-        counts = len(self.spans), len(self.fields)
-        head = _HEAD.pack(mode.code, mode.stack, flags, 0, self.head, *counts)
+        counts = len(self.spans), len(self.entries), len(self.fields)
+        head = _HEAD.pack(mode.code, mode.stack, flags, 0, *counts)
         spans = [_SPAN.pack(*span) for span in self.spans]
-        fields = [_FIELD.pack(place) for place in self.fields]
-        return b"".join([head, *spans, *fields, *self.blocks])
+        places = [_PLACE.pack(place) for place in (*self.entries, *self.fields)]
+        return b"".join([head, *spans, *places, *self.blocks])
 
-    def key(self) -> tuple[Mode, int, int]:
-        """What it is looked up by."""
-        return self.mode, self.head, self.blocks[0][0]
+    def places(self) -> list[tuple[Mode, int, int]]:
+        """What it is looked up by: its entries, and the marks of the blocks there."""
+        beginnings = zip(self.spans, self.blocks, strict=True)
+        marks = {start: mark(block) for (start, _), block in beginnings}
+        return [(self.mode, entry, marks[entry]) for entry in self.entries]
 
     def is_like(self, other: KeptRegion) -> bool:
         """True if it may be used wherever the other one may."""
-        mine = self.spans, self.fields, self._differences, self._masked
-        return mine == (other.spans, other.fields, other._differences, other._masked)
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.spans, self.entries, self.fields, self._differences, self._masked
 
     def base(self, content: bytes) -> int | None:
         """What stands in the first field of a page (0: there are none); None if it does not fit."""
@@ -155,16 +164,17 @@ class RegionStore:
         self._memory = memory
         self._cache = CodeCache(directory, f"regions-{digest}")
         self.known: dict[tuple[Mode, int, int], list[KeptRegion]] = {}
-        """By mode, place of the head, and first byte."""
+        """By mode, place of an entry, and mark of the block there."""
         for entry in self._cache.load():
             with suppress(ValueError):
                 self._remember(KeptRegion.from_label(entry.label, entry.code))
 
     def _remember(self, kept: KeptRegion) -> KeptRegion:
         """Let a region be found; of those made from the same bytes the last."""
-        alike = self.known.setdefault(kept.key(), [])
-        others = [each for each in alike if not each.is_like(kept)]
-        alike[:] = [kept, *others[: MOST_ALIKE - 1]]
+        for key in kept.places():
+            alike = self.known.setdefault(key, [])
+            others = [each for each in alike if not each.is_like(kept)]
+            alike[:] = [kept, *others[: MOST_ALIKE - 1]]
         return kept
 
     def keep(self, kept: KeptRegion) -> KeptRegion:
@@ -172,9 +182,11 @@ class RegionStore:
         self._cache.append(kept.label(), kept.code() or b"")
         return self._remember(kept)
 
-    def candidates(self, mode: Mode, offset: int, first: int) -> Sequence[KeptRegion]:
-        """What may be known for a block at ``offset`` of its page that begins with a byte."""
-        return self.known.get((mode, offset, first), ())
+    def candidates(self, mode: Mode, offset: int, code: bytes) -> Sequence[KeptRegion]:
+        """What may be known for a block at ``offset`` of its page, where this code stands (as much
+        as there is up to the page's end, or a few bytes)."""
+        short = self.known.get((mode, offset, mark(code[:1])), [])
+        return [*self.known.get((mode, offset, mark(code)), ()), *short] if len(code) > 1 else short
 
     def address(self, kept: KeptRegion, base: int) -> int:
         """Where a region's code is, put there now if need be; 0 if that is not possible.

@@ -110,9 +110,9 @@ class Translator:
             1 if mode.step else BLOCK_LIMIT,
         )
 
-    def expect(self, mode: Mode, offset: int, first: int) -> None:
-        """Be asked for blocks at this place of a page that begin with this byte."""
-        self.arena.expect(self.mode_number(mode), offset, first)
+    def expect(self, mode: Mode, offset: int, mark: int) -> None:
+        """Be asked for blocks at this place of a page that have this mark."""
+        self.arena.expect(self.mode_number(mode), offset, mark)
 
     def know_shapes(self, shapes: list[Shape]) -> None:
         """Give shapes their numbers, in order."""

@@ -25,14 +25,20 @@ def memory():
 
 
 def region(
-    *spans: tuple[int, int], mode: Mode = LONG, page: bytes = PAGE, fields: tuple[int, ...] = ()
+    *spans: tuple[int, int],
+    mode: Mode = LONG,
+    page: bytes = PAGE,
+    fields: tuple[int, ...] = (),
+    entries: tuple[int, ...] = (),
 ) -> KeptRegion:
+    """By default its first block is its entry."""
     blocks = tuple(page[start:end] for start, end in spans)
-    return KeptRegion(mode, spans[0][0], spans, fields, blocks, lambda: CODE)
+    entries = entries or (spans[0][0],)
+    return KeptRegion(mode, spans, entries, fields, blocks, lambda: CODE)
 
 
 def find(store: RegionStore, offset: int, page: bytes = PAGE, mode: Mode = LONG):
-    found = store.candidates(mode, offset, page[offset])
+    found = store.candidates(mode, offset, page[offset:])
     return [each for each in found if each.base(page) is not None]
 
 
@@ -45,6 +51,20 @@ def test_a_later_run_finds_it(memory, tmp_path):
     assert not find(store, 64)
     assert not find(store, 16, mode=LONG._replace(code=32, stack=32))
     assert not find(RegionStore(memory, str(tmp_path), "another version"), 16)
+
+
+def test_it_is_found_by_each_of_its_entries(memory, tmp_path):
+    RegionStore(memory, str(tmp_path), "x").keep(region((16, 40), (64, 67), entries=(16, 64)))
+    store = RegionStore(memory, str(tmp_path), "x")
+    (found,) = find(store, 16)
+    assert find(store, 64) == [found]
+    assert found.entries == (16, 64)
+
+
+def test_a_short_block_is_found_whatever_follows_it(memory):
+    store = RegionStore(memory, None, "x")
+    store.keep(region((16, 18)))
+    assert find(store, 16, PAGE[:18] + bytes(len(PAGE) - 18))
 
 
 @pytest.mark.parametrize("changed", [16, 39, 66])
@@ -70,7 +90,7 @@ def test_those_that_begin_alike_are_told_apart_and_not_too_many(memory):
     pages = [PAGE[:100] + bytes([number]) + PAGE[101:] for number in range(MOST_ALIKE + 5)]
     for page in pages:
         store.keep(region((16, 24), (96, 104), page=page))
-    assert len(store.candidates(LONG, 16, PAGE[16])) == MOST_ALIKE
+    assert len(store.candidates(LONG, 16, PAGE[16:])) == MOST_ALIKE
     assert len(find(store, 16, pages[-1])) == 1
     assert not find(store, 16, pages[0])
 
@@ -129,7 +149,7 @@ def test_of_two_kernels_the_regions_are_one(memory):
     store = RegionStore(memory, None, "x")
     for by in range(0, 0x1000_0000, 0x20_0000):
         store.keep(region((0, 14), page=moved(by), fields=FIELDS))
-    assert len(store.candidates(LONG, 0, NUMBERED[0])) == 1
+    assert len(store.candidates(LONG, 0, NUMBERED)) == 1
 
 
 def test_a_region_is_copied_for_each_kernel_but_not_for_too_many(memory):
@@ -160,4 +180,4 @@ def test_labels_keep_everything(mode, blocks):
     kept = region(*spans, mode=mode, fields=(8, 4092))
     again = KeptRegion.from_label(kept.label(), lambda: None)
     assert again.is_like(kept)
-    assert (again.mode, again.head, again.blocks) == (kept.mode, kept.head, kept.blocks)
+    assert (again.mode, again.entries, again.blocks) == (kept.mode, kept.entries, kept.blocks)

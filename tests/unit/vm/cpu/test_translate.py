@@ -12,7 +12,6 @@ from vdisk.vm.accel.interp import InterpAccelerator
 from vdisk.vm.accel.llvm import LlvmAccelerator
 from vdisk.vm.bus import Bus
 from vdisk.vm.cpu import known
-from vdisk.vm.cpu.arena import HotRegion
 from vdisk.vm.cpu.decode import FLAT_MODE, Mode
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.flags import Family, cc_op
@@ -229,22 +228,24 @@ def test_a_region_gives_way_when_any_of_its_blocks_is_written_to(it):
     head = it.translate("01c8 c3 29d8 c3")
     it.translate("01c8 c3 29d8 c3", offset=3)
     before = it.arena.handler(head)
-    it.arena.regions[PAGE] = [HotRegion(head, before, ((0, 3), (3, 6)))]
-    it.arena.set_handler(head, 0x4077)
+    it.arena.use_region(PAGE, [head], ((0, 3), (3, 6)), 0x4077)
+    assert it.arena.handler(head) == 0x4077
     it.drop(4, 5)
     assert it.arena.handler(head) == before
     assert not it.arena.regions
 
 
-def test_a_handler_is_not_replaced_in_a_block_that_was_dropped(it):
-    head = it.translate("01c8 c3")
-    element, times = it.arena.codes(PAGE, LONG), it.arena.dropped(PAGE)
-    it.drop()
-    given_up = it.vcpu.routine("replace_handler", PAGE, times, element, head, 0x4077)
-    assert (given_up, it.is_stale(head)) == (0, True)
-    head = it.translate("01c8 c3")
-    assert it.vcpu.routine("replace_handler", PAGE, times + 1, element, head, 0x4077)
-    assert it.arena.handler(head) == 0x4077
+def test_of_two_regions_with_an_entry_in_common_the_second_is_used(it):
+    head, other = it.translate("01c8 c3 29d8 c3"), it.translate("01c8 c3 29d8 c3", offset=3)
+    before = it.arena.handler(head), it.arena.handler(other)
+    it.arena.use_region(PAGE, [head, other], ((0, 3), (3, 6)), 0x4077)
+    it.arena.use_region(PAGE, [head], ((0, 3),), 0x5077)
+    assert (it.arena.handler(head), it.arena.handler(other)) == (0x5077, 0x4077)
+    it.arena.give_back(PAGE, 4, 5)
+    assert (it.arena.handler(head), it.arena.handler(other)) == (0x5077, before[1])
+    it.arena.give_back(PAGE, 0, 1)
+    assert it.arena.handler(head) == before[0]
+    assert not it.arena.regions
 
 
 def test_only_pages_with_code_are_told_of_writes(it):
