@@ -143,7 +143,7 @@ class Hotspots:
     def _look_at(self, physical: int, mode: Mode) -> tuple[bytes, frozenset[int]]:
         """The page of a block, and the places of all blocks in it."""
         arena, page_number = self.engine.arena, physical >> PAGE_SHIFT
-        content = self.engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
+        content = self._content(page_number)
         codes = arena.codes(page_number, mode)
         return content, arena.entries(codes) if codes else frozenset()
 
@@ -231,7 +231,8 @@ class Hotspots:
         for each in kept.places():
             engine.translator.expect(*each)
         with engine.lock:
-            if arena.generation != generation or not self._use(page_number, kept):
+            now = self._content(page_number)
+            if arena.generation != generation or not self._use(page_number, kept, now):
                 return False
             self.compiled += 1
         return True
@@ -305,7 +306,7 @@ class Hotspots:
         self._new = [(physical, mode)]
         try:
             while self._new:
-                self._recall(*self._new.pop())
+                self._recall_unless_entered(*self._new.pop())
         finally:
             self._new = None
 
@@ -320,37 +321,40 @@ class Hotspots:
                 for mode in self.engine.translator.modes:
                     codes = arena.codes(page_number, mode)
                     for offset in arena.entries(codes) if codes else ():
-                        self._recall_again((page_number << PAGE_SHIFT) + offset, mode)
+                        self._recall_unless_entered((page_number << PAGE_SHIFT) + offset, mode)
 
-    def _recall_again(self, physical: int, mode: Mode) -> None:
-        with self._lock:
-            needed = (physical, mode) not in self._known
-        if needed:
+    def _recall_unless_entered(self, physical: int, mode: Mode) -> None:
+        arena, page_number = self.engine.arena, physical >> PAGE_SHIFT
+        record = arena.entry(arena.codes(page_number, mode), physical & (PAGE_SIZE - 1))
+        if all(region.record != record for region in arena.regions.get(page_number, ())):
             self._recall(physical, mode)
 
     def _recall(self, physical: int, mode: Mode) -> bool:
         """Use a region that is known; False if none is."""
         page_number, offset = physical >> PAGE_SHIFT, physical & (PAGE_SIZE - 1)
-        code = self.engine.code_bytes(physical, min(MARKED + 1, PAGE_SIZE - offset))
+        content = self._content(page_number)
+        code = content[offset : offset + MARKED + 1]
         for kept in self.store.candidates(mode, offset, code):
-            if self._use(page_number, kept):
+            if self._use(page_number, kept, content):
                 self.recalled += 1
                 return True
         return False
 
-    def _use(self, page_number: int, kept: KeptRegion) -> bool:
-        """Use a region in a page; False if other code stands there."""
-        engine, arena, start = self.engine, self.engine.arena, page_number << PAGE_SHIFT
-        dropped = arena.dropped(page_number)
-        if dropped > MOST_DROPS or kept.base(engine.code_bytes(start, PAGE_SIZE)) is None:
+    def _use(self, page_number: int, kept: KeptRegion, content: bytes) -> bool:
+        """Use a region in a page with this content; False if other code stands there."""
+        dropped = self.engine.arena.dropped(page_number)
+        if dropped > MOST_DROPS or kept.base(content) is None:
             return False
         try:
             self._translate_all(page_number, kept)
         except ArenaFullError:  # a vCPU will meet it, and start over
             return False
         # All of it is watched now, so what it is now counts.
-        base = kept.base(engine.code_bytes(start, PAGE_SIZE))
+        base = kept.base(self._content(page_number))
         return base is not None and self._install(page_number, dropped, kept, base)
+
+    def _content(self, page_number: int) -> bytes:
+        return self.engine.code_bytes(page_number << PAGE_SHIFT, PAGE_SIZE)
 
     def _translate_all(self, page_number: int, kept: KeptRegion) -> None:
         engine, arena, mode = self.engine, self.engine.arena, kept.mode
