@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 
 
+@enum.unique
 class Exit(enum.IntEnum):
     """``exit_reason`` of the state; ``rip`` is the instruction to go on with, or the one named."""
 
     INTERRUPTED = 1
     """The budget is used up, or ``kick`` is set."""
-    IN_REGION = 9
+    IN_REGION = 10
     """The same, within a region of the second tier."""
     TRANSLATE = 2
     """There is no code at ``rip`` yet."""
