@@ -44,6 +44,8 @@ MOST_REGIONS = 20_000
 """Compiled code is never given back; this many are some hundred megabytes."""
 
 
+MOST_WAITING = 1000
+"""Each with a copy of its page."""
 MOST_COUNTED = 100_000
 """Blocks that were met but are not hot yet."""
 
@@ -116,6 +118,8 @@ class Hotspots:
             if key in self._waiting:
                 self._waiting[key] += 1
             if key in self._known or self.compiled >= MOST_REGIONS:
+                return
+            if len(self._waiting) >= MOST_WAITING:
                 return
             if self.engine.arena.dropped(physical >> PAGE_SHIFT) > MOST_DROPS:
                 return

@@ -10,9 +10,10 @@ from vdisk.vm.cpu.codegen import handlers_module
 from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.context import Shape
 from vdisk.vm.cpu.decoder import Decoder
-from vdisk.vm.cpu.hot import REGION_LIMIT, Region, region_module
+from vdisk.vm.cpu.hot import REGION_LIMIT, Region
 from vdisk.vm.cpu.known_store import InstructionStore, content
 from vdisk.vm.cpu.native import runtime_module
+from vdisk.vm.cpu.region_builder import region_module
 from vdisk.vm.cpu.semantics import load_all
 from vdisk.vm.cpu.translate import Translator
 from vdisk.vm.memory import PAGE_SIZE, GuestMemory

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 from vdisk.vm.cpu.arena import mark
 from vdisk.vm.cpu.cache import CodeCache
 from vdisk.vm.cpu.decode import Mode
-from vdisk.vm.cpu.hot import BASE, SYMBOL
 from vdisk.vm.cpu.linker import CodeFullError, LinkError, Piece
+from vdisk.vm.cpu.region_builder import BASE, SYMBOL
 from vdisk.vm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:

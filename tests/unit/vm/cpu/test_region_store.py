@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vdisk.vm.cpu.codegen import c_function
 from vdisk.vm.cpu.decode import Mode
-from vdisk.vm.cpu.hot import SYMBOL
 from vdisk.vm.cpu.linker import CodeMemory, Piece
+from vdisk.vm.cpu.region_builder import SYMBOL
 from vdisk.vm.cpu.region_store import MOST_ALIKE, MOST_COPIES, RESERVED, KeptRegion, RegionStore
 
 LONG = Mode(64, 64, checked=False)
