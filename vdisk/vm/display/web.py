@@ -106,8 +106,10 @@ class WebDisplay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in list(self._clients):
-            await client.end("The machine has ended")
+        clients = list(self._clients)
+        for client in clients:
+            client.leave("The machine has ended")
+        await asyncio.gather(*(client.gone.wait() for client in clients))
         await self._runner.cleanup()
         self.input.close()
 
@@ -187,6 +189,7 @@ class WebDisplay:
             await client.end(str(error))
         finally:
             self._clients.discard(client)
+            client.gone.set()
         return socket
 
     async def act(self, action: str) -> None:

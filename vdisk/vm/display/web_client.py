@@ -61,7 +61,7 @@ def encode_picture(frame: Frame, areas: list[Rect]) -> bytes:
 
 
 class WebClient:
-    """Shows ``display`` in a browser until it goes away."""
+    """Shows ``display`` in a browser until it goes away, and is ``gone`` then."""
 
     def __init__(self, display: WebDisplay, socket: web.WebSocketResponse) -> None:
         self._display = display
@@ -72,18 +72,22 @@ class WebClient:
         self._state: str | None = None
         self._ready = True
         self._awake = asyncio.Event()
+        self._leaving, self.gone = asyncio.Event(), asyncio.Event()
+        self._reason: str | None = None
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MOST_WAITING)
         self._pressed: set[str] = set()
         self._buttons = 0
 
     async def run(self) -> None:
-        """Until the browser leaves.  Raises WebProtocolError."""
+        """Until the browser leaves, or is asked to.  Raises WebProtocolError."""
         self._display.watch.add(self._changed)
-        tasks = [asyncio.create_task(self._send(), name="web pictures")]
+        tasks: list[asyncio.Task[Any]] = []
+        tasks.append(asyncio.create_task(self._send(), name="web pictures"))
         try:
             self._changed(await self._display.watch.frame(), None)
             tasks.append(asyncio.create_task(self._receive(), name="web messages"))
             tasks.append(asyncio.create_task(self._work(), name="web input"))
+            tasks.append(asyncio.create_task(self._leaving.wait(), name="web leaving"))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -92,11 +96,23 @@ class WebClient:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._display.watch.remove(self._changed)
             await self._release_all()
+        if self._reason is not None:
+            await self.end(self._reason)
+
+    def leave(self, reason: str) -> None:
+        """Have :meth:`run` end the connection, and the page say why."""
+        self._reason = reason
+        self._leaving.set()
 
     async def end(self, reason: str) -> None:
-        """Close, and let the page say why."""
+        """Close, and let the page say why.
+
+        What the page has sent meanwhile is received until it answers, by this task alone: a
+        connection that is closed with something unread in it is reset, and the reason is lost.
+        """
         with contextlib.suppress(OSError):
             await self._socket.close(code=REFUSED, message=reason.encode()[:120])
 
