@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decode import Mode
 
 IN_PAGE = PAGE_SIZE - 1
+APIC_ID = 0x20
+"""The local APIC's ID register (SDM vol. 3, 11.4.6)."""
 MASK_64 = (1 << 64) - 1
 
 
@@ -321,7 +323,10 @@ class SoftwareVcpu(Core):
         """Memory-mapped I/O, of the local APIC or the bus."""
         with self.bus.lock:
             if self.apic is not None and self._is_apic(physical):
-                return self.apic.mmio_read(physical & IN_PAGE, size)
+                value = self.apic.mmio_read(physical & IN_PAGE, size)
+                if physical & IN_PAGE == APIC_ID and size == 4:
+                    self.state.apic_id_place, self.state.apic_id = physical, value
+                return value
             return self.bus.mmio.read(physical, size)
 
     def _is_apic(self, physical: int) -> bool:
@@ -333,5 +338,6 @@ class SoftwareVcpu(Core):
         with self.bus.lock:
             if self.apic is not None and self._is_apic(physical):
                 self.apic.mmio_write(physical & IN_PAGE, size, value)
+                self.state.apic_id_place = 0
             else:
                 self.bus.mmio.write(physical, size, value)

@@ -80,6 +80,7 @@ def _write_apic(core: Core, index: int, value: int) -> None:
         raise GuestFault(faults.GP)
     if index == APIC_BASE:
         core.state.apic_base = value
+        core.state.apic_id_place = 0
         core.state.flush_tlb()
 
 

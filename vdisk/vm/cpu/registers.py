@@ -96,6 +96,7 @@ def set_system(core: Core, registers: SystemRegisters) -> None:
     state.idt_base, state.idt_limit = registers.idt.base, registers.idt.limit
     for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"):
         setattr(state, name, getattr(registers, name))
+    state.apic_id_place = 0
     for number, value in enumerate(registers.dr):
         setattr(state, f"dr{number}", value)
     state.flush_tlb()

@@ -82,6 +82,7 @@ def _layout() -> tuple[dict[str, Field], int]:
     add("i64", *(f"dr{number}" for number in range(8)))
     add("i64", "star", "lstar", "cstar", "sfmask", "kernel_gs_base", "tsc_aux", "pat", "apic_base")
     add("i64", "misc_enable")
+    add("i64", "apic_id_place", "apic_id")  # what the APIC's ID register was read as, and where
     add("i64", "sysenter_cs", "sysenter_esp", "sysenter_eip", "tsc_offset", "tsc_virtual")
     add("i64", "memory", "memory_top", "kinds", "code_masks", "code_table", "arena", "vcpu")
     add("i64", "mode_number")  # of the arena
