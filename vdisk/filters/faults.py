@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import from_os_error
 from vdisk.filters.breakpoints import Breakpoints
-from vdisk.filters.passing import Passing
+from vdisk.filters.passing import Between
 from vdisk.units import round_down
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _Verdict(NamedTuple):
             raise self.error
 
 
-class Faults(Passing):
+class Faults(Between):
     """``inner``, with requests failing by ``rules``.  ``sleep``: how delays pass.
 
     ``state``: the present one.  ``requests`` and ``events``: how many there were of each kind.
@@ -286,17 +286,9 @@ class Faults(Passing):
 
     # -- the device ------------------------------------------------------------------------------
 
-    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
-        return self, offset
-
     def _map(self, start: int, length: int) -> Iterator[Extent]:
-        """As the device below, except that all bytes are read through this one."""
         self._judge(IoType.BLOCK_STATUS, start, length).announce()
-        for extent in self.inner.map(start, length):
-            if extent.source is None:
-                yield extent
-            else:
-                yield extent._replace(source=self, source_offset=extent.start)
+        yield from super()._map(start, length)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         verdict = self._judge(IoType.READ, offset, len(view))

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.block import ZERO_CHUNK, ZEROES
 from vdisk.errors import InvalidRequestError
-from vdisk.filters.passing import Passing
+from vdisk.filters.passing import Between
 from vdisk.stores.alignment import Part, parts
 from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vdisk.block import BlockDevice, Extent
+    from vdisk.block import BlockDevice
     from vdisk.options import OptionBag
 
 UNLIMITED: Final = 0
@@ -65,23 +65,13 @@ class Limits(NamedTuple):
         return cls(**found)
 
 
-class Limited(Passing):
+class Limited(Between):
     """``inner``, which sees only requests that keep to ``limits``."""
 
     def __init__(self, inner: BlockDevice, limits: Limits) -> None:
         super().__init__(inner)
         self.limits = limits
         self._busy = _Busy()
-
-    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
-        return self, offset
-
-    def _map(self, start: int, length: int) -> Iterator[Extent]:
-        for extent in self.inner.map(start, length):
-            if extent.source is None:
-                yield extent
-            else:
-                yield extent._replace(source=self, source_offset=extent.start)
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -70,3 +70,18 @@ class Passing(BlockDevice):
 
     def _close(self) -> None:
         self.inner.close()
+
+
+class Between(Passing):
+    """As :class:`Passing`, except that nothing is read past this device."""
+
+    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
+        return self, offset
+
+    def _map(self, start: int, length: int) -> Iterator[Extent]:
+        """As the device below, except that all bytes are read through this one."""
+        for extent in self.inner.map(start, length):
+            if extent.source is None:
+                yield extent
+            else:
+                yield extent._replace(source=self, source_offset=extent.start)

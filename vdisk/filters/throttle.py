@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from vdisk.block import close_all
 from vdisk.errors import InvalidRequestError
-from vdisk.filters.passing import Passing
+from vdisk.filters.passing import Between
 from vdisk.options import OptionBag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from vdisk.block import BlockDevice, Extent
+    from vdisk.block import BlockDevice
 
 BURST_SECONDS = 0.1
 """How much of a second's worth may come at once: small beside what people notice."""
@@ -72,7 +72,7 @@ class Throttle:
             self._bytes.fill(size)
 
 
-class Throttled(Passing):
+class Throttled(Between):
     """``inner``, used no faster than ``limits`` allow; a request waits until it may begin.
 
     ``limits``: throttles and the kinds of requests, "read" or "write", that each is about.
@@ -103,17 +103,6 @@ class Throttled(Passing):
                         throttle.admit(size)
                     return
             self._sleep(max(delay, SHORTEST_WAIT))
-
-    def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
-        return self, offset
-
-    def _map(self, start: int, length: int) -> Iterator[Extent]:
-        """As the device below, except that all bytes are read through this one."""
-        for extent in self.inner.map(start, length):
-            if extent.source is None:
-                yield extent
-            else:
-                yield extent._replace(source=self, source_offset=extent.start)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._wait("read", len(view))
