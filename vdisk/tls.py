@@ -95,19 +95,16 @@ def apart(operation: Callable[..., _Result], *arguments: Any) -> _Result:
     """
     import ssl
 
-    try:
-        return operation(*arguments)
-    except ssl.SSLError:
-        raise
-    except OSError:
-        _forget_errors()
-    try:
-        return operation(*arguments)
-    except ssl.SSLError:
-        raise
-    except OSError:
-        _forget_errors()
-        raise
+    for last in (False, True):
+        try:
+            return operation(*arguments)
+        except ssl.SSLError:
+            raise
+        except OSError:
+            _forget_errors()
+            if last:
+                raise
+    raise AssertionError("one of the two has ended it")
 
 
 def _forget_errors() -> None:
