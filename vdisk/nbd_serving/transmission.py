@@ -268,10 +268,10 @@ class Transmission:
             size = _reply_size(request)
             self._account.release(len(request.data), 1)
             self._payloads.give(request.data)
-            self._outbox.push(reply(self._machine, request, outcome), charge=size)
             self.export.statistics.commands[request.command].add(
                 1, request.length, seconds, errors=outcome.error is not None
             )
+            self._outbox.push(reply(self._machine, request, outcome), charge=size)
 
 
 def _reply_size(request: Request) -> int:
