@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fuzz.mutate import change_bytes
 from vdisk.vm.clock import VirtualClock
-from vdisk.vm.net import packets, tcp
+from vdisk.vm.net import ipv6, packets, tcp
 from vdisk.vm.net.user import UserNetwork
 
 if TYPE_CHECKING:
@@ -24,18 +24,22 @@ MOST = 300
 """Frames of one input."""
 GUEST, GATEWAY, NAMES = bytes([10, 0, 2, 15]), bytes([10, 0, 2, 2]), bytes([10, 0, 2, 3])
 MAC = b"\x52\x54\0\0\0\1"
+GUEST6 = bytes.fromhex("fe800000000000005054000000000001")
+GATEWAY6, NAMES6 = (bytes.fromhex("fec0") + bytes(13) + bytes([number]) for number in (2, 3))
 
 
 class Card:
     """The guest's adapter: looks at what comes."""
 
     mac = MAC
-    largest_segment = 1460
     completes_checksums = False
     room = True
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
+
+    def largest_segment(self, *, ipv6: bool) -> int:
+        return 1440 if ipv6 else 1460
 
     def deliver(self, frame: bytes, *, partial: bool = False, segment: int = 0) -> None:
         self.frames.append(frame)
@@ -43,15 +47,23 @@ class Card:
         assert len(frame) <= 1514 and not partial and not segment
         if frame[12:14] == b"\x08\x06":
             assert packets.parse_arp(view[14:]) is not None
-        else:
+        elif frame[12:14] == b"\x08\x00":
             assert packets.checksum(frame[14:34]) == 0xFFFF
-            packet = packets.parse_ipv4(view[14:])
-            if packet is not None and packet.protocol == packets.TCP:
-                assert packets.parse_tcp(packet.payload) is not None
-                total = packets.pseudo_sum(
-                    packet.source, packet.target, packets.TCP, len(packet.payload)
-                )
-                assert packets.checksum(bytes(packet.payload), total) == 0xFFFF
+            _look_at(packets.parse_ipv4(view[14:]), packets.TCP)
+        else:
+            _look_at(packet := ipv6.parse(view[14:]), packets.TCP, packets.UDP, ipv6.ICMP)
+            assert packet is not None
+
+
+def _look_at(packet: packets.Packet | None, *with_checksum: int) -> None:
+    """``packet`` None: a fragment."""
+    if packet is not None and packet.protocol in with_checksum:
+        if packet.protocol == packets.TCP:
+            assert packets.parse_tcp(packet.payload) is not None
+        total = packets.pseudo_sum(
+            packet.source, packet.target, packet.protocol, len(packet.payload)
+        )
+        assert packets.checksum(bytes(packet.payload), total) == 0xFFFF
 
 
 class Host:
@@ -82,12 +94,14 @@ class Host:
 class Wire:
     """Takes the connection's segments."""
 
-    largest_segment = 60 << 10
     room = True
 
     def __init__(self) -> None:
         self.ended = False
         self.sent = 0
+
+    def largest_segment(self, connection: tcp.Connection) -> int:
+        return 60 << 10
 
     def send(
         self,
@@ -111,6 +125,15 @@ def _frame(kind: int, body: bytes) -> bytes:
 
 def _ip(protocol: int, body: bytes, target: bytes = GATEWAY) -> bytes:
     return _frame(0x0800, packets.ipv4_header(GUEST, target, protocol, len(body)) + body)
+
+
+def _ip6(protocol: int, body: bytes, target: bytes = GATEWAY6, hops: int = 255) -> bytes:
+    header = ipv6.header(GUEST6, target, protocol, len(body), hops)
+    return _frame(ipv6.ETHERTYPE, header + body)
+
+
+def _icmp6(kind: int, rest: bytes, target: bytes = GATEWAY6) -> bytes:
+    return _ip6(ipv6.ICMP, ipv6.icmp(GUEST6, target, kind, rest).body, target)
 
 
 def _tcp(sequence: int, ack: int, flags: int, payload: bytes = b"", options: bytes = b"") -> bytes:
@@ -143,8 +166,19 @@ def seeds() -> dict[str, bytes]:
         _ip(packets.ICMP, echo),
         syn,
     )
+    routers = bytes.fromhex("ff02") + bytes(13) + b"\2"
+    syn6 = packets.tcp_header(40000, 80, 7, 0, packets.SYN, 65535)
+    asked6 = packets.udp((GUEST6, 999), (NAMES6, 53), query)
+    services6 = _joined(
+        _icmp6(ipv6.ROUTER_SOLICITATION, bytes(4), routers),
+        _icmp6(ipv6.NEIGHBOUR_SOLICITATION, bytes(4) + GATEWAY6),
+        _icmp6(ipv6.ECHO_REQUEST, b"\0\1\0\1ping"),
+        _ip6(packets.UDP, asked6, NAMES6),
+        _ip6(packets.TCP, syn6),
+    )
     return {
         "services": b"\0" + services,
+        "services6": b"\0" + services6,
         "connection": b"\1" + _joined(syn, *data, fin),
         "reset": b"\3" + _joined(syn, data[0], _tcp(108, FIRST + 1, packets.RST)),
     }

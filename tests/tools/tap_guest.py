@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vdisk.vm.clock import RealClock
+from vdisk.vm.devices.virtio_net import HDR_F_NEEDS_CSUM, Pending
 from vdisk.vm.net.user import UserNetwork
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-TUN_F_CSUM, TUN_F_TSO4 = 1, 2
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 HEADER = struct.Struct("<BBHHHH")
 NAME = b"guest0"
 
@@ -47,7 +48,8 @@ def open_tap(offload: bool) -> int:
         descriptor, TUNSETIFF, struct.pack("16sH22x", NAME, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
     )
     fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
-    fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 if offload else 0)
+    offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6
+    fcntl.ioctl(descriptor, TUNSETOFFLOAD, offloads if offload else 0)
     return descriptor
 
 
@@ -98,7 +100,6 @@ class TapGuest:
         self._clock = RealClock(self._lock)
         self.network = UserNetwork(self._clock, self._lock, **options)
         self.completes_checksums = offload
-        self.largest_segment = 60 << 10 if offload else 1460
         self.frames = 0
         self._drop_every = drop_every
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -124,12 +125,15 @@ class TapGuest:
 
     room = True
 
+    def largest_segment(self, *, ipv6: bool) -> int:
+        return 60 << 10 if self.completes_checksums else 1460
+
     def deliver(self, frame: bytes, *, partial: bool = False, segment: int = 0) -> None:
         self.frames += 1
         if self._drop_every and self.frames % self._drop_every == 0:
             return
-        fields = (54, segment, 34, 16) if partial else (0, 0, 0, 0)
-        os.write(self._tap, HEADER.pack(int(partial), int(bool(segment)), *fields) + frame)
+        pending = Pending(HDR_F_NEEDS_CSUM if partial else 0, segment, frame)
+        os.write(self._tap, pending.header(0)[: HEADER.size] + frame)
 
     def _pump(self) -> None:
         while not self._ended.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 import threading
@@ -17,6 +18,8 @@ from vdisk.vm.net.forwards import Forward
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Serve = Callable[..., int]
+
 pytestmark = requires_peer("ip", "unshare")
 
 DATA = random.Random(9).randbytes(3 << 20)
@@ -29,13 +32,14 @@ def _possible() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+def server() -> Iterator[Serve]:
     """Starts a server of the host's loopback that serves one connection; its port."""
     threads: list[threading.Thread] = []
     listeners: list[socket.socket] = []
 
-    def start(serve: Callable[[socket.socket], None]) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
+    def start(serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> int:
+        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=kind)
         listener.settimeout(60)
         listeners.append(listener)
 
@@ -80,6 +84,19 @@ result = len(data), hashlib.sha256(data).hexdigest()
 KINDS = [{"offload": True}, {"offload": False}, {"offload": True, "drop_every": 37}]
 
 
+IPV6_GATEWAY = "fec0::2"
+SETTLED = """
+import subprocess, time
+for _ in range(300):
+    told = subprocess.run(["ip", "-6", "addr", "show"], capture_output=True, text=True).stdout
+    if "fec0::" in told and "tentative" not in told:
+        break
+    time.sleep(0.1)
+result = told
+"""
+"""Waits until the kernel has made an address of the prefix, which nobody else has."""
+
+
 def received(sock: socket.socket) -> bytes:
     data = b""
     while part := sock.recv(1 << 16):
@@ -88,9 +105,7 @@ def received(sock: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_tcp_to_the_host(
-    server: Callable[[Callable[[socket.socket], None]], int], options: dict[str, int]
-) -> None:
+def test_tcp_to_the_host(server: Serve, options: dict[str, int]) -> None:
     def take(sock: socket.socket) -> None:
         sock.sendall(hashlib.sha256(received(sock)).hexdigest().encode())
 
@@ -99,16 +114,14 @@ def test_tcp_to_the_host(
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_tcp_from_the_host(
-    server: Callable[[Callable[[socket.socket], None]], int], options: dict[str, int]
-) -> None:
+def test_tcp_from_the_host(server: Serve, options: dict[str, int]) -> None:
     with TapGuest(**options) as guest:
         port = server(lambda sock: sock.sendall(DATA))
         assert guest.run(DOWNLOAD.format(port=port)) == (len(DATA), DIGEST)
 
 
 def test_a_slow_reader_holds_the_host_back(
-    server: Callable[[Callable[[socket.socket], None]], int],
+    server: Serve,
 ) -> None:
     code = DOWNLOAD.replace("    data = b", "    import time; time.sleep(1)\n    data = b")
     with TapGuest() as guest:
@@ -232,3 +245,45 @@ result = [sock.recv(100) for sock in socks] == [b"N%d" % number for number in ra
         assert guest.run(code) is True
     thread.join()
     listener.close()
+
+
+@pytest.fixture
+def ipv6_here() -> None:
+    if not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("needs a kernel with IPv6")
+
+
+@pytest.mark.usefixtures("ipv6_here")
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_ipv6_to_the_host_and_back(server: Serve, options: dict[str, int]) -> None:
+    def echo(sock: socket.socket) -> None:
+        data = received(sock)
+        sock.sendall(hashlib.sha256(data).hexdigest().encode())
+        sock.sendall(data)
+
+    code = UPLOAD.replace("10.0.2.2", IPV6_GATEWAY).replace(
+        "result = sock.recv(100)", "result = b''.join(iter(lambda: sock.recv(65536), b''))"
+    )
+    with TapGuest(**options) as guest:
+        guest.run(SETTLED)
+        data = guest.run(
+            code.format(port=server(echo, "::1")) + "result = result[:64], len(result)"
+        )
+    assert data == (DIGEST.encode(), 64 + len(DATA))
+
+
+@pytest.mark.usefixtures("ipv6_here")
+def test_what_an_ipv6_router_tells() -> None:
+    with TapGuest() as guest:
+        assert "inet6 fec0::" in guest.run(SETTLED)
+        routes = guest.run(
+            "import subprocess\n"
+            "words = ['ip', '-6', 'route', 'show', 'default']\n"
+            "result = subprocess.run(words, capture_output=True, text=True).stdout"
+        )
+        assert "via fe80::2 dev guest0" in routes
+        nobody = "import socket\nsocket.create_connection(('fec0::2', 1), 30)"
+        assert "refused" in guest.run(nobody)
+    with TapGuest(restrict=True) as guest:
+        guest.run(SETTLED)
+        assert "refused" in guest.run(nobody.replace("fec0::2", "2001:db8::1"))

@@ -3,7 +3,7 @@
 Before each frame stands a header of 12 bytes (10 for a legacy driver without merged buffers)::
 
     0 flags: 1 checksum is to be completed, 2 checksum is right     6 checksum start (16)
-    1 kind of segmentation: 1 TCP over IPv4                         8 checksum offset (16)
+    1 kind of segmentation: 1 TCP over IPv4, 4 over IPv6            8 checksum offset (16)
     2 header length (16)   4 segment size (16)                      10 buffers used (16)
 
 Frames larger than the medium carries pass both ways, and checksums need not be computed: nothing
@@ -29,19 +29,23 @@ VIRTIO_NET_F_CSUM: Final = 1 << 0
 VIRTIO_NET_F_GUEST_CSUM: Final = 1 << 1
 VIRTIO_NET_F_MAC: Final = 1 << 5
 VIRTIO_NET_F_GUEST_TSO4: Final = 1 << 7
+VIRTIO_NET_F_GUEST_TSO6: Final = 1 << 8
 VIRTIO_NET_F_HOST_TSO4: Final = 1 << 11
+VIRTIO_NET_F_HOST_TSO6: Final = 1 << 12
 VIRTIO_NET_F_MRG_RXBUF: Final = 1 << 15
 VIRTIO_NET_F_STATUS: Final = 1 << 16
 
 HDR_F_NEEDS_CSUM: Final = 1
-GSO_NONE, GSO_TCPV4 = 0, 1
+GSO_NONE, GSO_TCPV4, GSO_TCPV6 = 0, 1, 4
 STATUS_LINK_UP: Final = 1
 RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE: Final = 256
 
-ETHERNET_HEADER, TCP_START, TCP_CHECKSUM, HEADERS = 14, 34, 16, 54
-LARGEST_FRAME: Final = 65550
-"""Bytes: an Ethernet header and the largest IPv4 packet."""
+TCP_CHECKSUM, TCP_HEADER = 16, 20
+TCP_START, TCP_START6 = 14 + 20, 14 + 40
+ETHERTYPE_IPV6: Final = b"\x86\xdd"
+LARGEST_FRAME: Final = 65589
+"""Bytes: an Ethernet header and the largest IPv6 packet."""
 LARGEST_SEGMENT: Final = 60 << 10
 USUAL_SEGMENT: Final = 1460
 MAX_PENDING: Final = 1 << 20
@@ -71,9 +75,18 @@ class Pending(NamedTuple):
     """A frame that waits for room in the guest's memory."""
 
     flags: int
-    kind: int
     segment: int
     frame: bytes
+
+    def header(self, buffers: int) -> bytes:
+        """What stands before it in memory; checksums are completed in TCP segments only."""
+        if not self.flags:
+            return _HEADER.pack(0, GSO_NONE, 0, 0, 0, 0, buffers)
+        ipv6 = self.frame[12:14] == ETHERTYPE_IPV6
+        kind = (GSO_TCPV6 if ipv6 else GSO_TCPV4) if self.segment else GSO_NONE
+        start = TCP_START6 if ipv6 else TCP_START
+        places = (start + TCP_HEADER, self.segment, start, TCP_CHECKSUM)
+        return _HEADER.pack(self.flags, kind, *places, buffers)
 
 
 class VirtioNet(VirtioDevice):
@@ -92,8 +105,8 @@ class VirtioNet(VirtioDevice):
         name: str = "virtio-net",
     ) -> None:
         features = VIRTIO_NET_F_MAC | VIRTIO_NET_F_STATUS | VIRTIO_NET_F_MRG_RXBUF
-        features |= VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_TSO4
-        features |= VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO4
+        features |= VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_TSO4 | VIRTIO_NET_F_HOST_TSO6
+        features |= VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO4 | VIRTIO_NET_F_GUEST_TSO6
         super().__init__(name, memory, clock, queues=2, queue_size=QUEUE_SIZE, features=features)
         self.mac = mac
         self._network = network
@@ -113,10 +126,10 @@ class VirtioNet(VirtioDevice):
         """The guest takes frames whose TCP checksum is not complete."""
         return bool(self.features & VIRTIO_NET_F_GUEST_CSUM)
 
-    @property
-    def largest_segment(self) -> int:
+    def largest_segment(self, *, ipv6: bool) -> int:
         """Bytes of payload of one TCP segment to the guest."""
-        large = self.features & VIRTIO_NET_F_GUEST_TSO4 and self.completes_checksums
+        wanted = VIRTIO_NET_F_GUEST_TSO6 if ipv6 else VIRTIO_NET_F_GUEST_TSO4
+        large = self.features & wanted and self.completes_checksums
         return LARGEST_SEGMENT if large else USUAL_SEGMENT
 
     @property
@@ -133,8 +146,7 @@ class VirtioNet(VirtioDevice):
         if not self.running or not self._link or full:
             return
         flags = HDR_F_NEEDS_CSUM if partial else 0
-        kind = GSO_TCPV4 if segment else GSO_NONE
-        self._pending.append(Pending(flags, kind, segment, frame))
+        self._pending.append(Pending(flags, segment, frame))
         self._pending_bytes += len(frame)
         self.notify(RECEIVE)
 
@@ -201,10 +213,7 @@ class VirtioNet(VirtioDevice):
 
     def _put(self, slot: Slot, ring: Virtqueue, pending: Pending) -> None:
         """Write a frame; one that does not fit where buffers are not merged is lost."""
-        header = self._header_length
-        count = len(self._collected)
-        fields = (HEADERS, pending.segment, TCP_START, TCP_CHECKSUM) if pending.flags else (0,) * 4
-        head = _HEADER.pack(pending.flags, pending.kind, *fields, count)[:header]
+        head = pending.header(len(self._collected))[: self._header_length]
         data = memoryview(head + pending.frame)
         if len(data) > sum(chain.room for chain in self._collected):
             return

@@ -1,7 +1,8 @@
 """Packets of the layers below a connection, as bytes and back.
 
 RFC 894 and 826 (Ethernet, ARP), 791 (IPv4), 792 (ICMP), 768 (UDP), 9293 (TCP).  Parsers are total:
-any bytes give a packet, or None for what is no packet or cut short.  Addresses are four bytes.
+any bytes give a packet, or None for what is no packet or cut short.  Addresses are bytes: four, or
+sixteen of IPv6, whose own packets ``ipv6.py`` has.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ class Arp(NamedTuple):
     target: bytes
 
 
-class Ipv4(NamedTuple):
-    """A packet that is no fragment."""
+class Packet(NamedTuple):
+    """An IP packet that is no fragment.  ``hops``: how many more it may make."""
 
     source: bytes
     target: bytes
     protocol: int
     payload: memoryview
+    hops: int
 
 
 class Udp(NamedTuple):
@@ -96,17 +98,17 @@ def arp_reply(mac: bytes, address: bytes, asked: Arp) -> bytes:
     return _ARP.pack(*head, mac, address, asked.sender_mac, asked.sender)
 
 
-def parse_ipv4(data: memoryview) -> Ipv4 | None:
+def parse_ipv4(data: memoryview) -> Packet | None:
     """Fragments are not put together: no guest sends them to its own gateway by itself."""
     if len(data) < IPV4_HEADER:
         return None
-    version, _, total, _, fragment, _, protocol, _, source, target = _IPV4.unpack_from(data)
+    version, _, total, _, fragment, hops, protocol, _, source, target = _IPV4.unpack_from(data)
     header = (version & 0xF) * 4
     if version >> 4 != 4 or header < IPV4_HEADER or not header <= total or fragment & 0x3FFF:
         return None
     if total > len(data):
         return None
-    return Ipv4(source, target, protocol, data[header:total])
+    return Packet(source, target, protocol, data[header:total], hops)
 
 
 def ipv4_header(

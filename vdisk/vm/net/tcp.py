@@ -25,7 +25,7 @@ TO_GUEST: Final = 256 << 10
 TO_HOST: Final = 256 << 10
 """Bytes that wait for the socket, and the window that the guest is shown."""
 OUR_SCALE: Final = 3
-OUR_MSS: Final = MTU - 40
+IPV4_HEADERS, IPV6_HEADERS = 40, 60
 SMALLEST_MSS: Final = 88
 
 FIRST_TIMEOUT: Final = 200_000_000
@@ -59,8 +59,7 @@ class HostSide(Protocol):
 class Wire(Protocol):
     """Where segments go, and how long the guest's adapter lets them be."""
 
-    @property
-    def largest_segment(self) -> int:
+    def largest_segment(self, connection: Connection) -> int:
         """Bytes of payload that the adapter takes at once, and cuts into segments."""
 
     @property
@@ -114,6 +113,7 @@ class Connection:
         self._expected = 0
         self._window = 0
         self._scales = (0, 0)  # the guest's, ours
+        self._our_mss = MTU - (IPV4_HEADERS if len(guest[0]) == 4 else IPV6_HEADERS)
         self._mss = 536
         self._out = bytearray()
         self._in = bytearray()
@@ -155,12 +155,12 @@ class Connection:
 
     def _take_syn(self, syn: Segment) -> None:
         self._expected = (syn.sequence + 1) & _MASK
-        self._mss = min(max(syn.mss or 536, SMALLEST_MSS), OUR_MSS)
+        self._mss = min(max(syn.mss or 536, SMALLEST_MSS), self._our_mss)
         self._scales = (0, 0) if syn.scale is None else (syn.scale, OUR_SCALE)
         self._window = syn.window  # that of a SYN is never scaled
 
     def _send_syn(self, now: int) -> None:
-        options = struct.pack("!BBH", 2, 4, OUR_MSS)
+        options = struct.pack("!BBH", 2, 4, self._our_mss)
         if self._active or self._scales[1]:
             options += bytes([1, 3, 3, OUR_SCALE])
         self._wire.send(self, self._una, SYN if self._active else SYN | ACK, b"", options)
@@ -284,7 +284,7 @@ class Connection:
     def writable(self) -> None:
         """The socket takes more."""
         self._pass_on()
-        if not self.closed and self._shown_window < OUR_MSS <= TO_HOST - len(self._in):
+        if not self.closed and self._shown_window < self._our_mss <= TO_HOST - len(self._in):
             self._wire.send(self, self._next, ACK)  # the window is open again
         self._look_at_end()
 
@@ -313,7 +313,7 @@ class Connection:
         """Send what the guest's window and its adapter have room for."""
         if self.closed or self._syn_pending:
             return
-        largest = max(self._wire.largest_segment // self._mss, 1) * self._mss
+        largest = max(self._wire.largest_segment(self) // self._mss, 1) * self._mss
         while self._wire.room:
             flying = (self._next - self._una) & _MASK
             size = min(len(self._out) - flying, self._window - flying, largest)

@@ -1,5 +1,7 @@
 """Datagrams between a guest and the host's sockets: one for each port that the guest sends from.
 
+An IPv6 guest that asks the host's IPv4 name server has two of them: one for each family.
+
 A flow is forgotten when it was quiet for a minute, or when another needs its place.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from vdisk.vm.net.addresses import family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +31,9 @@ DATAGRAMS_AT_ONCE: Final = 16
 class Flow:
     """One socket of the host, used for one port of the guest."""
 
-    def __init__(self, sock: socket.socket, guest: Address) -> None:
-        sock.setblocking(False)
-        self.sock = sock
+    def __init__(self, kind: socket.AddressFamily, guest: Address) -> None:
+        self.sock = socket.socket(kind, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
         self.guest = guest
         self.last_active = 0
         self.shown: dict[tuple[str, int], Address] = {}
@@ -52,33 +56,35 @@ class UdpFlows:
         self._to_guest = to_guest
         self._deliver = deliver
         self._now = now
-        self._flows: dict[Address, Flow] = {}
+        self._flows: dict[tuple[Address, socket.AddressFamily], Flow] = {}
 
     def send(self, guest: Address, target: Address, data: bytes) -> None:
         """A datagram of the guest."""
-        flow = self._flows.get(guest)
-        if flow is None:
-            flow = self._open(guest)
-        flow.last_active = self._now()
         place = self._to_host(target)
+        try:
+            flow = self._flows.get((guest, family(place[0]))) or self._open(guest, place[0])
+        except OSError:  # the host has no IPv6
+            return
+        flow.last_active = self._now()
         if len(flow.shown) >= MAX_FLOWS and place not in flow.shown:
             flow.shown.pop(next(iter(flow.shown)))
         flow.shown[place] = target
         with suppress(OSError):  # a datagram may be lost
             flow.sock.sendto(data, place)
 
-    def _open(self, guest: Address) -> Flow:
+    def _open(self, guest: Address, host: str) -> Flow:
         now = self._now()
         for old in [flow for flow in self._flows.values() if now - flow.last_active > IDLE]:
             self._close(old)
         if len(self._flows) >= MAX_FLOWS:
             self._close(min(self._flows.values(), key=lambda flow: flow.last_active))
-        flow = self._flows[guest] = Flow(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), guest)
+        flow = Flow(family(host), guest)
+        self._flows[guest, flow.sock.family] = flow
         self._reactor.watch(flow.sock, lambda: self._receive(flow))
         return flow
 
     def _close(self, flow: Flow) -> None:
-        del self._flows[flow.guest]
+        del self._flows[flow.guest, flow.sock.family]
         self._reactor.close_socket(flow.sock)
 
     def _receive(self, flow: Flow) -> None:
@@ -88,8 +94,9 @@ class UdpFlows:
             except OSError:  # none, or an error report about one that was sent
                 return
             flow.last_active = self._now()
-            source = flow.shown.get(place) or self._to_guest(place)
-            self._deliver(source, flow.guest, data)
+            source = flow.shown.get(place[:2]) or self._to_guest(place[:2])
+            if len(source[0]) == len(flow.guest[0]):
+                self._deliver(source, flow.guest, data)
 
     def close(self) -> None:
         """Forget all flows."""

@@ -5,9 +5,10 @@
     10.0.2.0/24     .2 gateway, DHCP server, and the host's own services
                     .3 name server
                     .15 the guest (what it is told by DHCP)
+    fec0::/64       ::2 and ::3 the same; a guest makes its own address (ipv6.py)
 
 A connection or datagram to anywhere else is made by a socket of this process; to .2 it goes to the
-host's loopback.  The other way, ports of the host can be led to ports of the guest.
+host's loopback.  The other way, ports of the host can be led to ports of the guest, by IPv4.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from vdisk.vm.net import dhcp, dns, packets
-from vdisk.vm.net.forwards import LOOPBACK, parse_network
+from vdisk.vm.net import dhcp, dns, ipv6, packets
+from vdisk.vm.net.addresses import Addresses, family
 from vdisk.vm.net.host_ports import HostPorts
 from vdisk.vm.net.reactor import HostSocket, Reactor
 from vdisk.vm.net.tcp import Connection
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from vdisk.vm.clock import Clock
     from vdisk.vm.net.forwards import Forward
-    from vdisk.vm.net.packets import Ipv4, Segment
+    from vdisk.vm.net.packets import Packet, Segment
     from vdisk.vm.net.udp import Address
 
 GATEWAY_MAC: Final = b"\x52\x55\x0a\x00\x02\x02"
@@ -46,14 +47,14 @@ SEQUENCE_STEP: Final = 0x0100_0193  # spreads the first sequence numbers of conn
 class Adapter(Protocol):
     """The guest's network card.
 
-    ``largest_segment``: bytes of payload in a TCP segment that it takes, and cuts itself;
     ``completes_checksums``: TCP checksums may be left to it.
     """
 
     mac: bytes
 
-    @property
-    def largest_segment(self) -> int: ...
+    def largest_segment(self, *, ipv6: bool) -> int:
+        """Bytes of payload in a TCP segment that it takes, and cuts itself."""
+
     @property
     def completes_checksums(self) -> bool: ...
     @property
@@ -90,10 +91,10 @@ class UserNetwork:
         self._lock = lock
         self._restrict = restrict
         self._name_server = dns.host_server() if server is None else server or None
-        base = parse_network(network)
-        self._mask = base.netmask.packed
-        self.gateway, self.name_server, self.guest = (base[number].packed for number in (2, 3, 15))
-        self._lease = dhcp.Lease(self.guest, self._mask, self.gateway, self.name_server, host_name)
+        who = self.addresses = Addresses(network, restrict=restrict, server=self._name_server)
+        self._lease = dhcp.Lease(who.guest, who.mask, who.gateway, who.name_server, host_name)
+        self._router = ipv6.Router(who, GATEWAY_MAC)
+        self._advertising = clock.timer(self._advertise)
         self._adapter: Adapter | None = None
         self._guest_mac = b""
         self._reactor = Reactor(lock)
@@ -101,14 +102,12 @@ class UserNetwork:
         self._sequence = 0
         self._identifier = 0
         self._timer = clock.timer(self._tick)
-        self._udp = UdpFlows(
-            self._reactor, self._to_host, self._to_guest, self._send_udp, clock.now
-        )
-        self._names: deque[tuple[Address, dns.Question]] = deque()
+        self._udp = UdpFlows(self._reactor, who.to_host, who.to_guest, self._send_udp, clock.now)
+        self._names: deque[tuple[Address, Address, dns.Question]] = deque()
         self._resolver: threading.Thread | None = None
         self._forward_port = 0
         self._host_ports = HostPorts(
-            self._reactor, self.guest, self.gateway, self._accept, self._send_udp
+            self._reactor, who.guest, who.gateway, self._accept, self._send_udp
         )
         try:
             for forward in forwards:
@@ -135,105 +134,101 @@ class UserNetwork:
         if kind == packets.ETHERTYPE_ARP:
             self._arp(body)
         elif kind == packets.ETHERTYPE_IPV4:
-            packet = packets.parse_ipv4(body)
-            if packet is not None:
-                self._ipv4(packet)
+            self._packet(packets.parse_ipv4(body))
+        elif kind == ipv6.ETHERTYPE:
+            self._packet(ipv6.parse(body))
 
     def _arp(self, body: memoryview) -> None:
         asked = packets.parse_arp(body)
         if asked is None or asked.operation != packets.ARP_REQUEST:
             return
-        if asked.target in (self.gateway, self.name_server):
+        if asked.target in self.addresses.ours:
             reply = packets.arp_reply(GATEWAY_MAC, asked.target, asked)
             self._deliver(packets.ETHERTYPE_ARP, reply)
 
-    def _ipv4(self, packet: Ipv4) -> None:
+    def _packet(self, packet: Packet | None) -> None:
+        if packet is None:
+            return
         if packet.protocol == packets.TCP:
             segment = packets.parse_tcp(packet.payload)
             if segment is not None:
                 self._tcp(packet, segment)
         elif packet.protocol == packets.UDP:
             self._datagram(packet)
-        elif packet.protocol == packets.ICMP and packet.target in (self.gateway, self.name_server):
+        elif packet.protocol == packets.ICMP and packet.target in self.addresses.ours:
             reply = packets.echo_reply(packet.payload)
             if reply is not None:
-                self._send_ipv4(packet.target, packet.source, packets.ICMP, reply)
+                self._send(packet.target, packet.source, packets.ICMP, reply)
+        elif packet.protocol == ipv6.ICMP:
+            self._icmp6(self._router.answer(packet))
+
+    def _icmp6(self, message: ipv6.Icmp | None) -> None:
+        """Send a message; from the first on the router says again and again that it is there."""
+        if message is not None:
+            self._send(message.source, message.target, ipv6.ICMP, message.body)
+            if self._advertising.deadline is None:
+                self._advertising.arm(self._clock.now() + ipv6.ADVERTISED_EVERY)
+
+    def _advertise(self) -> None:
+        self._icmp6(self._router.advertisement())
 
     def _deliver(self, kind: int, body: bytes, *, target: bytes | None = None) -> None:
         if self._adapter is not None:
             header = packets.ethernet(target or self._guest_mac, GATEWAY_MAC, kind)
             self._adapter.deliver(header + body)
 
-    def _send_ipv4(self, source: bytes, target: bytes, protocol: int, body: bytes) -> None:
+    def _send(self, source: bytes, target: bytes, protocol: int, body: bytes) -> None:
         self._identifier = (self._identifier + 1) & 0xFFFF
-        everybody = target == b"\xff" * 4
-        for packet in packets.fragments(source, target, protocol, body, self._identifier):
-            mac = packets.BROADCAST_MAC if everybody else None
-            self._deliver(packets.ETHERTYPE_IPV4, packet, target=mac)
-
-    # -- addresses ---------------------------------------------------------------------------
-
-    def _inside(self, address: bytes) -> bool:
-        mine = int.from_bytes(self.gateway) & int.from_bytes(self._mask)
-        return int.from_bytes(address) & int.from_bytes(self._mask) == mine
-
-    def _reachable(self, address: bytes) -> bool:
-        """Whether sockets may go there: the host itself, or outside of this network."""
-        if address == self.gateway:
-            return not self._restrict
-        special = address[0] >= 224 or address[0] == 0
-        return not (self._restrict or special or self._inside(address))
-
-    def _to_host(self, place: Address) -> tuple[str, int]:
-        address, port = place
-        if address == self.name_server and self._name_server:
-            return self._name_server, port
-        return LOOPBACK if address == self.gateway else socket.inet_ntoa(address), port
-
-    def _to_guest(self, place: tuple[str, int]) -> Address:
-        address = socket.inet_aton(place[0])
-        return (self.gateway if address[0] == 127 else address), place[1]
+        if len(target) == 4:
+            kind, fragments = packets.ETHERTYPE_IPV4, packets.fragments
+            mac = packets.BROADCAST_MAC if target == b"\xff" * 4 else None
+        else:
+            kind, fragments, mac = ipv6.ETHERTYPE, ipv6.fragments, ipv6.multicast_mac(target)
+        for packet in fragments(source, target, protocol, body, self._identifier):
+            self._deliver(kind, packet, target=mac)
 
     # -- UDP ---------------------------------------------------------------------------------
 
-    def _datagram(self, packet: Ipv4) -> None:
+    def _datagram(self, packet: Packet) -> None:
         datagram = packets.parse_udp(packet.payload)
         if datagram is None:
             return
         guest = (packet.source, datagram.source_port)
         target, port, data = packet.target, datagram.target_port, bytes(datagram.payload)
-        if port == dhcp.SERVER_PORT and target in (b"\xff" * 4, self.gateway):
+        who = self.addresses
+        if port == dhcp.SERVER_PORT and target in (b"\xff" * 4, who.gateway):
             self._dhcp(data)
-        elif target == self.name_server:
+        elif who.is_name_server(target):
             if port == dns.PORT:
-                self._name(guest, data)
-        elif target == self.gateway and self._host_ports.answer(guest, port, data):
+                self._name(guest, target, data)
+        elif target == who.gateway and self._host_ports.answer(guest, port, data):
             return
-        elif self._reachable(target):
+        elif who.reachable(target):
             self._udp.send(guest, (target, port), data)
 
     def _send_udp(self, source: Address, target: Address, data: bytes) -> None:
-        self._send_ipv4(source[0], target[0], packets.UDP, packets.udp(source, target, data))
+        self._send(source[0], target[0], packets.UDP, packets.udp(source, target, data))
 
     def _dhcp(self, data: bytes) -> None:
         reply = dhcp.answer(data, self._lease)
         if reply is not None:
             target = (b"\xff" * 4, dhcp.CLIENT_PORT)
-            self._send_udp((self.gateway, dhcp.SERVER_PORT), target, reply.message)
+            self._send_udp((self.addresses.gateway, dhcp.SERVER_PORT), target, reply.message)
 
-    def _name(self, guest: Address, query: bytes) -> None:
+    def _name(self, guest: Address, server: bytes, query: bytes) -> None:
         """Ask the host's name server; where it has none, its resolver."""
+        asked = (server, dns.PORT)
         if self._name_server and not self._restrict:
-            self._udp.send(guest, (self.name_server, dns.PORT), query)
+            self._udp.send(guest, asked, query)
             return
         question = dns.parse(query)
         if question is None or len(self._names) >= MAX_NAMES:
             return
         if self._restrict:
             answer = dns.response(question, dns.NAME_ERROR, [])
-            self._send_udp((self.name_server, dns.PORT), guest, answer)
+            self._send_udp(asked, guest, answer)
             return
-        self._names.append((guest, question))
+        self._names.append((guest, asked, question))
         if self._resolver is None:
             self._resolver = threading.Thread(target=self._resolve, name="vdisk-dns", daemon=True)
             self._resolver.start()
@@ -245,14 +240,14 @@ class UserNetwork:
                 if not self._names:
                     self._resolver = None
                     return
-                guest, question = self._names.popleft()
+                guest, asked, question = self._names.popleft()
             answer = dns.resolve(question)
             with self._lock:
-                self._send_udp((self.name_server, dns.PORT), guest, answer)
+                self._send_udp(asked, guest, answer)
 
     # -- TCP ---------------------------------------------------------------------------------
 
-    def _tcp(self, packet: Ipv4, segment: Segment) -> None:
+    def _tcp(self, packet: Packet, segment: Segment) -> None:
         guest = (packet.source, segment.source_port)
         remote = (packet.target, segment.target_port)
         connection = self._connections.get((guest, remote))
@@ -280,14 +275,14 @@ class UserNetwork:
 
     def _open(self, guest: Address, remote: Address, syn: Segment) -> None:
         """The guest wants to reach somebody."""
-        asks_names = remote[0] == self.name_server and self._name_server and remote[1] == dns.PORT
-        if not (self._reachable(remote[0]) or (asks_names and not self._restrict)):
+        place = self.addresses.to_host(remote)
+        sock = self._socket(place[0]) if self._open_to(remote) else None
+        if sock is None:
             self._reset(guest, remote, syn)
             return
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connection = self._new_connection(sock, guest, remote)
         try:
-            sock.connect(self._to_host(remote))
+            sock.connect(place)
         except BlockingIOError:
             pass  # on its way
         except OSError:
@@ -295,6 +290,19 @@ class UserNetwork:
             connection.refused()
             return
         connection.answer(syn)
+
+    def _open_to(self, remote: Address) -> bool:
+        """Whether the guest may connect there."""
+        if not self.addresses.is_name_server(remote[0]):
+            return self.addresses.reachable(remote[0])
+        return bool(self._name_server) and remote[1] == dns.PORT and not self._restrict
+
+    @staticmethod
+    def _socket(host: str) -> socket.socket | None:
+        try:
+            return socket.socket(family(host), socket.SOCK_STREAM)
+        except OSError:  # the host has no IPv6
+            return None
 
     def _new_connection(self, sock: socket.socket, guest: Address, remote: Address) -> Connection:
         if len(self._connections) >= MAX_CONNECTIONS:
@@ -326,9 +334,10 @@ class UserNetwork:
 
     # what a connection needs of its wire
 
-    @property
-    def largest_segment(self) -> int:
-        return 0 if self._adapter is None else self._adapter.largest_segment
+    def largest_segment(self, connection: Connection) -> int:
+        if self._adapter is None:
+            return 0
+        return self._adapter.largest_segment(ipv6=len(connection.guest[0]) == 16)
 
     @property
     def room(self) -> bool:
@@ -385,12 +394,22 @@ class UserNetwork:
         else:
             value = ~packets.checksum(header + payload, total) & 0xFFFF
         header = header[:16] + value.to_bytes(2) + header[18:]
-        frame = packets.ethernet(self._guest_mac, GATEWAY_MAC, packets.ETHERTYPE_IPV4)
-        self._identifier = (self._identifier + 1) & 0xFFFF
-        frame += packets.ipv4_header(
-            remote[0], guest[0], packets.TCP, length, identifier=self._identifier, part=0x4000
-        )
+        frame = self._headers(remote[0], guest[0], length)
         adapter.deliver(frame + header + payload, partial=adapter.completes_checksums, segment=cut)
+
+    def _headers(self, source: bytes, target: bytes, length: int) -> bytes:
+        """What stands before a TCP header."""
+        if len(target) == 16:
+            kind, header = ipv6.ETHERTYPE, ipv6.header(source, target, packets.TCP, length)
+        else:
+            self._identifier = (self._identifier + 1) & 0xFFFF
+            kind, header = (
+                packets.ETHERTYPE_IPV4,
+                packets.ipv4_header(
+                    source, target, packets.TCP, length, identifier=self._identifier, part=0x4000
+                ),
+            )
+        return packets.ethernet(self._guest_mac, GATEWAY_MAC, kind) + header
 
     def room_again(self) -> None:
         """The adapter takes frames again."""
@@ -437,7 +456,7 @@ class UserNetwork:
         now = self._clock.now()
         for _ in range(PORTS_FOR_FORWARDS):
             self._forward_port = (self._forward_port + 1) % PORTS_FOR_FORWARDS
-            remote = (self.gateway, FIRST_FORWARD_PORT + self._forward_port)
+            remote = (self.addresses.gateway, FIRST_FORWARD_PORT + self._forward_port)
             if (guest, remote) not in self._connections:
                 self._new_connection(sock, guest, remote).call(now)
                 self._schedule(now)
@@ -461,4 +480,5 @@ class UserNetwork:
             self.reset()
             self._adapter = None
             self._timer.cancel()
+            self._advertising.cancel()
         self._reactor.close()

@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fuzz.targets.user_network import GATEWAY, GUEST, MAC, NAMES, Card, _frame, _ip
+from fuzz.targets.user_network import (
+    GATEWAY,
+    GATEWAY6,
+    GUEST,
+    GUEST6,
+    MAC,
+    NAMES,
+    NAMES6,
+    Card,
+    _frame,
+    _icmp6,
+    _ip,
+    _ip6,
+)
 from vdisk.errors import InvalidRequestError, NotFoundError, VdiskError
 from vdisk.vm.clock import VirtualClock
-from vdisk.vm.net import dhcp, dns, packets
+from vdisk.vm.net import dhcp, dns, ipv6, packets
 from vdisk.vm.net.forwards import Forward
 from vdisk.vm.net.user import GATEWAY_MAC, UserNetwork
 
@@ -102,6 +115,86 @@ def test_long_datagrams_leave_in_fragments() -> None:
     offsets = [struct.unpack_from("!H", part, 6)[0] for part in parts]
     assert [offset & 0x1FFF for offset in offsets] == [0, 185, 370, 555]
     assert [offset >> 13 for offset in offsets] == [1, 1, 1, 0]
+
+
+def packet_of(frame: bytes) -> packets.Packet:
+    packet = ipv6.parse(memoryview(frame)[14:])
+    assert packet is not None
+    return packet
+
+
+ALL_ROUTERS = bytes.fromhex("ff02") + bytes(13) + b"\2"
+
+
+def test_a_router_advertises_its_prefix_and_the_name_server(
+    network: tuple[UserNetwork, Card],
+) -> None:
+    made, card = network
+    made.receive(_ip6(ipv6.ICMP, bytes([133, 0, 0, 0, 0, 0, 0, 0]), ALL_ROUTERS, hops=64))
+    assert not card.frames  # of another link
+    made.receive(_icmp6(ipv6.ROUTER_SOLICITATION, bytes(4), ALL_ROUTERS))
+    (frame,) = card.frames
+    packet = packet_of(frame)
+    assert frame[:6] == bytes.fromhex("333300000001") and packet.hops == 255
+    assert packet.source == bytes.fromhex("fe80") + bytes(13) + b"\2"
+    # as QEMU 7.2 says it: 64 hops, no flags, 1800 s; the prefix for a day, 4 h of them preferred
+    told = bytes(packet.payload)
+    assert told[4:16] == bytes.fromhex("400007080000000000000000")
+    assert told[16:24] == b"\1\1" + GATEWAY_MAC
+    assert told[24:56] == bytes.fromhex("030440c0000151800000384000000000") + GATEWAY6[:8] + bytes(
+        8
+    )
+    assert told[56:] == bytes.fromhex("1903000000000708") + NAMES6
+
+
+def test_the_router_is_heard_of_before_it_is_forgotten() -> None:
+    clock = VirtualClock()
+    made, card = UserNetwork(clock, threading.RLock(), server=""), Card()
+    made.attach(card)
+    clock.advance(10**12)
+    assert not card.frames  # nobody asked
+    made.receive(_icmp6(ipv6.ROUTER_SOLICITATION, bytes(4), ALL_ROUTERS))
+    clock.advance(clock.now() + ipv6.LIFETIME * 10**9)
+    assert len(card.frames) == 1 + 6
+    made.close()
+
+
+def test_neighbours(network: tuple[UserNetwork, Card]) -> None:
+    made, card = network
+    for target in (GATEWAY6, NAMES6, GUEST6):
+        made.receive(_icmp6(ipv6.NEIGHBOUR_SOLICITATION, bytes(4) + target, ALL_ROUTERS))
+    assert len(card.frames) == 2
+    for frame, target in zip(card.frames, (GATEWAY6, NAMES6), strict=True):
+        packet = packet_of(frame)
+        assert (frame[:6], packet.source, packet.target) == (MAC, target, GUEST6)
+        told = bytes(packet.payload)
+        assert told[:2] == b"\x88\0" and told[4:] == b"\xe0\0\0\0" + target + b"\2\1" + GATEWAY_MAC
+
+
+def test_an_ipv6_echo_and_what_is_cut_short(network: tuple[UserNetwork, Card]) -> None:
+    made, card = network
+    echo = ipv6.icmp(GUEST6, GATEWAY6, ipv6.ECHO_REQUEST, b"\0\1\0\2ping").body
+    for protocol, extension in ((ipv6.ICMP, b""), (0, b"\x3a\0\1\4\0\0\0\0")):
+        whole = _ip6(protocol, extension + echo)
+        for length in range(len(whole)):
+            made.receive(whole[:length])
+        assert not card.frames
+        made.receive(whole)
+        assert bytes(packet_of(card.frames.pop()).payload)[4:] == b"\0\1\0\2ping"
+    endless = b"\0\0\1\4\0\0\0\0" * 8
+    made.receive(_ip6(0, endless))
+    made.receive(_ip6(ipv6.FRAGMENT, b"\x3a\0\0\0\0\0\0\1" + echo))
+    assert not card.frames
+
+
+def test_long_datagrams_leave_in_ipv6_fragments() -> None:
+    body = bytes(range(256)) * 20
+    parts = ipv6.fragments(GATEWAY6, GUEST6, packets.UDP, body, 7)
+    assert all(len(part) <= 1500 and part[6] == ipv6.FRAGMENT for part in parts)
+    assert all(len(part) == 40 + struct.unpack_from("!H", part, 4)[0] for part in parts)
+    assert b"".join(part[48:] for part in parts) == body
+    fields = [struct.unpack_from("!BBHI", part, 40) for part in parts]
+    assert fields == [(17, 0, 1448 * n | (n < 3), 7) for n in range(4)]
 
 
 def query(name: str, kind: int = dns.TYPE_A) -> bytes:
