@@ -206,6 +206,8 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
         (["--display", "window"], "one of none, text, vnc, web"),
         (["--display", "text", "--serial", "stdio"], "one of them can have the terminal"),
         (["--vga", "none", "--display", "vnc"], "without a video card"),
+        (["--vga-size", "1280"], "WIDTHxHEIGHT"),
+        (["--vga-size", "4096x2160"], "at most 2560x1600"),
         (["--net", "bridge"], "network 'bridge'"),
         (["--net", "user,dns=1.1.1.1"], "no option 'dns'"),
         (["-device", "e1000"], "no device 'e1000' here: virtio-blk-pci"),

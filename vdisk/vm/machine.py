@@ -92,7 +92,8 @@ class Machine(Life):
     (see :mod:`~vdisk.vm._machine.boot_choice`).
     ``kernel``, ``initrd``, ``append``: boot Linux or a Multiboot kernel from these files (see
     :mod:`~vdisk.vm.loader`); ``kernel_bits``: which of its entries.
-    ``vga``: ``std`` or ``none``; ``vga_memory``: bytes.  ``apic`` False: a machine with the 8259
+    ``vga``: ``std`` or ``none``; ``vga_memory``: bytes; ``vga_size``: pixels, what the monitor
+    says it likes best.  ``apic`` False: a machine with the 8259
     pair only, and one processor.  ``serial_ports``: how many, 0-4.  ``rng``: a virtio source of
     randomness.  ``network``: ``none``, or ``user``: a network card behind which this process
     speaks for the guest; ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``.
@@ -123,6 +124,7 @@ class Machine(Life):
         kernel_bits: int | None = None,
         vga: str = "std",
         vga_memory: int = 16 << 20,
+        vga_size: tuple[int, int] = (1280, 800),
         apic: bool = True,
         serial_ports: int = 1,
         rng: bool = False,
@@ -139,8 +141,8 @@ class Machine(Life):
         options = Options(
             memory=memory, cpus=cpus, disks=disks, cdroms=cdroms, accel=accel,
             bios=bios, boot=BootChoice.parse(boot), kernel=kernel, initrd=initrd, append=append,
-            kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory, apic=apic,
-            serial_ports=serial_ports, rng=rng, epoch=epoch,
+            kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory,
+            vga_size=vga_size, apic=apic, serial_ports=serial_ports, rng=rng, epoch=epoch,
             network=network, forwards=forwards,
             deterministic=deterministic, replay=replay, progress=progress,
         )  # fmt: skip
@@ -236,7 +238,9 @@ class Machine(Life):
             epoch=epoch if options.epoch is None else options.epoch,
             consoles=list(self.serial),
             debug_console=self.debug_console,
-            video=None if options.vga == "none" else Video(options.vga_memory, rom),
+            video=None
+            if options.vga == "none"
+            else Video(options.vga_memory, rom, options.vga_size),
         )
 
     def _install_own_bios(self, options: Options, acpi: AcpiTables, kernel: Kernel | None) -> None:

@@ -39,6 +39,8 @@ def add_hardware(parser: Parser) -> None:
     add("--snapshot", action="store_true", help="writes to all disks are thrown away at the end")
     add("--vga", choices=("std", "none"), default="std", help="video card")
     add("--vga-memory", metavar="SIZE", default="16M", help="video memory, 1M to 32M")
+    add("--vga-size", metavar="WIDTHxHEIGHT", default="1280x800",
+        help="the monitor's favourite, which most systems choose for their graphics")  # fmt: skip
     add("--net", "--nic", metavar="none|user[,hostfwd=…]", default="none",
         help="network card; user: this process speaks for the guest, "
         "hostfwd=tcp:[HOST]:PORT-[GUEST]:PORT leads connections to it")  # fmt: skip
@@ -132,6 +134,7 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
         "kernel_bits": args.kernel_bits,
         "vga": args.vga,
         "vga_memory": parse_size(args.vga_memory, what="--vga-memory"),
+        "vga_size": _size(args.vga_size),
         "apic": args.apic,
         "rng": args.rng or devices.rng,
         "network": devices.network,
@@ -141,6 +144,13 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
         "replay": args.replay,
         "name": args.name,
     }
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise InvalidRequestError(f"--vga-size {text!r}: WIDTHxHEIGHT, such as 1920x1080")
+    return int(width), int(height)
 
 
 def _memory(text: str) -> int:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vdisk.vm.devices.acpi_pm import SCI_IRQ, AcpiPm
 from vdisk.vm.devices.apic_bus import ApicBus
 from vdisk.vm.devices.debugexit import CONSOLE_PORT, DebugConsole, DebugExit
+from vdisk.vm.devices.edid import PREFERRED
 from vdisk.vm.devices.fw_cfg import FwCfg
 from vdisk.vm.devices.hpet import Hpet, IrqGate
 from vdisk.vm.devices.i440fx import I440fx
@@ -78,10 +79,14 @@ class Requests(NamedTuple):
 
 
 class Video(NamedTuple):
-    """The video card.  ``rom``: a video BIOS for firmware that has none itself."""
+    """The video card.  ``rom``: a video BIOS for firmware that has none itself.
+
+    ``preferred``: width and height that its monitor likes best.
+    """
 
     memory_size: int = VGA_MEMORY
     rom: bytes = b""
+    preferred: tuple[int, int] = PREFERRED
 
 
 class Board:
@@ -116,7 +121,10 @@ class Board:
         self._make_ports(consoles, debug_console)
         self.vga: Vga | None = None
         if video is not None:
-            self.vga = Vga(bus, memory, clock, memory_size=video.memory_size, rom=video.rom)
+            self.vga = Vga(
+                bus, memory, clock,
+                memory_size=video.memory_size, preferred=video.preferred, rom=video.rom,
+            )  # fmt: skip
             self.plug(self.vga, VGA_SLOT)
 
     def add(self, device: Device) -> None:

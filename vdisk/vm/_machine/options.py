@@ -40,6 +40,7 @@ class Options:
     kernel_bits: int | None
     vga: str
     vga_memory: int
+    vga_size: tuple[int, int]
     apic: bool
     serial_ports: int
     rng: bool

@@ -4,8 +4,8 @@
 
     ports 3B0-3DF  the VGA (vga_registers)         1CE-1D1  the display interface (vga_dispi)
     A0000-BFFFF    planes (vga_memory), or a window of RAM
-    BAR 0          all of video memory, linear     BAR 2    the registers again: 400 ports 3C0…,
-    ROM            the video BIOS, if any                   500 display interface
+    BAR 0          all of video memory, linear     BAR 2    000 EDID; the registers again:
+    ROM            the video BIOS, if any                   400 ports 3C0…, 500 display interface
 
 Video memory lies behind the pages of BAR 0, which are RAM while the guest decodes them.  Where an
 access to A0000-BFFFF would move a byte and nothing else, that range is RAM too (a *window*: a copy
@@ -26,6 +26,7 @@ from vdisk.errors import CorruptImageError, InvalidRequestError
 from vdisk.vm.devices import vga_draw, vga_text
 from vdisk.vm.devices import vga_registers as reg
 from vdisk.vm.devices.base import State, bytewise_read, bytewise_write
+from vdisk.vm.devices.edid import PREFERRED, best, edid
 from vdisk.vm.devices.pci import BAR_PREFETCHABLE, Identity, PciDevice, is_free
 from vdisk.vm.devices.vga_dispi import Dispi
 from vdisk.vm.devices.vga_memory import WINDOWS, VgaMemory
@@ -75,12 +76,14 @@ class Vga(PciDevice):
         clock: Clock,
         *,
         memory_size: int = MEMORY_SIZE,
+        preferred: tuple[int, int] = PREFERRED,
         rom: bytes = b"",
     ) -> None:
         super().__init__("vga", bus, Identity(VENDOR, DEVICE, VGA_CLASS, REVISION, 0x1AF4, 0x1100))
         if memory_size < 1 << 20 or memory_size & memory_size - 1 or memory_size > 1 << 25:
             raise InvalidRequestError(f"video memory of {memory_size} bytes: 1 to 32 MiB")
         self._memory, self._size = memory, memory_size
+        self._edid = edid(best(*preferred, memory_size), memory_size)
         self._home = HOME
         self._window: Window | None = None
         self._loaded = b""  # what the window held when it was opened
@@ -243,6 +246,8 @@ class Vga(PciDevice):
     # -- BAR 2 -------------------------------------------------------------------------------
 
     def _read_bar(self, offset: int) -> int:
+        if offset < len(self._edid):
+            return self._edid[offset]
         if BAR_PORTS <= offset < BAR_PORTS + 0x20:
             return self.registers.read(0x3C0 + offset - BAR_PORTS)
         if BAR_DISPI <= offset < BAR_DISPI + 0x16:

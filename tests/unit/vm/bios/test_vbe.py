@@ -8,6 +8,7 @@ import pytest
 
 from tests.tools.bios_machine import BiosMachine
 from vdisk.vm._bios.video.vbe import VBE_MODES
+from vdisk.vm.devices.edid import PREFERRED, edid
 
 BUFFER = 0x2000
 XRES, YRES, BPP, ENABLE, BANK = 1, 2, 3, 4, 5
@@ -132,3 +133,20 @@ def test_state_is_saved_with_the_mode(pc: BiosMachine) -> None:
 def test_without_the_registers_there_is_no_vbe(pc: BiosMachine) -> None:
     pc.vga.dispi[0] = 0
     assert vbe(pc, 0x00, es=BUFFER) == 0x4F00
+
+
+def test_the_monitor_tells_of_itself() -> None:
+    pc = BiosMachine(real_vga=True)
+    pc.post()
+    answer = pc.interrupt(0x10, ax=0x4F15, bx=0)
+    assert (answer.ax, answer.bx) == (0x004F, 0x0102)
+    assert vbe(pc, 0x15, bx=1, es=BUFFER) == 0x004F
+    assert pc.memory.read(BUFFER << 4, 128) == edid(PREFERRED, 16 << 20)
+    assert vbe(pc, 0x15, bx=1, dx=1, es=BUFFER) == 0x014F  # there is no other block
+    assert vbe(pc, 0x15, bx=1, cx=1, es=BUFFER) == 0x014F  # nor another controller
+    assert vbe(pc, 0x15, bx=2) == 0x014F
+
+
+def test_a_card_without_a_monitors_block(pc: BiosMachine) -> None:
+    assert vbe(pc, 0x15, bx=0) == 0x014F
+    assert vbe(pc, 0x15, bx=1, es=BUFFER) == 0x014F

@@ -1,8 +1,10 @@
 """int 10h AH=4Fh: VESA BIOS Extensions 3.0 (VBE Core Functions Standard), on Bochs's registers.
+4Fh/15h: VBE/DDC 1.1, what the monitor tells of itself.
 
 The display interface registers stand behind ports 1CEh (index) and 1CFh (data): the size and
 depth of the picture, the bank at A0000, where the picture begins in video memory.  All of that
-memory is also a linear frame buffer, the first memory BAR of the VGA's PCI function.
+memory is also a linear frame buffer, the first memory BAR of the VGA's PCI function.  Its third
+begins with the monitor's EDID.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ BIG_INFO = 512
 OWN_NUMBER = 0x7F
 """What 40:49 holds in a VESA mode: no mode of AH=00h, so nothing is drawn there by other calls."""
 MAX_PIXEL_CLOCK = 200_000_000
+EDID_BAR = pci.BARS + 4 * 2
+EDID_BLOCK, EDID_EXTENSIONS = 128, 126
+EDID_HEADER = b"\0\xff\xff\xff\xff\xff\xff\0"
+DDC = 0x0102
+"""A second for a block, by DDC2."""
 
 
 class VbeMode(NamedTuple):
@@ -111,6 +118,7 @@ class VbeService:
             0x07: self._display_start,
             0x08: self._dac_width,
             0x09: self._colours,
+            0x15: self._monitor,
         }
 
     # -- the registers -----------------------------------------------------------------------
@@ -142,13 +150,26 @@ class VbeService:
         shape = (self.register(XRES), self.register(YRES), self.register(BPP))
         return next((mode for mode in VBE_MODES.values() if mode[1:] == shape), None)
 
-    def frame_buffer(self) -> int:
-        """Physical address of the linear frame buffer; 0 without one."""
+    def _bar(self, offset: int) -> int:
+        """Where a memory BAR of the VGA lies; 0 without one."""
         for function in pci.functions(self.hw.ports):
             if function.read(pci.CLASS + 2, 2) == pci.VGA_CLASS:
-                bar = function.read(pci.BARS, 4)
+                bar = function.read(offset, 4)
                 return 0 if bar & 1 else bar & 0xFFFFFFF0
         return 0
+
+    def frame_buffer(self) -> int:
+        """Physical address of the linear frame buffer; 0 without one."""
+        return self._bar(pci.BARS)
+
+    def edid(self, block: int) -> bytes:
+        """A block of the monitor's EDID; empty where there is none."""
+        place = self._bar(EDID_BAR)
+        space = self.hw.space.ungated()
+        first = space.read(place, EDID_BLOCK) if place else b""
+        if first[: len(EDID_HEADER)] != EDID_HEADER or block > first[EDID_EXTENSIONS]:
+            return b""
+        return space.read(place + block * EDID_BLOCK, EDID_BLOCK) if block else first
 
     def usable(self, number: int) -> VbeMode | None:
         mode = VBE_MODES.get(number & 0x3FFF & ~0x0800)
@@ -348,4 +369,17 @@ class VbeService:
             call.write(at, b"".join(entries))
         else:
             return FAILED
+        return SUPPORTED
+
+    def _monitor(self, call: Call) -> int:
+        """BL: 0 tells how it can be asked, 1 reads block DX of the EDID to ES:DI."""
+        if call.cx or call.bl > 1:
+            return FAILED
+        block = self.edid(call.dx if call.bl else 0)
+        if not block:
+            return FAILED
+        if call.bl:
+            call.write(call.at_es(call.di), block)
+        else:
+            call.bx = DDC
         return SUPPORTED
