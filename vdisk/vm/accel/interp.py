@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdisk.vm.accel.software import SoftwareAccelerator
 from vdisk.vm.accel.software_vcpu import SoftwareVcpu
-from vdisk.vm.cpu import mmu, python_runtime, python_sse, python_x87
+from vdisk.vm.cpu import paging, python_runtime, python_sse, python_x87
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import Shape, write_handler
 from vdisk.vm.cpu.exits import Exit
@@ -183,7 +183,7 @@ class InterpVcpu(SoftwareVcpu):
         place = state.tlb_current + CODE_TLB + ((linear >> 12) % TLB_ENTRIES) * TLB_ENTRY
         if int.from_bytes(state.view[place : place + 8], "little") == page:
             return int.from_bytes(state.view[place + 8 : place + 16], "little")
-        physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
+        physical = self.walk(linear, paging.EXECUTE, user=state.cpl == 3)
         arena, mode = self.engine.arena, self.mode
         assert mode is not None
         outside = physical >= self.engine.memory.top

@@ -10,7 +10,7 @@ from vdisk.vm.accel.hotspots import Hotspots
 from vdisk.vm.accel.keeper import Keeper
 from vdisk.vm.accel.software import SoftwareAccelerator
 from vdisk.vm.accel.software_vcpu import SoftwareVcpu
-from vdisk.vm.cpu import mmu
+from vdisk.vm.cpu import paging
 from vdisk.vm.cpu.codegen import native_code
 from vdisk.vm.cpu.events import NO_VECTOR
 from vdisk.vm.cpu.known_store import InstructionStore
@@ -60,7 +60,7 @@ class LlvmVcpu(SoftwareVcpu):
         hotspots, state = self.engine.hotspots, self.state
         if hotspots is not None and not hotspots.eager and self.mode is not None:
             linear = self.wrap_linear(state.rip + state.cs_base)
-            physical = self.routine("walk", linear, mmu.EXECUTE, int(state.cpl == 3))
+            physical = self.routine("walk", linear, paging.EXECUTE, int(state.cpl == 3))
             if state.pending:
                 state.pending = 0  # the fault will come when the code is executed
             else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.errors import CorruptImageError
 from vdisk.vm.accel.spinning import Spinning
-from vdisk.vm.cpu import known, mmu
+from vdisk.vm.cpu import known, paging
 from vdisk.vm.cpu.arena import ArenaFullError
 from vdisk.vm.cpu.core import FOREVER, Core
 from vdisk.vm.cpu.cpuid import APIC_ENABLED
@@ -150,7 +150,7 @@ class SoftwareVcpu(Core):
     def _translate_block(self) -> None:
         state = self.state
         linear = self.wrap_linear(state.rip + state.cs_base)
-        physical = self.walk(linear, mmu.EXECUTE, user=state.cpl == 3)
+        physical = self.walk(linear, paging.EXECUTE, user=state.cpl == 3)
         assert self.mode is not None
         engine = self.engine
         if physical >= engine.memory.top or engine.memory.kind(physical) is PageKind.MMIO:
@@ -167,8 +167,8 @@ class SoftwareVcpu(Core):
         """
         assert self.mode is not None
         user, following = self.state.cpl == 3, self.wrap_linear((linear | IN_PAGE) + 1)
-        first = self.walk(linear, mmu.EXECUTE, user=user)
-        second = self.walk(following, mmu.EXECUTE, user=user)
+        first = self.walk(linear, paging.EXECUTE, user=user)
+        second = self.walk(following, paging.EXECUTE, user=user)
         top = self.engine.memory.top
         if second < top and self.engine.translate_crossing(self, first, second, self.mode):
             self.remember_code_page(following)
@@ -187,7 +187,7 @@ class SoftwareVcpu(Core):
             record = self.engine.translate_once(self, code, offset, self.mode)
             if not record:  # it goes on where nothing can be fetched
                 following = self.wrap_linear((linear | IN_PAGE) + 1)
-                self.walk(following, mmu.EXECUTE, user=self.state.cpl == 3)
+                self.walk(following, paging.EXECUTE, user=self.state.cpl == 3)
                 return  # another processor has mapped the page meanwhile
             self._scratch[key] = record
         self.state.code_page = linear & ~IN_PAGE
@@ -200,12 +200,12 @@ class SoftwareVcpu(Core):
 
     def fetch_code(self, linear: int) -> bytes:
         user = self.state.cpl == 3
-        physical = self.walk(linear, mmu.EXECUTE, user=user)
+        physical = self.walk(linear, paging.EXECUTE, user=user)
         left = PAGE_SIZE - (linear & IN_PAGE)
         code = self.engine.code_bytes(physical, min(left, known.LONGEST))
         if left < known.LONGEST:
             try:
-                second = self.walk(self.wrap_linear(linear + left), mmu.EXECUTE, user=user)
+                second = self.walk(self.wrap_linear(linear + left), paging.EXECUTE, user=user)
             except GuestFault:
                 return code
             code += self.engine.code_bytes(second, known.LONGEST - left)
@@ -214,7 +214,7 @@ class SoftwareVcpu(Core):
     # -- runs of bytes in one page -----------------------------------------------------------------
 
     def store_run(self, linear: int, data: bytes) -> bool:
-        physical = self.walk(linear, mmu.WRITE, user=self.state.cpl == 3)
+        physical = self.walk(linear, paging.WRITE, user=self.state.cpl == 3)
         memory = self.engine.memory
         if not memory.is_ram(physical, len(data)):
             return False
@@ -223,7 +223,7 @@ class SoftwareVcpu(Core):
         return True
 
     def load_run(self, linear: int, length: int) -> bytes | None:
-        physical = self.walk(linear, mmu.READ, user=self.state.cpl == 3)
+        physical = self.walk(linear, paging.READ, user=self.state.cpl == 3)
         memory = self.engine.memory
         return memory.read(physical, length) if memory.is_ram(physical, length) else None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu import arena, known, mmu
+from vdisk.vm.cpu import arena, known, paging
 from vdisk.vm.cpu.arena_access import counter, mode_place, page_place, set_counter, wide
 from vdisk.vm.cpu.records import RECORD_SIZE
 from vdisk.vm.cpu.routines import page_of, routine
@@ -174,8 +174,8 @@ def translate_here(b: Builder, set_: Value, linear: Value) -> None:
     with b.if_(counter(b, "direct").eq(0)):
         b.return_(nothing)
     user = set_.eq(TLB_USER).zext("i64")
-    physical = b.call("walk", linear, b.const("i64", mmu.EXECUTE), user)
-    with b.if_(physical.eq(mmu.NOWHERE), unlikely=True):
+    physical = b.call("walk", linear, b.const("i64", paging.EXECUTE), user)
+    with b.if_(physical.eq(paging.NOWHERE), unlikely=True):
         b.set("pending", 0)
         b.return_(nothing)
     with b.if_(physical.uge(b.get("memory_top")), unlikely=True):

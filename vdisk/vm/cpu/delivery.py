@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu import flags
-from vdisk.vm.cpu.mmu import is_set, tlb_place
+from vdisk.vm.cpu.mmu import tlb_place
+from vdisk.vm.cpu.paging import is_set
 from vdisk.vm.cpu.routines import page_of, routine
 from vdisk.vm.cpu.state import FIELDS, READ_TLB, TLB_SUPERVISOR, TLB_USER, WRITE_TLB
 

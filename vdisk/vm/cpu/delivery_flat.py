@@ -21,7 +21,7 @@ from vdisk.vm.cpu.delivery import (
     store,
     supervisor_load,
 )
-from vdisk.vm.cpu.mmu import is_set
+from vdisk.vm.cpu.paging import is_set
 from vdisk.vm.cpu.routines import routine
 from vdisk.vm.cpu.segments import ATTRIBUTES, LIMIT
 from vdisk.vm.cpu.state import FIELDS, TLB_SUPERVISOR, TLB_USER

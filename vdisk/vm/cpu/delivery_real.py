@@ -23,7 +23,7 @@ from vdisk.vm.cpu.delivery import (
     store,
     supervisor_load,
 )
-from vdisk.vm.cpu.mmu import is_set
+from vdisk.vm.cpu.paging import is_set
 from vdisk.vm.cpu.routines import routine
 
 if TYPE_CHECKING:

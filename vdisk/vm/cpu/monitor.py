@@ -18,7 +18,7 @@ from iced_x86 import Register
 from vdisk.errors import CorruptImageError
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.cpu import descriptors as d
-from vdisk.vm.cpu import faults, mmu
+from vdisk.vm.cpu import faults, paging
 from vdisk.vm.cpu.faults import GuestFault
 from vdisk.vm.cpu.instruction import SEGMENT_NAMES, Instruction, on
 
@@ -68,7 +68,7 @@ def _monitor(core: Core, n: Instruction) -> None:
     width = int(n.i.op_code().address_size)
     segment = "ds" if n.i.segment_prefix == Register.NONE else SEGMENT_NAMES[n.i.segment_prefix]
     linear = d.segment_linear(core, segment, core.state.rax & (1 << width) - 1, 1)
-    address = core.walk(linear, mmu.READ, user=False) & -LINE
+    address = core.walk(linear, paging.READ, user=False) & -LINE
     ram = core.ram(address, LINE)
     if ram is not None:
         core.load(linear, 1)  # data breakpoints see it

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from vdisk.vm.cpu import faults
 from vdisk.vm.cpu.faults import GuestFault
-from vdisk.vm.cpu.mmu import PHYSICAL_BITS
+from vdisk.vm.cpu.paging import PHYSICAL_BITS
 
 CAP, DEFAULT_TYPE = 0xFE, 0x2FF
 RANGES = 8

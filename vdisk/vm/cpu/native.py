@@ -26,6 +26,7 @@ from vdisk.vm.cpu import (
     faults,
     flags,
     mmu,
+    paging,
     segments,
     tlb,
     translation,
@@ -129,8 +130,8 @@ def _find_code(b: LlvmBuilder) -> None:
 def _find_code_page(b: LlvmBuilder, tlb: Value, linear: Value) -> None:
     """The code array of a page, remembered in its code entry; 0 if it has none yet."""
     user = tlb.eq(TLB_USER).zext("i64")
-    physical = b.call("walk", linear, b.const("i64", mmu.EXECUTE), user)
-    with b.if_(physical.eq(mmu.NOWHERE) | physical.uge(b.get("memory_top"))):
+    physical = b.call("walk", linear, b.const("i64", paging.EXECUTE), user)
+    with b.if_(physical.eq(paging.NOWHERE) | physical.uge(b.get("memory_top"))):
         b.return_(b.const("i64", 0))
     codes = b.load_table("code_table", physical >> 12, "i64")
     with b.if_(codes.ne(0)):

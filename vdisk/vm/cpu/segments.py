@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.vm.cpu.mmu import GENERAL_PROTECTION, STACK_FAULT, is_set
+from vdisk.vm.cpu.faults import GP, SS
+from vdisk.vm.cpu.paging import is_set
 from vdisk.vm.cpu.routines import raise_fault, routine
 from vdisk.vm.cpu.state import FIELDS
 
@@ -43,8 +44,8 @@ def segment_linear(b: Builder, segment: Value, offset: Value, how: Value) -> Non
         wrong.set(wrong.get() | (is_code & ~writable))
     with b.if_(wrong.get(), unlikely=True):
         with b.if_(segment.eq(FIELDS["ss_base"].offset)):
-            raise_fault(b, STACK_FAULT)
+            raise_fault(b, SS)
         with b.else_():
-            raise_fault(b, GENERAL_PROTECTION)
+            raise_fault(b, GP)
         b.return_(b.const("i64", 0))
     b.return_((offset + b.load_state(segment, "i64")) & 0xFFFF_FFFF)

@@ -32,7 +32,7 @@ from vdisk.vm.cpu.instruction import (
     on,
     privileged,
 )
-from vdisk.vm.cpu.mmu import PHYSICAL_BITS
+from vdisk.vm.cpu.paging import PHYSICAL_BITS
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.core import Core

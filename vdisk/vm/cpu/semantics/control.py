@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.context import Context, semantic
+from vdisk.vm.cpu.faults import GP
 from vdisk.vm.cpu.semantics.integer import RAX, RBP, RCX, RSP
 
 if TYPE_CHECKING:
     from vdisk.vm.cpu.builder import Value
-
-GENERAL_PROTECTION = 13
 
 
 def next_rip(c: Context) -> Value:
@@ -34,7 +33,7 @@ def check_target(c: Context, rip: Value) -> None:
     else:
         wrong = rip.ugt(b.get("cs_limit").zext("i64"))
     with b.if_(wrong, unlikely=True):
-        c.raise_(GENERAL_PROTECTION)
+        c.raise_(GP)
 
 
 def jump_to(c: Context, rip: Value) -> None:

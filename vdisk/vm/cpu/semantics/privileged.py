@@ -11,7 +11,7 @@ from vdisk.vm.cpu import flags
 from vdisk.vm.cpu.context import Context, semantic
 from vdisk.vm.cpu.delivery import interrupt_wanted, set_level
 from vdisk.vm.cpu.exits import Exit
-from vdisk.vm.cpu.mmu import CR4_PAE, PHYSICAL_BITS, is_set
+from vdisk.vm.cpu.paging import CR4_PAE, PHYSICAL_BITS, is_set
 from vdisk.vm.cpu.semantics.control import next_rip
 from vdisk.vm.cpu.semantics.integer import RAX, RCX, RDX, RSP
 from vdisk.vm.cpu.semantics.machine import whole_flags
