@@ -37,6 +37,10 @@ WRITES_AT_ONCE: Final = 64
 LONGEST_RUN: Final = 1 << 20
 """Bytes of neighbouring writes that are made one."""
 
+APART_FROM: Final = 32 << 10
+"""Bytes of an image's clusters from which on to look up each one that a write touches, and write
+it, costs less than to plan for those that lie together."""
+
 
 class FastWrites:
     """Of one connection.  ``give(bytes)``: to the machine."""
@@ -52,6 +56,7 @@ class FastWrites:
         self._export = export
         self._device = export.device
         self._locate = export.device.locate_to_write
+        self._unit = export.device.locate_unit
         self._outgoing = outgoing
         self._give = give
         self._here = export.prompt and not export.write_through and not export.read_only
@@ -105,12 +110,36 @@ class FastWrites:
         if length > INLINE_WRITE:
             return False
         try:
-            found = self._locate(offset, length)
-            if found is None or type(found[0]) is not FileStore:
-                return False
-            return os.pwrite(found[0].fileno(), data, found[1]) == length
+            place = self._place(offset, length)
+            return place is not None and os.pwrite(place[0], data, place[1]) == length
         except (VdiskError, OSError):
             return False
+
+    def _place(self, offset: int, length: int) -> tuple[int, int] | None:
+        """(descriptor, host offset) of a range that can be overwritten in one piece of a file."""
+        found = self._locate(offset, length)
+        if found is None or type(found[0]) is not FileStore:
+            return None
+        return found[0].fileno(), found[1]
+
+    def _overwrite_pieces(self, run: list[PlainWrite]) -> bool:
+        """Make a run of writes unit by unit, if each of those overwrites one piece of a file.
+
+        That is so where an image's clusters lie apart in its file.
+        """
+        if self._unit < APART_FROM:
+            return False
+        pieces = []
+        for _cookie, start, data, _fua in run:
+            done = 0
+            while done < len(data):
+                offset = start + done
+                length = min(len(data) - done, self._unit - offset % self._unit)
+                if (place := self._place(offset, length)) is None:
+                    return False
+                pieces.append((*place, data[done : done + length]))
+                done += length
+        return all(os.pwrite(file, data, host) == len(data) for file, host, data in pieces)
 
     def _answer(self, writes: list[PlainWrite], view: memoryview) -> None:
         began = monotonic()
@@ -144,11 +173,12 @@ class FastWrites:
             return False
         data = [write[2] for write in run]
         try:
-            found = self._locate(offset, length)
-            if found is None or type(found[0]) is not FileStore:
+            place = self._place(offset, length)
+            if place is not None:
+                if os.pwritev(place[0], data, place[1]) != length:
+                    return False
+            elif not self._overwrite_pieces(run):
                 self._device.writev(offset, data)
-            elif os.pwritev(found[0].fileno(), data, found[1]) != length:
-                return False
         except (VdiskError, OSError):
             return False  # the machine gets these requests too, and its replies say why
         outgoing = self._outgoing

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import vdisk
 from tests.tools.hostile_client import request
 from vdisk.nbd.gate import Gate
 from vdisk.nbd.session import HeaderStyle, Session
@@ -14,7 +15,7 @@ from vdisk.nbd.wire import Command, CommandFlag
 from vdisk.nbd_server import RECEIVE_BUFFER, Export
 from vdisk.nbd_serving.channel import Channel
 from vdisk.nbd_serving.fast import FastPath
-from vdisk.nbd_serving.fast_writes import INLINE_WRITE
+from vdisk.nbd_serving.fast_writes import APART_FROM, INLINE_WRITE
 from vdisk.nbd_serving.limits import Account, Budget, ServerLimits
 from vdisk.nbd_serving.outbox import Outbox
 from vdisk.nbd_serving.pace import Pace
@@ -22,8 +23,10 @@ from vdisk.nbd_serving.sending import SendBuffer
 from vdisk.stores.file import FileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from vdisk.block import BlockDevice
 
 SIZE = 8 << 20
 HEADER = 28
@@ -33,7 +36,7 @@ WRITE = Command.NBD_CMD_WRITE
 class Served:
     """A hot path, and the client at the other end of its connection.  ``given``: to the machine."""
 
-    def __init__(self, disk: FileStore, *, alone: bool, write_through: bool) -> None:
+    def __init__(self, disk: BlockDevice, *, alone: bool, write_through: bool = False) -> None:
         self.disk = disk
         self.client, ours = socket.socketpair()
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SIZE)
@@ -52,6 +55,10 @@ class Served:
             lambda view: self.given.append(bytes(view)),
             lambda: alone,
         )
+
+    def close(self) -> None:
+        self.client.close()
+        self.channel.close()
 
     def send(self, *requests: bytes) -> None:
         data = b"".join(requests)
@@ -95,8 +102,7 @@ def _served(folder: Path, *, alone: bool, write_through: bool = False) -> Iterat
     with FileStore(folder / "disk", readonly=False) as disk:
         found = Served(disk, alone=alone, write_through=write_through)
         yield found
-        found.client.close()
-        found.channel.close()
+        found.close()
 
 
 def pattern(length: int, seed: int = 0) -> bytes:
@@ -129,6 +135,50 @@ def test_large_writes_behind_each_other_are_all_made(served: Served) -> None:
     assert served.replies() == [(DONE, 0, number) for number in range(4)]
     for number, part in enumerate(data):
         assert served.disk.read(number << 20, len(part)) == part
+
+
+@pytest.mark.parametrize("cluster_size", [4096, APART_FROM, 64 << 10])
+@pytest.mark.parametrize("allocated", [20 << 16, 13 << 16], ids=["all", "not all"])
+@pytest.mark.parametrize("lengths", [[16 << 16], [64 << 10] * 16, [4096 * 11] * 20])
+def test_writes_over_clusters_that_lie_apart_are_made_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster_size: int,
+    allocated: int,
+    lengths: list[int],
+) -> None:
+    """Backwards, as they were allocated; some begin in the midst of a cluster."""
+    path = tmp_path / "disk.qcow2"
+    vdisk.create(path, SIZE, format="qcow2", options={"cluster_size": cluster_size})
+    with vdisk.open(path, "r+") as disk:
+        for offset in reversed(range(4096, allocated, cluster_size)):
+            disk.write(offset, b"o" * min(cluster_size, allocated - offset))
+        disk.flush()
+        planned: list[int] = []
+        writev = disk.writev
+
+        def plan(at: int, views: Sequence[memoryview]) -> None:
+            planned.append(at)
+            writev(at, views)
+
+        monkeypatch.setattr(disk, "writev", plan)
+        served = Served(disk, alone=True)
+        data = [pattern(length, seed) for seed, length in enumerate(lengths)]
+        offset = 8192
+        for number, part in enumerate(data):
+            served.send(write(offset, part, number))
+            offset += len(part)
+        served.exchange_all()
+        assert served.given == []
+        assert served.replies() == [(DONE, 0, number) for number in range(len(data))]
+        assert disk.read(8192, offset - 8192) == b"".join(data)
+        assert disk.read(4096, 4096) == b"o" * 4096
+        assert disk.read(offset, 4096) == (b"o" if offset < allocated else b"\0") * 4096
+        assert bool(planned) is (cluster_size < APART_FROM or offset > allocated)
+        served.close()
+    with vdisk.open(path) as disk:
+        assert disk.read(8192, offset - 8192) == b"".join(data)
+    assert vdisk.check(path).clean
 
 
 @pytest.mark.parametrize("there", [HEADER, 5000, 300_000, HEADER + INLINE_WRITE - 1])
