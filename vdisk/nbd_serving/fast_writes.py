@@ -129,7 +129,8 @@ class FastWrites:
         """
         if self._unit < APART_FROM:
             return False
-        pieces = []
+        pieces: list[tuple[int, int, list[memoryview]]] = []
+        behind = None
         for _cookie, start, data, _fua in run:
             done = 0
             while done < len(data):
@@ -137,26 +138,42 @@ class FastWrites:
                 length = min(len(data) - done, self._unit - offset % self._unit)
                 if (place := self._place(offset, length)) is None:
                     return False
-                pieces.append((*place, data[done : done + length]))
+                if place != behind:
+                    pieces.append((*place, []))
+                pieces[-1][2].append(data[done : done + length])
+                behind = place[0], place[1] + length
                 done += length
-        return all(os.pwrite(file, data, host) == len(data) for file, host, data in pieces)
+        return all(
+            os.pwritev(file, parts, host) == sum(map(len, parts)) for file, host, parts in pieces
+        )
 
     def _answer(self, writes: list[PlainWrite], view: memoryview) -> None:
         began = monotonic()
-        position = answered = size = 0
+        position = size = 0
+        made: list[PlainWrite] = []
         for run in _runs(writes) if len(writes) > 1 else [writes]:
-            length = sum([len(write[2]) for write in run])
+            length = sum([len(write[2]) for write in run]) if len(run) > 1 else len(run[0][2])
             end = position + len(run) * self._parser.header_size + length
             if self._write(run, length):
-                answered += len(run)
+                made += run
                 size += length
             else:
                 self._give_all(run, view[position:end])
             position = end
-        if answered:
+        if made:
             ended = monotonic()
-            self._export.statistics.writes.add(answered, size, (ended - began) / answered)
-            self._export.note_time(began, ended, answered)
+            self._export.statistics.writes.add(len(made), size, (ended - began) / len(made))
+            self._export.note_time(began, ended, len(made))
+            self._reply(made)
+
+    def _reply(self, made: list[PlainWrite]) -> None:
+        """Put the replies in the buffer."""
+        outgoing = self._outgoing
+        outgoing.make_room(len(made) * outgoing.done)
+        out, filled, pack = outgoing.buffer, outgoing.filled, outgoing.pack_done
+        for cookie, offset, _data, _fua in made:
+            filled = pack(out, filled, cookie, offset)
+        outgoing.filled = filled
 
     def _give_all(self, writes: list[PlainWrite], view: memoryview) -> None:
         """To the machine, one by one: each of its payloads is a buffer of its own."""
@@ -167,26 +184,20 @@ class FastWrites:
             position = end
 
     def _write(self, run: list[PlainWrite], length: int) -> bool:
-        """Make a run of writes, put the replies in the buffer; False where it is not for here."""
+        """Make a run of writes; False where it is not for here."""
         _cookie, offset, first, fua = run[0]
         if fua or len(first) > INLINE_WRITE:
             return False
-        data = [write[2] for write in run]
         try:
             place = self._place(offset, length)
             if place is not None:
-                if os.pwritev(place[0], data, place[1]) != length:
-                    return False
-            elif not self._overwrite_pieces(run):
-                self._device.writev(offset, data)
+                if len(run) == 1:
+                    return os.pwrite(place[0], first, place[1]) == length
+                return os.pwritev(place[0], [write[2] for write in run], place[1]) == length
+            if not self._overwrite_pieces(run):
+                self._device.writev(offset, [write[2] for write in run])
         except (VdiskError, OSError):
             return False  # the machine gets these requests too, and its replies say why
-        outgoing = self._outgoing
-        outgoing.make_room(len(run) * outgoing.done)
-        filled, pack = outgoing.filled, outgoing.pack_done
-        for cookie, offset, _data, _fua in run:
-            filled = pack(outgoing.buffer, filled, cookie, offset)
-        outgoing.filled = filled
         return True
 
 
