@@ -6,6 +6,7 @@ Exit status: 0 identical, 1 different, 2 an image cannot be opened, 3 its map ca
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from vdisk.cli.options import (
@@ -20,8 +21,6 @@ from vdisk.cli.options import (
 from vdisk.errors import VdiskError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from vdisk.block import BlockDevice
     from vdisk.cli.options import Parser
     from vdisk.jobs.compare import CompareResult
@@ -52,9 +51,10 @@ def run(args: Namespace) -> int:
     from vdisk.cli.output import Progress
     from vdisk.jobs.compare import compare
 
+    second_args = Namespace(**{**vars(args), "format": args.second_format})  # -f is the first's
     with (
         open_source(args, args.first, cache=args.cache) as first,
-        open_source(args, args.second, format=args.second_format, cache=args.cache) as second,
+        open_source(second_args, args.second, cache=args.cache) as second,
     ):
         try:
             with Progress(args.progress and not args.quiet) as progress:

@@ -221,7 +221,6 @@ def open_source(
     name: str,
     *,
     readonly: bool = True,
-    format: str | None = None,
     cache: str = "writeback",
     backing: Backing | None = None,
     options: Mapping[str, Any] | None = None,
@@ -229,18 +228,16 @@ def open_source(
 ) -> BlockDevice:
     """Open ``name`` as the options of :func:`add_source` in ``args`` say.
 
-    ``format``: overrides -f, for commands with more than one image.  ``backing``: what to do
-    about backing files unless --no-backing forbids them.
+    ``backing``: what to do about backing files unless --no-backing forbids them.
     """
     from vdisk.opening import Backing, open_image
 
-    format = format if format is not None else args.format
     if args.no_backing:
         backing = Backing.REFUSE
     return open_image(
-        image_name(args, name, format),
+        image_name(args, name, args.format),
         readonly=readonly,
-        format=format,
+        format=args.format,
         cache=cache,
         force_share=getattr(args, "force_share", False),
         backing=backing or Backing.FOLLOW,
