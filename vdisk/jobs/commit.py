@@ -19,6 +19,7 @@ from vdisk.jobs.engine import CopySettings, run
 from vdisk.jobs.plan import Action, plan
 from vdisk.jobs.progress import Progress
 from vdisk.opening import open_image
+from vdisk.opening.names import relative_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -55,11 +56,12 @@ def commit(
     """Write the changes in the image ``name`` into its backing file, or into ``base`` below that.
 
     ``empty``: empty the image afterwards, since its backing file now holds the same; never done
-    with a ``base`` that is not the backing file itself, whose changes only the image shows.
+    where a ``base`` is named: if it is not the backing file itself, only the image shows its
+    changes.
     Raises :class:`VdiskError`; the disk in the image is then as it was.
     """
     depth = 1 if base is None else _depth_of(base, name, format, secrets)
-    empty = empty and depth == 1
+    empty = empty and base is None
     with open_image(
         name,
         format=format,
@@ -115,12 +117,15 @@ def _depth_of(
 
 
 def depth_in_chain(top: BlockDevice, name: str) -> int:
-    """How many backing files below ``top`` the image called ``name`` is, 1 at least."""
-    depth, layer = 1, top.backing
+    """How many backing files below ``top`` the image called ``name`` is, 1 at least.
+
+    A relative name is looked for here and beside the image that refers to it.
+    """
+    depth, above, layer = 1, top, top.backing
     while layer is not None:
-        if is_named(layer, name):
+        if is_named(layer, name) or is_named(layer, relative_to(os.path.dirname(above.name), name)):
             return depth
-        depth, layer = depth + 1, layer.backing
+        depth, above, layer = depth + 1, layer, layer.backing
     raise NotFoundError(f"{name} is not in the chain of backing files", path=top.name)
 
 

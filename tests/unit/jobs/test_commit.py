@@ -109,6 +109,18 @@ def test_into_a_deeper_base(tmp_path: Path, base: str) -> None:
     assert content(top) == before
 
 
+def test_a_base_that_is_named_leaves_the_top_as_it_is(top: str, base: str) -> None:
+    assert not commit(top, base=base).emptied
+
+
+def test_a_base_is_found_beside_the_image_that_refers_to_it(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    make(tmp_path / "images/base", MIB)
+    top = make(tmp_path / "images/top", MIB, (0, b"top"), **over("base"))
+    assert commit(top, base="base").base == str(tmp_path / "images/base")
+    assert content(str(tmp_path / "images/base"))[:3] == b"top"
+
+
 def test_a_middle_shorter_than_its_base_hides_the_end_of_the_base(
     tmp_path: Path, base: str
 ) -> None:
