@@ -19,7 +19,7 @@ _LARGEST_SIZE = (1 << 63) - 1  # an off_t
 
 
 def parse_size(text: str, *, what: str = "size") -> int:
-    """Bytes meant by ``text`` ("64k", "1.5G", "0x200", "512"); fractions need a suffix.
+    """Bytes meant by ``text`` ("64k", "1.5G", "0x200", "512"); parts of a byte need a suffix.
 
     Raises :class:`InvalidRequestError` for anything else and for more than 2**63 - 1.
     """
@@ -28,7 +28,7 @@ def parse_size(text: str, *, what: str = "size") -> int:
         raise InvalidRequestError(f"{what} {text!r} is not a number with an optional suffix kMGTPE")
     number, suffix = match.groups()
     shift = 10 * _SUFFIXES.index(suffix.lower() or "b")
-    if "." in number and not shift:
+    if not shift and number.partition(".")[2].strip("0"):
         raise InvalidRequestError(f"{what} {text!r} is not a whole number of bytes")
     value = _scaled(number, shift)
     if value > _LARGEST_SIZE:
