@@ -5,7 +5,7 @@ What is asked for is cut and rounded until it keeps to them::
     read            whole blocks, of which the part that was wanted is given
     write           the edges are read, changed and written back
     write zeroes    edges that are too small to be zeroed are written
-    discard         edges are forgotten: it is advice
+    discard         edges smaller than a block are forgotten: it is advice
 
 The names are those of the options of QEMU's ``blkdebug``, under which the device below sees the
 same requests as there.
@@ -39,7 +39,8 @@ MAX_LIMIT: Final = (1 << 31) - 1
 class Limits(NamedTuple):
     """Bytes, each a multiple of ``align``, which is a power of two; 0: no limit.
 
-    ``opt_write_zero`` and ``opt_discard``: what is no multiple of it is not zeroed, not discarded.
+    ``opt_write_zero``: what is no multiple of it is not zeroed but written.  ``opt_discard``:
+    requests are cut at its multiples.
     """
 
     align: int = 1
@@ -144,12 +145,13 @@ class Limited(Between):
                     self._write(at, memoryview(ZEROES)[:size])
 
     def _discard(self, offset: int, length: int) -> None:
-        unit = max(self.limits.align, self.limits.opt_discard)
-        for part in parts(offset, length, unit):
-            if part.whole:
-                with self._busy.until_free(part.start, part.end):
-                    for at, size in _pieces(part.start, part.end, self.limits.max_discard):
-                        self.inner.discard(at, size)
+        align = self.limits.align
+        start, end = round_up(offset, align), offset + length
+        end = end if end == self.size else round_down(end, align)
+        for part in parts(start, max(end - start, 0), max(align, self.limits.opt_discard)):
+            with self._busy.until_free(part.start, part.end):
+                for at, size in _pieces(part.start, part.end, self.limits.max_discard):
+                    self.inner.discard(at, size)
 
 
 class _Busy:

@@ -111,17 +111,19 @@ def test_edges_are_read_changed_and_written() -> None:
     ]
 
 
-def test_discards_lose_their_edges() -> None:
+def test_discards_are_cut_and_lose_parts_of_blocks() -> None:
     below = Recorder()
     disk = Limited(below, Limits(align=512, opt_discard=4096, max_discard=8192))
     disk.discard(1000, 30_000)
     assert below.asked == [
+        ("discard", 1024, 3072),
         ("discard", 4096, 8192),
         ("discard", 12288, 8192),
         ("discard", 20480, 8192),
+        ("discard", 28672, 2048),
     ]
     disk.discard(100, 300)
-    assert len(below.asked) == 3
+    assert len(below.asked) == 5
 
 
 def test_the_options_of_blkdebug() -> None:
