@@ -75,7 +75,7 @@ def run(args: Namespace) -> int:
     from vdisk.opening import Backing
 
     opener = Opener(secrets(args), Backing.REFUSE if args.no_backing else Backing.FOLLOW)
-    with Session(opener) as session:
+    with Session(opener, image_opts=args.image_opts) as session:
         try:
             if args.image is not None:
                 session.open(_settings(args))

@@ -326,6 +326,22 @@ class TestCommand:
         assert io("-c", f"open -o {tree}", "-c", "read -P 1 0 8k") == 0
         assert io("-f", "raw", "--image-opts", tree, "-c", "length") == 1
 
+    def test_open_takes_options_too_where_the_program_does(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tree = "driver=qcow2,file.filename=overlay.qcow2"
+        assert io("--image-opts", "-c", f"open {tree}", "-c", "read -P 0x61 0 8k") == 0
+        assert io("-c", f"open {tree}") == 1
+        assert "can't open device" in capsys.readouterr().err
+
+    def test_options_are_changed_one_by_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        sizes = ("cache-size=1M", "l2-cache-size=512k", "refcount-cache-size=128k")
+        commands = [word for size in sizes for word in ("-c", f"reopen -o {size}")]
+        assert io(*commands, "-c", "read -P 0x61 0 8k", "overlay.qcow2") == 0
+        assert io("-c", "reopen -r -o read-only=on", "overlay.qcow2") == 1
+        assert io("-c", "reopen -c none -o cache.direct=on", "overlay.qcow2") == 1
+        assert capsys.readouterr().err.count("Cannot set both") == 2
+
     def test_backing_files_can_be_forbidden(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert io("--no-backing", "overlay.qcow2", "-c", "length") == 1
         assert "forbidden" in capsys.readouterr().err

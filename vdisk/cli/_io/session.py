@@ -51,10 +51,16 @@ def complain(message: str) -> None:
 
 
 class Session:
-    """At most one open image.  ``opener`` turns :class:`Settings` into a device."""
+    """At most one open image.  ``opener`` turns :class:`Settings` into a device.
 
-    def __init__(self, opener: Callable[[Settings], BlockDevice]) -> None:
+    ``image_opts``: what the command ``open`` gets is no name but a list of options.
+    """
+
+    def __init__(
+        self, opener: Callable[[Settings], BlockDevice], *, image_opts: bool = False
+    ) -> None:
         self._opener = opener
+        self.image_opts = image_opts
         self._device: BlockDevice | None = None
         self._settings = Settings(None)
         self._pool: ThreadPoolExecutor | None = None

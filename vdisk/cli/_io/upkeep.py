@@ -16,7 +16,7 @@ from vdisk.cli._io.session import Settings
 from vdisk.errors import VdiskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vdisk.block import BlockDevice, Extent
     from vdisk.cli._io.arguments import Arguments
@@ -165,9 +165,13 @@ def open_image(session: Session, arguments: Arguments) -> None:
     if len(arguments.operands) > 1 or not (arguments.operands or arguments.has("o")):
         raise UsageError
     check_aio_mode(arguments.options.get("i", AIO_MODES[0]))
+    name = arguments.operands[0] if arguments.operands else None
+    options = node_options(arguments.options.get("o", ""))
+    if name is not None and session.image_opts:
+        name, options = None, {**options, **node_options(name)}
     session.open(
         Settings(
-            name=arguments.operands[0] if arguments.operands else None,
+            name=name,
             readonly=arguments.has("r"),
             snapshot=arguments.has("s"),
             copy_on_read=arguments.has("C"),
@@ -176,7 +180,7 @@ def open_image(session: Session, arguments: Arguments) -> None:
                 arguments.options.get("t", "none" if arguments.has("n") else "writeback")
             ),
             discard=discard_mode(arguments.options.get("d", "unmap")),
-            options=node_options(arguments.options.get("o", "")),
+            options=options,
         )
     )
 
@@ -188,14 +192,28 @@ def reopen(session: Session, arguments: Arguments) -> None:
     if arguments.has("r") and arguments.has("w"):
         raise CommandFailed("vdisk io: Only one -r/-w option may be given", to_stderr=True)
     settings = session.settings
+    added = node_options(arguments.options.get("o", ""))
+    if (arguments.has("r") or arguments.has("w")) and "read-only" in added:
+        raise CommandFailed("vdisk io: Cannot set both -r/-w and 'read-only'", to_stderr=True)
+    if arguments.has("c") and "cache" in added:
+        raise CommandFailed("vdisk io: Cannot set both -c and the cache options", to_stderr=True)
     if arguments.has("r") or arguments.has("w"):
         settings = settings._replace(readonly=arguments.has("r"))
     if arguments.has("c"):
         settings = settings._replace(cache=cache_mode(arguments.options["c"]))
-    if arguments.has("o"):
-        added = node_options(arguments.options["o"])
-        settings = settings._replace(options={**settings.options, **added})
-    session.reopen(settings)
+    session.reopen(settings._replace(options=_joined(settings.options, added)))
+
+
+_CACHE_SIZES = frozenset({"cache-size", "l2-cache-size", "refcount-cache-size"})
+
+
+def _joined(old: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """``old`` options with those ``added``; of three cache sizes, which determine one another,
+    only the new ones."""
+    joined = {**old, **added}
+    if joined.keys() >= _CACHE_SIZES:
+        return {name: joined[name] for name in joined.keys() - (_CACHE_SIZES - added.keys())}
+    return joined
 
 
 def close(session: Session, _arguments: Arguments) -> None:
