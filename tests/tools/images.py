@@ -42,8 +42,10 @@ def create(where: Where, size: int, **options: Any) -> None:
         DRIVER.create(file, size, options)
 
 
-def open_child(request: ChildRequest) -> BlockDevice:
+def open_child(request: ChildRequest) -> BlockDevice | None:
     """Backing and data files: raw ones by absolute path, qcow2 ones likewise."""
+    if request.name is None:
+        return None
     file = FileStore(request.name, readonly=request.readonly)
     if request.role == "data-file":
         return file

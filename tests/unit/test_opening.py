@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import vdisk
 from vdisk.errors import (
+    CorruptImageError,
     DeviceError,
     FormatError,
     ImageLockedError,
@@ -556,6 +558,8 @@ def test_options_of_qemus_own_are_read(tmp_path: Path) -> None:
     for wrong in ({"overlap-check": "some"}, {"l2-cache-entry-size": 4095}, {"lazy": "on"}):
         with pytest.raises(InvalidRequestError):
             open_image(path, options=wrong)
+    with pytest.raises(InvalidRequestError, match=r"the cluster size \(65536\)"):
+        open_image(path, options={"l2-cache-entry-size": "128k"})
 
 
 def test_json_may_have_single_quotes(raw: str) -> None:
@@ -568,6 +572,18 @@ def test_json_may_have_single_quotes(raw: str) -> None:
     }
     with pytest.raises(InvalidRequestError, match="not JSON"):
         parse_name("json:{'a: 1}")
+
+
+def test_what_a_raw_data_file_has_behind_the_end_is_the_grown_disks(tmp_path: Path) -> None:
+    """The two files are the same disk at every moment."""
+    path, data = str(tmp_path / "disk.qcow2"), tmp_path / "data"
+    options = {"data_file": str(data), "data_file_raw": True}
+    plan_creation(path, SIZE, format="qcow2", options=options).run()
+    with data.open("ab") as file:
+        file.write(b"longer" * 100_000)
+    with open_image(path, readonly=False) as image:
+        image.truncate(2 * SIZE)
+        assert image.read(0, 2 * SIZE) == data.read_bytes().ljust(2 * SIZE, b"\0")
 
 
 def test_a_data_file_is_never_recognised(tmp_path: Path) -> None:
@@ -585,6 +601,44 @@ def test_a_data_file_is_never_recognised(tmp_path: Path) -> None:
             image.flush()
             assert image.read(0, 512) == disguise
     assert not said
+
+
+def test_the_data_file_that_is_given_replaces_the_one_that_is_named(tmp_path: Path) -> None:
+    path, data, other = (str(tmp_path / name) for name in ("disk.qcow2", "data", "other"))
+    plan_creation(path, SIZE, format="qcow2", options={"data_file": data}).run()
+    shutil.copy(data, other)
+    with open_image(path, readonly=False) as image:
+        image.write(0, b"named")
+    faulty = {"driver": "blkdebug", "image": {"driver": "file", "filename": other}}
+    with open_image(path, readonly=False, options={"data-file": faulty}) as image:
+        image.write(0, b"given")
+    assert (Path(data).read_bytes()[:5], Path(other).read_bytes()[:5]) == (b"named", b"given")
+
+
+def test_an_image_that_does_not_name_its_data_file_needs_it_given(tmp_path: Path) -> None:
+    path, data = str(tmp_path / "disk.qcow2"), str(tmp_path / "data")
+    plan_creation(path, SIZE, format="qcow2", options={"data_file": data}).run()
+    with open_image(path, readonly=False) as image:
+        image.amend({"data_file": ""})  # type: ignore[attr-defined]
+    with pytest.raises(CorruptImageError, match="'data-file' is required"):
+        open_image(path)
+    with open_image(path, options={"data-file.filename": data}) as image:
+        assert image.read(0, 512) == bytes(512)
+
+
+def test_an_image_with_its_data_inside_takes_no_data_file(tmp_path: Path, raw: str) -> None:
+    path = qcow2(tmp_path / "disk.qcow2")
+    with pytest.raises(InvalidRequestError, match="only be set for images with an external"):
+        open_image(path, options={"data-file.filename": raw})
+
+
+def test_an_image_that_names_no_backing_file_takes_one_that_is_given(
+    tmp_path: Path, raw: str
+) -> None:
+    path = qcow2(tmp_path / "disk.qcow2")
+    with open_image(path, options={"backing": {"driver": "raw", "file.filename": raw}}) as image:
+        assert image.backing is not None
+        assert image.read(0, SIZE) == Path(raw).read_bytes()
 
 
 # -- options of the file ---------------------------------------------------------------------

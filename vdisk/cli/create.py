@@ -79,6 +79,7 @@ def _with_backing(args: Namespace, options: dict[str, Any]) -> dict[str, Any]:
 
 
 _ORDER = (
+    "encryption",
     "encrypt.format",
     "encrypt.key-secret",
     "encrypt.cipher-alg",

@@ -49,10 +49,13 @@ class OpenContext(NamedTuple):
 
 
 class ChildRequest(NamedTuple):
-    """A reference from inside an image to another file: ``role`` is "backing" or "data-file"."""
+    """A reference from inside an image to another file: ``role`` is "backing" or "data-file".
+
+    ``name`` None: the image names none, and only what the user said can lead to one.
+    """
 
     role: str
-    name: str
+    name: str | None
     format: str | None
     readonly: bool
 

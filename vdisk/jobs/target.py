@@ -48,7 +48,7 @@ class TargetSettings(NamedTuple):
         if not paths or not all(map(_is_file_to_be, paths)):
             return None
         preallocated = self.options.get("preallocation", "off") != "off"
-        encrypted = self.options.get("encrypt.format") is not None
+        encrypted = self.options.get("encrypt.format") is not None or self.options.get("encryption")
         return None if self.format == "luks" or (encrypted and preallocated) else True
 
 

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk import filters, formats, stores
 from vdisk.block import close_all
-from vdisk.errors import InvalidRequestError, UnsupportedFeatureError, VdiskError
+from vdisk.errors import (
+    CorruptImageError,
+    InvalidRequestError,
+    UnsupportedFeatureError,
+    VdiskError,
+)
 from vdisk.formats import OpenContext
 from vdisk.opening.names import (
     overlaid,
@@ -254,7 +259,7 @@ def _open_image(name: str | None, options: Options, context: NodeContext) -> Blo
     except BaseException:
         file.close()
         raise
-    return driver.open(
+    image = driver.open(
         file,
         OpenContext(
             readonly=context.readonly,
@@ -265,6 +270,12 @@ def _open_image(name: str | None, options: Options, context: NodeContext) -> Blo
             repairing=context.repairing,
         ),
     )
+    try:
+        children.check_all_used()
+    except BaseException:
+        image.close()
+        raise
+    return image
 
 
 def _probe(file: BlockDevice) -> str:
@@ -300,17 +311,26 @@ class _Children:
         self._context = context._replace(
             chain=(*context.chain, *files), files=[], depth=0, repairing=False
         )
+        self._asked: set[str] = set()
 
     def open(self, request: ChildRequest) -> BlockDevice | None:
-        """The device of one reference; None where it is to be left out."""
+        """The device of one reference; None where there is none, or it is to be left out."""
         context = self._context
+        self._asked.add(request.role)
+        if request.name is None and not self._given[request.role]:
+            if request.role == "backing":
+                return None
+            raise CorruptImageError(
+                "'data-file' is required for this image: it does not name its external data file",
+                path=self._image,
+            )
         if context.backing is Backing.LEAVE:
             return None
         if request.role == "backing" and self._without_backing:
             return None
         if context.backing is Backing.REFUSE:
             raise InvalidRequestError(
-                f"names the {request.role} {request.name!r}, and following it was forbidden "
+                f"has the {request.role} {request.name!r}, and following it was forbidden "
                 "(backing=False, --no-backing)",
                 path=self._image,
                 operation="open",
@@ -331,21 +351,29 @@ class _Children:
 
     def _tree(self, request: ChildRequest) -> Options:
         """What the image stores, completed or replaced by what the user gave."""
-        given = self._given[request.role]
-        if request.role == "data-file" and "driver" not in given and "filename" in given:
-            return _file_options(given)  # never an image that might be recognised
-        if "file" in given or "filename" in given:
-            return given
-        stored = parse_name(relative_to(self._directory, request.name))
-        if request.role == "data-file":  # bytes without a format
-            return (
-                {**stored, **given}
-                if "driver" in stored
-                else parse_filename(stored["file"]["filename"])
-            )
-        if "driver" in given or request.format is None:
+        given, name = self._given[request.role], request.name
+        as_bytes = request.role == "data-file"  # never an image that might be recognised
+        if (
+            name is None
+            or "file" in given
+            or "filename" in given
+            or (as_bytes and "driver" in given)
+        ):
+            return _file_options(given) if as_bytes and "driver" not in given else given
+        stored = parse_name(relative_to(self._directory, name))
+        if as_bytes and "driver" not in stored:
+            stored = parse_filename(stored["file"]["filename"])
+        if as_bytes or "driver" in given or request.format is None:
             return {**stored, **given}
         return {**with_format(stored, request.format), **given}
+
+    def check_all_used(self) -> None:
+        """Refuse a data file that was given to an image which has its data inside."""
+        if self._given["data-file"] and "data-file" not in self._asked:
+            raise InvalidRequestError(
+                "'data-file' can only be set for images with an external data file",
+                path=self._image,
+            )
 
 
 def _as_node(value: Any, role: str) -> Options:

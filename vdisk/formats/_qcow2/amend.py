@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vdisk.formats._qcow2.header import Header
+    from vdisk.formats._qcow2.snapshots import SnapshotInfo
     from vdisk.formats.qcow2 import Qcow2Image
 
 _CREATION_ONLY: dict[str, Callable[[Header], Any]] = {
@@ -91,20 +92,8 @@ def _check_features(
     image: Qcow2Image, options: Mapping[str, Any], version: int, order: int
 ) -> None:
     header = image.header
-    lazy = options.get("lazy_refcounts", header.lazy_refcounts)
     if version == 2:
-        if lazy or 1 << order != DEFAULT_REFCOUNT_BITS:
-            raise InvalidRequestError(
-                "compat=0.10 has no lazy_refcounts and only refcount_bits=16", path=image.name
-            )
-        if header.incompatible_features & ~layout.DIRTY or header.external_data:
-            raise UnsupportedFeatureError(
-                "the image uses features that version 2 does not have", path=image.name
-            )
-        if header.bitmaps is not None:
-            raise UnsupportedFeatureError(
-                "version 2 has no bitmaps; remove them first", path=image.name
-            )
+        _check_version_2(image, options, order)
     if options.get("data_file") is not None and not header.external_data:
         raise InvalidRequestError(
             "data_file can only be changed where there is an external data file", path=image.name
@@ -113,6 +102,33 @@ def _check_features(
         raise InvalidRequestError(
             "data_file_raw can only be set when the image is created", path=image.name
         )
+
+
+def _check_version_2(image: Qcow2Image, options: Mapping[str, Any], order: int) -> None:
+    header = image.header
+    if options.get("lazy_refcounts", False) or 1 << order != DEFAULT_REFCOUNT_BITS:
+        raise InvalidRequestError(
+            "compat=0.10 has no lazy_refcounts and only refcount_bits=16", path=image.name
+        )
+    if header.incompatible_features & ~layout.DIRTY or header.external_data:
+        raise UnsupportedFeatureError(
+            "the image uses features that version 2 does not have", path=image.name
+        )
+    if header.bitmaps is not None:
+        raise UnsupportedFeatureError(
+            "version 2 has no bitmaps; remove them first", path=image.name
+        )
+    size = options.get("size", header.size)
+    if not all(_fits_version_2(snapshot, size) for snapshot in image.snapshots()):
+        raise UnsupportedFeatureError(
+            "internal snapshots prevent downgrade of image: version 2 does not record that their "
+            "disk had another size, nor 4 GiB of VM state; delete them first",
+            path=image.name,
+        )
+
+
+def _fits_version_2(snapshot: SnapshotInfo, size: int) -> bool:
+    return snapshot.disk_size in (None, size) and snapshot.vm_state_size < 1 << 32
 
 
 def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:

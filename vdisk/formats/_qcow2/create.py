@@ -47,6 +47,7 @@ OPTIONS = (
     CreateOption("refcount_bits", "number", "width of a reference count, 1 to 64", "16"),
     CreateOption("compression_type", "enum", "of compressed clusters", "zlib", ("zlib", "zstd")),
     CreateOption("extended_l2", "bool", "subclusters, 32 a cluster", "off"),
+    CreateOption("encryption", "bool", "the old name of encrypt.format=aes", "off"),
     CreateOption("encrypt.format", "enum", "encrypt the guest data", choices=("luks", "aes")),
     *luks.prefixed(luks.CREATE_OPTIONS, "encrypt."),
 )
@@ -86,6 +87,11 @@ def header_from_options(size: int, options: Mapping[str, Any]) -> Header:
     header.l1_size = header.l1_entries_for(header.size)
     _check_version_and_size(header)
     return header
+
+
+def asks_for_encryption(options: Mapping[str, Any]) -> bool:
+    """Whether creation options have anything to do with encryption."""
+    return bool(options.get("encryption")) or any(name.startswith("encrypt.") for name in options)
 
 
 def is_version_2(compat: str) -> bool:

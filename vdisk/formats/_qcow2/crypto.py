@@ -223,6 +223,10 @@ def choose_encryption(options: Mapping[str, Any]) -> NewEncryption | None:
         for name, value in options.items()
         if name.startswith(PREFIX) and value is not None
     }
+    if options.get("encryption"):
+        if "format" in given:
+            raise InvalidRequestError("encryption and encrypt.format say the same: give one")
+        given["format"] = "aes"
     if not given:
         return None
     format = given.pop("format", None)

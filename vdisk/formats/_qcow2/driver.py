@@ -9,6 +9,7 @@ from vdisk.formats import NO_SECRETS, CreateOption, OpenContext
 from vdisk.formats._qcow2.create import (
     AMEND_OPTIONS,
     OPTIONS,
+    asks_for_encryption,
     header_from_options,
     write_empty_image,
 )
@@ -46,7 +47,7 @@ class Qcow2Driver:
                 backing=parts.backing,
                 data_file=parts.data_file,
                 encryption=parts.encryption,
-                options=typed_options(context.options),
+                options=typed_options(context.options, parts.header.cluster_size),
             )
             opened.callback(image.close)
             if not context.readonly:
@@ -63,7 +64,7 @@ class Qcow2Driver:
     ) -> None:
         header = header_from_options(size, options)
         encryption = None
-        if any(name.startswith("encrypt.") for name in options):
+        if asks_for_encryption(options):
             from vdisk.formats._qcow2.crypto import create_encrypted
 
             encryption = create_encrypted(file, header, options, secrets)

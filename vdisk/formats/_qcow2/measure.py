@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vdisk.formats._qcow2.create import header_from_options
+from vdisk.formats._qcow2.create import asks_for_encryption, header_from_options
 from vdisk.formats._qcow2.text import encoded
 from vdisk.units import round_up
 
@@ -67,7 +67,7 @@ def _refcount_clusters(header: Header, counted: int) -> int:
 
 def _encryption_header_size(options: Mapping[str, Any]) -> int:
     """Bytes of the LUKS header inside the image, if it is to be encrypted."""
-    if not any(name.startswith("encrypt.") for name in options):
+    if not asks_for_encryption(options):
         return 0
     from vdisk.formats._qcow2.crypto import choose_encryption
 

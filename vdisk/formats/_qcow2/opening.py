@@ -78,15 +78,13 @@ def _open_data_file(file: BlockDevice, header: Header, context: OpenContext) -> 
             "the image keeps its data in another file, which may not be opened here",
             path=file.name,
         )
-    name = header.data_file_name
-    if name is None:
-        raise CorruptImageError("the image does not name its external data file", path=file.name)
-    return context.open_child(ChildRequest("data-file", name, "file", context.readonly))
+    request = ChildRequest("data-file", header.data_file_name, "file", context.readonly)
+    return context.open_child(request)
 
 
 def _open_backing(header: Header, context: OpenContext) -> BlockDevice | None:
-    if header.backing_file is None or context.open_child is None:
-        return None
+    if header.data_file_raw or context.open_child is None:
+        return None  # the data file alone is the disk
     return context.open_child(
         ChildRequest("backing", header.backing_file, header.backing_format, True)
     )

@@ -65,6 +65,8 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
         core.data.truncate(size)
     writer = Writer(core, mapping, lambda: size)
     _hide_leftovers(core, mapping, writer, old, size)
+    if preallocation == "off" and core.header.data_file_raw:
+        preallocation = "metadata"  # both files show the same, whatever the data file has there
     if preallocation != "off":
         first = min(round_up(old, core.cluster_size), size)  # what is before is the old disk's
         preallocate(core, mapping, writer, first, size, preallocation)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def typed_options(options: Mapping[str, Any], cluster_size: int) -> dict[str, Any]:
     """``options`` with sizes as ints and switches as bools; refuses those it does not know.
 
     Raises :class:`InvalidRequestError`.
@@ -27,7 +27,7 @@ def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
     l2 = bag.size("l2-cache-size")
     refcounts = bag.size("refcount-cache-size")
     discard = bag.boolean("pass-discard-request", True)
-    _take_others(bag)
+    _take_others(bag, cluster_size)
     bag.finish()
     if both is not None:
         l2, refcounts = _shares(both, l2, refcounts)
@@ -45,7 +45,7 @@ _OVERLAP_PARTS = (
 )
 
 
-def _take_others(bag: OptionBag) -> None:
+def _take_others(bag: OptionBag, cluster_size: int) -> None:
     """QEMU's options about how QEMU does it: read, so that its command lines work here.
 
     What they turn on or off is always done here (metadata is never overwritten, whatever
@@ -55,9 +55,10 @@ def _take_others(bag: OptionBag) -> None:
         bag.boolean(name, False)
     bag.size("cache-clean-interval")
     entry = bag.size("l2-cache-entry-size")
-    if entry is not None and (entry < MIN_ENTRY or entry & (entry - 1)):
+    if entry is not None and (not MIN_ENTRY <= entry <= cluster_size or entry & (entry - 1)):
         raise InvalidRequestError(
-            f"driver 'qcow2': l2-cache-entry-size is a power of two from {MIN_ENTRY} on: {entry}"
+            f"L2 cache entry size must be a power of two between {MIN_ENTRY} and the cluster "
+            f"size ({cluster_size}): l2-cache-entry-size={entry}"
         )
     for key in ("overlap-check", "overlap-check.template"):
         bag.choice(key, ("none", "constant", "cached", "all"), "cached")
@@ -69,10 +70,11 @@ def _shares(both: int, l2: int | None, refcounts: int | None) -> tuple[int, int]
     """What each cache gets of ``both`` where at most one of them is given."""
     if l2 is not None and refcounts is not None:
         raise InvalidRequestError(
-            "driver 'qcow2': cache-size, l2-cache-size and refcount-cache-size: give two at most"
+            "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time"
         )
-    if max(l2 or 0, refcounts or 0) > both:
-        raise InvalidRequestError("driver 'qcow2': a cache is larger than cache-size")
+    for name, size in (("l2-cache-size", l2), ("refcount-cache-size", refcounts)):
+        if (size or 0) > both:
+            raise InvalidRequestError(f"{name} may not exceed cache-size")
     if l2 is not None:
         return l2, both - l2
     if refcounts is None:
