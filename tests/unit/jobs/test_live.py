@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 SIZE = 8 * MIB
+LIVED_IN = 6 * MIB
 PART = 64 << 10
 
 
 class Guest:
     """Writes, zeroes and discards at random in a thread, until it is told to end.
 
+    It leaves the end of the disk alone, so that not all can be its own, however long it lives.
     ``content``: what the disk holds; after a discard, what it is found to hold.
     """
 
@@ -54,8 +56,8 @@ class Guest:
             time.sleep(0)  # the job's turn
 
     def _change(self) -> None:
-        start = self._random.randrange(SIZE // 512) * 512
-        length = min(self._random.choice([512, 4096, PART, 300 << 10]), SIZE - start)
+        start = self._random.randrange(LIVED_IN // 512) * 512
+        length = min(self._random.choice([512, 4096, PART, 300 << 10]), LIVED_IN - start)
         kind = self._random.random()
         if kind < 0.8:
             data = self._random.randbytes(512) * (length // 512)
