@@ -91,7 +91,8 @@ def convert(
     second), ``salvage`` (zeroes for what cannot be read), ``bitmaps`` (persistent bitmaps too)
     and ``skip_broken_bitmaps`` (but not those that were not closed properly).
 
-    A file made here is removed when the copy fails or ``progress`` cancels it.
+    ``progress`` is told of bytes of data, those copied and all that are to be.  A file made here
+    is removed when the copy fails or ``progress`` cancels it.
     """
     tell = warn or _ignore
     made_with = dict(options or {})
@@ -110,6 +111,7 @@ def convert(
         out_of_order=out_of_order,
         rate_limit=rate_limit,
         salvage=tell if salvage else None,
+        count_copied=progress is not None,
     )
     _check(copying, target_exists)
     name = os.fspath(target) if isinstance(target, os.PathLike) else target

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice
     from vdisk.jobs.encoding import CompressingDevice, Encoder
+    from vdisk.jobs.plan import Step
     from vdisk.jobs.progress import ProgressCallback
 
 SPARSE_SIZE = 4096
@@ -60,7 +61,8 @@ class CopyOptions(NamedTuple):
     ``offload``: let the system copy between files, without looking for zeroes.
     ``workers``: threads.  ``out_of_order``: let them write as they come.  ``rate_limit``: bytes
     a second.  ``batch_size``: bytes read and written at a time.  ``salvage``: told of each sector
-    that cannot be read, which is then zero.
+    that cannot be read, which is then zero.  ``count_copied``: progress is made by bytes copied,
+    for which the whole map is looked at first; else by how far into the disk they are.
     """
 
     sparse_size: int = SPARSE_SIZE
@@ -74,6 +76,7 @@ class CopyOptions(NamedTuple):
     rate_limit: int | None = None
     batch_size: int = BATCH_SIZE
     salvage: Callable[[str], None] | None = None
+    count_copied: bool = False
 
 
 def copy_disk(
@@ -99,14 +102,27 @@ def copy_disk(
         rate_limit=options.rate_limit,
         batch_size=options.batch_size,
         read=Salvager(options.salvage) if options.salvage else execute_read,
+        count_copied=options.count_copied,
     )
-    meter = Progress(source.size, progress)
-    choose = _chooser(options)
-    extents = source.map() if options.salvage is None else _told(source, options.salvage)
-    decided = ((extent, choose(extent)) for extent in extents)
-    totals = run(plan(decided, unit), target, settings, meter)
+    total = _to_be_copied(source, options, unit) if options.count_copied else source.size
+    meter = Progress(total, progress)
+    totals = run(_steps(source, options, unit), target, settings, meter)
     meter.finish()
     return totals
+
+
+def _steps(source: BlockDevice, options: CopyOptions, unit: int) -> Iterator[Step]:
+    """The plan for all of ``source``."""
+    choose = _chooser(options)
+    extents = source.map() if options.salvage is None else _told(source, options.salvage)
+    return plan(((extent, choose(extent)) for extent in extents), unit)
+
+
+def _to_be_copied(source: BlockDevice, options: CopyOptions, unit: int) -> int:
+    """How many bytes are going to be read."""
+    silent = options if options.salvage is None else options._replace(salvage=lambda _: None)
+    steps = _steps(source, silent, unit)
+    return sum(step.length for step in steps if step.action is Action.COPY)
 
 
 def _told(source: BlockDevice, complain: Callable[[str], None]) -> Iterator[Extent]:
@@ -126,7 +142,8 @@ def _told(source: BlockDevice, complain: Callable[[str], None]) -> Iterator[Exte
             if step > _UNKNOWN:
                 step = _UNKNOWN
                 continue
-            complain(f"error while finding out what is at offset {position}: {error}")
+            why = os.strerror(error.errno)
+            complain(f"error while reading block status at offset {position}: {why}")
             yield Extent(position, step, Kind.DATA, source, position)
             position += step
 

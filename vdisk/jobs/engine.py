@@ -40,6 +40,7 @@ class CopySettings(NamedTuple):
     compresses.  ``offload``: let the system copy between files where it can.  ``unmap``: what is
     zeroed may give its room back.  ``rate_limit``: bytes a second.  ``batch_size``: bytes that one
     thread handles at a time.  ``read``: what fills a buffer from a step's extents.
+    ``count_copied``: progress is made by bytes copied, not by how far into the disk they are.
     """
 
     encode: Encoder = verbatim
@@ -51,6 +52,7 @@ class CopySettings(NamedTuple):
     rate_limit: int | None = None
     batch_size: int = BATCH_SIZE
     read: Callable[[Iterable[Extent], int, memoryview], None] = execute_read
+    count_copied: bool = False
 
 
 class Totals(NamedTuple):
@@ -65,7 +67,7 @@ class _Prepared(NamedTuple):
 
     writes: list[Write]
     buffer: bytearray
-    end: int
+    batch: list[Step]
 
 
 def run(
@@ -100,10 +102,19 @@ class _Copier:
                 else:
                     copied += write.length
             self._buffers.append(done.buffer)
-            progress.reach(done.end)
+            self._tell(progress, done.batch)
             if clock is not None:
                 clock.wait(copied)
         return Totals(copied, zeroed)
+
+    def _tell(self, progress: Progress, batch: list[Step]) -> None:
+        """The batch is done."""
+        if not self._settings.count_copied:
+            progress.reach(batch[-1].end)
+            return
+        for step in batch:
+            if step.action is Action.COPY:
+                progress.advance(step.length)
 
     def _work(self, batch: list[Step]) -> _Prepared:
         """What a thread does with a batch."""
@@ -111,7 +122,7 @@ class _Copier:
         writes = self._prepare(batch, buffer)
         if self._settings.out_of_order:
             self._carry_out(writes)
-        return _Prepared(writes, buffer, batch[-1].end)
+        return _Prepared(writes, buffer, batch)
 
     def _prepare(self, batch: list[Step], buffer: bytearray) -> list[Write]:
         """Read the batch into ``buffer``: the writes that it takes, slices of it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from vdisk.block import Extent, execute_read, fill_zeroes
-from vdisk.errors import VdiskError
+from vdisk.errors import DeviceError, VdiskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,7 +35,8 @@ class Salvager:
             execute_read([extent], extent.start, view)
         except VdiskError as error:
             if extent.length <= SECTOR:
-                self._report(f"error while reading offset {extent.start}: {error.message}")
+                why = os.strerror(error.errno) if isinstance(error, DeviceError) else error.message
+                self._report(f"error while reading offset {extent.start}: {why}")
                 fill_zeroes(view)
                 return
             half = max(extent.length // 2 // SECTOR, 1) * SECTOR

@@ -115,4 +115,18 @@ def test_salvage_reads_where_the_map_fails() -> None:
     copy_disk(Patchy(), target, CopyOptions(salvage=said.append))
     assert target.read(0, 3 * MIB) == Source().read(0, 3 * MIB)
     assert len(said) == 1
-    assert f"offset {MIB // 2}" in said[0]
+    assert said[0] == f"error while reading block status at offset {MIB // 2}: Input/output error"
+
+
+def test_progress_is_of_what_is_copied_or_of_where_it_is() -> None:
+    for count_copied, ends in ((True, [(0, 2 * MIB), (MIB, 2 * MIB)]), (False, [(0, 3 * MIB)])):
+        told: list[tuple[int, int]] = []
+        copy_disk(
+            Source(),
+            Target(bytes(3 * MIB), Kind.ZERO),
+            CopyOptions(count_copied=count_copied, workers=1),
+            lambda done, total, told=told: told.append((done, total)),  # type: ignore[misc]
+        )
+        total = ends[0][1]
+        assert told[: len(ends)] == ends
+        assert told[-1] == (total, total)
