@@ -18,12 +18,14 @@ import pytest
 import vdisk
 from tests.tools import peers, qemu
 from tests.tools.certificates import make_credentials
+from tests.tools.command import vdisk as vdisk_image
 from tests.tools.nbdkit import nbdkit
 from tests.tools.peers import requires_peer
 from vdisk.block import Kind
 from vdisk.errors import AuthenticationError, DeviceError, VdiskError
 from vdisk.nbd.wire import QEMU_ALLOCATION_DEPTH
 from vdisk.opening import open_image
+from vdisk.opening.names import parse_image_options as tree
 from vdisk.stores._nbd.pool import PoolSettings
 from vdisk.stores.nbd import NbdSettings, NbdStore
 
@@ -159,6 +161,26 @@ def test_maps_are_those_of_nbdinfo_1_14(context: str, tmp_path: Path) -> None:
             done = vdisk_nbd("map", "--context", context, "--json", *ours, uri)
             peer = peers.run("nbdinfo", f"--map={context}", "--json", *theirs, uri)
             assert json.loads(done.stdout) == json.loads(peer.stdout)
+
+
+@requires_peer("qemu-nbd", "qemu-img", "qemu-io")
+@pytest.mark.parametrize("context", [QEMU_ALLOCATION_DEPTH, "qemu:dirty-bitmap:b0"])
+def test_another_context_is_shown_as_qemu_img_7_2_does(context: str, tmp_path: Path) -> None:
+    qemu.create(tmp_path / "base.qcow2", "4M")
+    qemu.io(tmp_path / "base.qcow2", "write 0 2M")
+    image = tmp_path / "top.qcow2"
+    qemu.create(image, "4M", backing_file="base.qcow2", backing_fmt="qcow2")
+    qemu.img("bitmap", "--add", image, "b0")
+    qemu.io(image, "write 1M 2M")
+    with qemu.nbd(image, "qcow2", "-A", "-B", "b0", readonly=True) as uri:
+        node = f"driver=nbd,path={uri.partition('socket=')[2]},x-dirty-bitmap="
+        words = ["map", "--output=json", "--image-opts", node + context]
+        theirs = qemu.img(*words).stdout
+        assert vdisk_image(*words).stdout == theirs
+        assert len(json.loads(theirs)) >= 3
+        assert vdisk_image(*words[:-1], node + "none", check=False).returncode == 1
+        with open_image(f"json:{json.dumps(tree(node + context))}") as store:
+            assert [each.kind for each in store.map()] == [Kind.DATA]  # reading is not misled
 
 
 @requires_peer("qemu-nbd", "nbdinfo", "qemu-img")

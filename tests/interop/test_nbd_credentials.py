@@ -173,6 +173,20 @@ def test_vdisk_nbd_takes_credentials_by_id(
         assert "without TLS" in capsys.readouterr().err
 
 
+def test_without_a_host_the_name_in_the_certificate_must_be_said(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has any certificate of the authority could pretend to be the server."""
+    node = place.options.removesuffix(",file.tls-hostname=localhost")
+    assert node != place.options
+    theirs = qemu.img("info", *place.object, "--image-opts", node, check=False)
+    vdisk("info", *place.object, "--image-opts", node, fails=True)
+    for said in (theirs.stderr.decode(), capsys.readouterr().err):
+        assert "No hostname for certificate validation" in said
+    unverified = place.object[1] + ",verify-peer=off"
+    vdisk("info", "--object", unverified, "--image-opts", node)
+
+
 def test_a_served_image_may_itself_be_behind_tls(place: Place, credentials: Path) -> None:
     """One server with two credentials: its own, and those of a client."""
     own = f"tls-creds-x509,id=own,endpoint=server,dir={credentials / 'server'},verify-peer=off"

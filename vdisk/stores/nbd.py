@@ -24,7 +24,7 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.block import ZERO_CHUNK, ZEROES, BlockDevice, Extent
-from vdisk.errors import InvalidRequestError, ReadOnlyError
+from vdisk.errors import InvalidRequestError, NotFoundError, ReadOnlyError
 from vdisk.nbd.connect import ClientSettings
 from vdisk.nbd.limits import MAX_PAYLOAD
 from vdisk.nbd.uri import NbdUri, parse_uri
@@ -62,8 +62,10 @@ class NbdSettings(NamedTuple):
     ``pool``: connections and reconnecting.  ``request_size``: bytes of one request.
     ``write_through``: every write is stable when it returns.  ``ignore_flush``: flushing does
     nothing.  ``range_size``: bytes that one request zeroes or discards.
-    ``meta_contexts``: those to select.  ``structured_replies``, ``extended_headers``:
-    use them if the server can.  ``timeout``: seconds for connecting.
+    ``meta_contexts``: those to select.  ``shown_context``: the only one to select, and what
+    :meth:`NbdStore.status_runs` shows; reading takes all for data.
+    ``structured_replies``, ``extended_headers``: use them if the server can.
+    ``timeout``: seconds for connecting.
     """
 
     pool: PoolSettings = PoolSettings()
@@ -72,6 +74,7 @@ class NbdSettings(NamedTuple):
     write_through: bool = False
     ignore_flush: bool = False
     meta_contexts: tuple[str, ...] = (BASE_ALLOCATION, QEMU_ALLOCATION_DEPTH)
+    shown_context: str | None = None
     structured_replies: bool = True
     extended_headers: bool = True
     timeout: float = HANDSHAKE_TIMEOUT
@@ -99,10 +102,11 @@ class NbdStore(BlockDevice):
         self.readonly = readonly
         self._settings = settings = settings or NbdSettings()
         tls = settings_for(uri) if tls is None else tls
+        shown = settings.shown_context
         wanted = ClientSettings(
             export=uri.export,
             tls=tls.mode,
-            meta_contexts=settings.meta_contexts,
+            meta_contexts=settings.meta_contexts if shown is None else (shown,),
             structured_replies=settings.structured_replies,
             extended_headers=settings.extended_headers,
         )
@@ -125,7 +129,10 @@ class NbdStore(BlockDevice):
         self._piece = max(
             round_down(min(self._settings.request_size, most), self._unit), self._unit
         )
-        self._status = StatusMap(self._pool, self._unit)
+        shown = self._settings.shown_context
+        self._status = StatusMap(self._pool, self._unit, shown or BASE_ALLOCATION)
+        if shown is not None and not self._status.available:
+            raise NotFoundError(f"the server has no meta context {shown!r}", path=self.name)
         self._blocks = alignment.SharedLock() if self._unit > 1 else None
         self.zeroes_fast = self._offers(TransmissionFlag.NBD_FLAG_SEND_WRITE_ZEROES)
 
@@ -191,7 +198,7 @@ class NbdStore(BlockDevice):
         return block
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
-        if self._status.available:
+        if self._status.available and self._settings.shown_context is None:
             return self._status.extents(self, start, length)
         return super()._map(start, length)
 

@@ -3,8 +3,9 @@
 ``uri``, or ``server.…`` and ``export``, or ``host``, ``port``, ``path`` and ``export``: which
 server and export.  ``tls-creds``: the id of ``--object tls-creds-x509|tls-creds-psk``;
 ``tls-hostname``: the name in the server's certificate.  ``reconnect-delay``, ``open-timeout``:
-seconds of trying again.  Ours: ``request-timeout``: seconds that a server may be silent;
-``connections``: at most so many.
+seconds of trying again.  ``x-dirty-bitmap``: a meta context whose bits ``map`` shows as holes, for
+looking at dirty bitmaps; nothing else is to be done with such a node.  Ours: ``request-timeout``:
+seconds that a server may be silent; ``connections``: at most so many.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class NbdProtocol:
             reconnect_delay=_seconds(options, "reconnect-delay"),
             request_timeout=_seconds(options, "request-timeout") or None,
         )
+        shown = options.string("x-dirty-bitmap")
         options.finish()
         wanted = NbdSettings(
             pool,
+            shown_context=shown,
             write_through=settings.cache.write_through,
             ignore_flush=settings.cache.no_flush,
         )

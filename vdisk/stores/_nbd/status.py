@@ -6,6 +6,9 @@ The contexts that are understood:
                           content.
 ``qemu:allocation-depth`` which image of the server's chain holds a range, 1 for the top; 0: none.
 
+Any other can be shown in the place of ``base:allocation``, for who wants to look at it (QEMU's
+option ``x-dirty-bitmap``): a bit that is set then looks like a hole.  Nothing is read by that.
+
 A server answers for as much of a range as it likes, the last extent perhaps beyond its end.  So a
 short question is made longer, and what was answered is kept for :data:`MAX_AGE`: a format that
 asks for one cluster after the other sends one request for thousands.
@@ -61,19 +64,22 @@ class _Answer(NamedTuple):
 
 
 class StatusMap:
-    """The extents of one store; thread-safe."""
+    """The extents of one store; thread-safe.
 
-    def __init__(self, pool: Pool, unit: int) -> None:
+    ``context``: what is taken for base:allocation.
+    """
+
+    def __init__(self, pool: Pool, unit: int, context: str = BASE_ALLOCATION) -> None:
         self._pool = pool
         self._unit = unit
+        self._context = context
         self._lock = threading.Lock()
         self._known: _Answer | None = None
         self._changes = 0
 
     @property
     def available(self) -> bool:
-        names = {context.name for context in self._pool.session.meta_contexts}
-        return BASE_ALLOCATION in names
+        return self._context in {each.name for each in self._pool.session.meta_contexts}
 
     def changed(self) -> None:
         """Something was written."""
@@ -124,8 +130,8 @@ class StatusMap:
         allocation: tuple[tuple[int, int], ...] = ()
         depths: tuple[tuple[int, int], ...] = ((last - first, 1),)
         for event in request.status:
-            if event.context.name == BASE_ALLOCATION:
-                allocation = event.extents
+            if event.context.name == self._context:
+                allocation = tuple((each, self._shown(status)) for each, status in event.extents)
             elif event.context.name == QEMU_ALLOCATION_DEPTH:
                 depths = event.extents
         starts: list[int] = []
@@ -137,6 +143,10 @@ class StatusMap:
             runs.append(Run(_kind(flags, depth), max(depth - 1, 0), hole))
             position += each
         return _Answer(first, min(position, size), starts, runs, born)
+
+    def _shown(self, status: int) -> int:
+        """QEMU tells two depths apart: the export's own (1), and from below (2)."""
+        return min(status, 2) if self._context == QEMU_ALLOCATION_DEPTH else status
 
 
 def _kind(flags: int, depth: int) -> Kind:

@@ -36,7 +36,7 @@ class TlsSettings(NamedTuple):
     """How a client uses TLS.
 
     ``hostname``: what the server's certificate must be for; None: any name that an accepted
-    authority has signed, as over a unix socket, where there is no host to be told apart.
+    authority has signed, as libnbd has it for URIs with a unix socket, where there is no host.
     """
 
     mode: TlsMode = TlsMode.OFF
@@ -58,7 +58,10 @@ class Credentials(NamedTuple):
 
 
 def settings_for(uri: NbdUri, given: Credentials | None = None) -> TlsSettings:
-    """TLS as a URI wants it; ``given``: credentials from elsewhere, which TLS then requires."""
+    """TLS as a URI wants it; ``given``: credentials from elsewhere, which TLS then requires.
+
+    Those check the server's name as QEMU does, so over a unix socket somebody has to say it.
+    """
     _check(uri)
     mentioned = (
         uri.tls_type,
@@ -86,6 +89,11 @@ def settings_for(uri: NbdUri, given: Credentials | None = None) -> TlsSettings:
         hostname = uri.host or "localhost"
     if credentials.psk_file is not None:
         return TlsSettings(mode, _psk_context(credentials), hostname)
+    if given is not None and given.verify_peer and hostname is None:
+        raise InvalidRequestError(
+            "No hostname for certificate validation: name the one in the server's certificate "
+            "(tls-hostname)"
+        )
     return TlsSettings(mode, _x509_context(credentials, hostname), hostname)
 
 
