@@ -71,11 +71,17 @@ Plan = Generator[OptionCall, OptionDone, T]
 
 _ALL_INFO: Final = frozenset(Info)
 
-_FATAL: Final = {
-    OptionReply.NBD_REP_ERR_TLS_REQD: "the server requires TLS",
-    OptionReply.NBD_REP_ERR_SHUTDOWN: "the server is shutting down",
-}
+_FATAL: Final = (OptionReply.NBD_REP_ERR_TLS_REQD, OptionReply.NBD_REP_ERR_SHUTDOWN)
 """Replies after which no other option can succeed."""
+
+_REASONS: Final = {
+    OptionReply.NBD_REP_ERR_POLICY: "Denied by server",
+    OptionReply.NBD_REP_ERR_PLATFORM: "Server lacks support",
+    OptionReply.NBD_REP_ERR_TLS_REQD: "Server requires TLS (nbds://, or tls-creds)",
+    OptionReply.NBD_REP_ERR_UNKNOWN: "Requested export not available",
+    OptionReply.NBD_REP_ERR_SHUTDOWN: "Server shutting down",
+}
+"""In QEMU's words, which scripts look for."""
 
 
 # --- plans ----------------------------------------------------------------------------------------
@@ -177,8 +183,8 @@ def _refused(done: OptionDone, what: str) -> NegotiationError:
     reply = done.reply
     if not isinstance(reply, OptionReply):
         return NegotiationError(f"{what} refused: unknown error reply {reply:#x}")
-    reason = _FATAL.get(reply, reply.name)
-    text = f": {done.message}" if done.message else ""
+    reason = f"{_REASONS[reply]}, {reply.name}" if reply in _REASONS else reply.name
+    text = f"; server reported: {done.message}" if done.message else ""
     return NegotiationError(f"{what} refused: {reason}{text}", reply=reply)
 
 

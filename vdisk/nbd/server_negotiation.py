@@ -351,7 +351,7 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
             return OptionReply.NBD_REP_ERR_SHUTDOWN, "the server is shutting down"
         forced = self._tls_mode is TlsMode.REQUIRE and not self._tls
         if forced and number != Option.NBD_OPT_STARTTLS:
-            return OptionReply.NBD_REP_ERR_TLS_REQD, "start TLS first"
+            return OptionReply.NBD_REP_ERR_TLS_REQD, f"Option {number:#x} not permitted before TLS"
         if number not in _OPTIONS or number in self._unsupported:
             return OptionReply.NBD_REP_ERR_UNSUP, f"option {number} is not known here"
         return None
@@ -417,7 +417,7 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
         if self._tls:
             self._refuse(option, OptionReply.NBD_REP_ERR_INVALID, "TLS is on already")
         elif self._tls_mode is TlsMode.OFF:
-            self._refuse(option, OptionReply.NBD_REP_ERR_POLICY, "TLS is not configured")
+            self._refuse(option, OptionReply.NBD_REP_ERR_POLICY, "TLS not configured")
         elif len(self._inbox):
             # Plain text sent ahead of the upgrade would be taken for the client's encrypted words.
             raise self._violation("data between NBD_OPT_STARTTLS and the TLS handshake")

@@ -262,7 +262,9 @@ class Client:
             return
         if found is None:
             log.info("%s: there is no export %r for it", self.peer, name)
-            self._negotiation.refuse(OptionReply.NBD_REP_ERR_UNKNOWN, f"no export {name!r} here")
+            self._negotiation.refuse(
+                OptionReply.NBD_REP_ERR_UNKNOWN, f"export {name!r} not present"
+            )
             return
         self._negotiation.send_export(found.info(name, self._server.limits.largest_request))
 
