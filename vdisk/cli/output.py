@@ -90,16 +90,27 @@ def _escaped(character: str) -> str:
     return f"\\u{0xD800 | code >> 10:04X}\\u{0xDC00 | code & 0x3FF:04X}"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: str = "",
+    *,
+    least: Sequence[int] = (),
+    gap: str = "  ",
+) -> str:
     """``rows`` in columns under their ``headings``; ``right``: the right-aligned ones, by commas.
 
-    Only as wide as needed, two spaces between columns, no space at the end of a line.
+    Only as wide as needed, but at ``least`` so, with a ``gap`` between columns and no space at
+    the end of a line.
     """
     lines = [headings, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    widths = [
+        max(smallest, *(len(line[column]) for line in lines))
+        for column, smallest in enumerate(least or (0,) * len(headings))
+    ]
     flush_right = [heading in right.split(",") for heading in headings]
     return "\n".join(
-        "  ".join(
+        gap.join(
             cell.rjust(width) if to_right else cell.ljust(width)
             for cell, width, to_right in zip(line, widths, flush_right, strict=True)
         ).rstrip()

@@ -62,12 +62,17 @@ def _to_delete(image: Qcow2Image, tag: str) -> str:
 
 
 def listing(snapshots: Iterable[SnapshotInfo]) -> str:
-    """A table of ``snapshots``, with qemu-img's headings but as wide as their names need."""
+    """A table of ``snapshots``, qemu-img's, but as wide as their names need."""
     from vdisk.cli.output import table
 
     headings = ("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
     rows = [_row(snapshot) for snapshot in snapshots]
-    return "Snapshot list:\n" + table(headings, rows, right="VM SIZE,DATE,VM CLOCK,ICOUNT")
+    return "Snapshot list:\n" + table(
+        headings, rows, right="VM SIZE,DATE,VM CLOCK,ICOUNT", least=_LEAST_WIDTHS, gap=" "
+    )
+
+
+_LEAST_WIDTHS = (9, 16, 8, 19, 12, 10)
 
 
 def _row(snapshot: SnapshotInfo) -> tuple[str, ...]:

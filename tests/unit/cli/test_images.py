@@ -154,7 +154,7 @@ def test_snapshots_come_and_go(disk: Path) -> None:
     cli.run("snapshot", "-c", "x", disk)
     shown = cli.run("snapshot", "-l", disk)
     assert shown.splitlines()[0] == "Snapshot list:"
-    assert "1   before the flood  " in shown
+    assert "1         before the flood " in shown
     assert shown in cli.run("info", disk)
     assert [
         entry["name"] for entry in json.loads(cli.run("info", "--output=json", disk))["snapshots"]
@@ -168,7 +168,7 @@ def test_snapshots_come_and_go(disk: Path) -> None:
     assert "no snapshot" in cli.fail("snapshot", "-d", "x", disk)
     assert "no snapshot" in cli.fail("snapshot", "-a", "x", disk)
     assert "reading" in cli.fail("snapshot", "-U", "-c", "y", disk)
-    assert "2   " not in cli.run("snapshot", "-U", "-l", disk)
+    assert "2    " not in cli.run("snapshot", "-U", "-l", disk)
     cli.run("check", disk)
 
 

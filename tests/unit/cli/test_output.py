@@ -55,6 +55,13 @@ def test_tables_are_as_wide_as_needed() -> None:
     )
 
 
+def test_tables_may_have_columns_of_a_least_width() -> None:
+    rows = [("1", "a long name", "5 B")]
+    assert table(("ID", "NAME", "SIZE"), rows, "SIZE", least=(4, 6, 6), gap=" ") == (
+        "ID   NAME          SIZE\n1    a long name    5 B"
+    )
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
