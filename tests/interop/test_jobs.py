@@ -73,6 +73,14 @@ def test_strict_compare_says_and_returns_the_same(
     assert ours == theirs
 
 
+def test_the_format_of_the_first_is_not_that_of_the_second(images: dict[str, Path]) -> None:
+    ours, theirs = both("compare", "-f", "raw", images["raw"], images["qcow2"])
+    assert ours == theirs == (0, b"Images are identical.\n")
+    ours, theirs = both("compare", "-f", "raw", "-F", "raw", images["raw"], images["qcow2"])
+    assert ours == theirs
+    assert ours[0] == 1
+
+
 def test_compare_with_what_is_not_there_is_status_2(images: dict[str, Path]) -> None:
     ours, theirs = both("compare", images["raw"], images["raw"].with_name("missing"))
     assert ours == theirs == (2, b"")

@@ -103,12 +103,16 @@ class FileStore(BlockDevice):
     def _find_size(self) -> int:
         status = os.fstat(self._fd)
         if stat.S_ISDIR(status.st_mode):
-            raise InvalidRequestError("is a directory, not an image", path=self.name)
+            raise InvalidRequestError(
+                "is a directory: 'file' driver requires it to be a regular file", path=self.name
+            )
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         if self.is_block_device:
             return os.lseek(self._fd, 0, os.SEEK_END)
         if not stat.S_ISREG(status.st_mode):
-            raise InvalidRequestError("is neither a file nor a block device", path=self.name)
+            raise InvalidRequestError(
+                "'file' driver requires it to be a regular file, or a block device", path=self.name
+            )
         self.growable = True
         return status.st_size
 

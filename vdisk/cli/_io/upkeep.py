@@ -168,7 +168,7 @@ def open_image(session: Session, arguments: Arguments) -> None:
     name = arguments.operands[0] if arguments.operands else None
     options = node_options(arguments.options.get("o", ""))
     if name is not None and session.image_opts:
-        name, options = None, {**options, **node_options(name)}
+        options, name = {**options, **node_options(name)}, None
     session.open(
         Settings(
             name=name,

@@ -344,13 +344,13 @@ def _take_extension(header: Header, kind: int, data: bytes, offset: int, path: s
 def _check_features(header: Header, path: str) -> None:
     unknown = header.incompatible_features & ~layout.KNOWN_INCOMPATIBLE
     if unknown:
-        names = [
-            header.feature_names.get((0, bit), f"bit {bit}")
-            for bit in range(64)
-            if unknown >> bit & 1
-        ]
+        bits = [bit for bit in range(64) if unknown >> bit & 1]
+        names = [header.feature_names[0, bit] for bit in bits if (0, bit) in header.feature_names]
+        nameless = sum(1 << bit for bit in bits if (0, bit) not in header.feature_names)
+        if nameless:
+            names.append(f"Unknown incompatible feature: {nameless:x}")
         raise UnsupportedFeatureError(
-            f"unsupported qcow2 feature(s): {', '.join(names)}", path=path, operation="open"
+            f"Unsupported qcow2 feature(s): {', '.join(names)}", path=path, operation="open"
         )
     typed = bool(header.incompatible_features & layout.COMPRESSION_TYPE)
     if header.compression_type > layout.COMPRESSION_ZSTD:
