@@ -181,7 +181,8 @@ def test_tls_on_both_sides_of_a_server_in_the_middle(tmp_path: Path, credentials
     tls = ["--tls=require", f"--tls-certificates={credentials / 'server'}", "--tls-verify-peer"]
     with nbdkit(*tls, "file", image) as inner:
         creds = f"tls-creds-x509,id=t,endpoint=client,dir={credentials / 'client'}"
-        node = f"driver=qcow2,file.driver=nbd,file.path={inner.path},file.tls-creds=t"
+        node = f"driver=qcow2,file.driver=nbd,file.path={inner.path},file.tls-creds=t,"
+        node += "file.tls-hostname=localhost"
         options = ["--object", creds, "--tls-certificates", credentials / "server"]
         with nbd_server.process(*options, "--image-opts", node) as (path, _server):
             where = place(path, credentials)
