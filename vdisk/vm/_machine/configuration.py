@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm._boot.entry import MemoryRange
 from vdisk.vm._machine.boot_choice import NUMBERS
 from vdisk.vm.devices import fw_cfg
-from vdisk.vm.devices.acpi_tables import AcpiTables
+from vdisk.vm.devices.acpi_tables import PM_BASE, AcpiTables
 from vdisk.vm.devices.dsdt import Hardware
 from vdisk.vm.devices.serial import COM_PORTS
 from vdisk.vm.memory import FOUR_GIB
@@ -46,14 +46,30 @@ def describe(board: Board, memory: GuestMemory, cpus: int, boot: BootChoice) -> 
     config.add_number(fw_cfg.CPUS, cpus)
     config.add_number(fw_cfg.MAX_CPUS, cpus)
     config.add_memory_map(list(ram_ranges(memory)))
-    tables = AcpiTables(hardware(board, memory, cpus))
-    for name, data in tables.loader_files().items():
-        config.add_file(name, data)
+    tables = AcpiTables(described := hardware(board, memory, cpus))
+    _offer_tables(board, described, tables)
     config.add_number(fw_cfg.BOOT_MENU, boot.menu)
     config.add_file("etc/boot-menu-wait", boot.menu_ms.to_bytes(2, "little"))
     if boot.retry_ms is not None:
         config.add_file("etc/boot-fail-wait", boot.retry_ms.to_bytes(4, "little"))
     return tables
+
+
+def _offer_tables(board: Board, described: Hardware, tables: AcpiTables) -> None:
+    """Give the tables to firmware, which first puts chips where it likes: OVMF not at PM_BASE."""
+    offered = tables
+
+    def update() -> None:
+        nonlocal offered
+        base = board.power.base or PM_BASE
+        if base != offered.pm_base:
+            offered = AcpiTables(described, base)
+            for name, data in offered.loader_files().items():
+                board.fw_cfg.add_file(name, data)
+
+    for name, data in tables.loader_files().items():
+        board.fw_cfg.add_file(name, data)
+        board.fw_cfg.before_reading(name, update)
 
 
 def describe_boot_order(board: Board, drives: Drives, letters: str, *, strict: bool) -> None:

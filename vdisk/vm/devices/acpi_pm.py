@@ -89,10 +89,13 @@ class AcpiPm(PciDevice):
     def config_written(self, offset: int, size: int) -> None:
         self._map()
 
+    @property
+    def base(self) -> int:
+        """Where firmware has put the registers; 0: nowhere."""
+        return self.config_dword(PMBA) & 0xFFC0 if self.config[PMREGMISC] & 1 else 0
+
     def _map(self) -> None:
-        base = self.config_dword(PMBA) & 0xFFC0
-        if not self.config[PMREGMISC] & 1:
-            base = 0
+        base = self.base
         if self._range is not None:
             if self._range.start == base:
                 return

@@ -24,7 +24,7 @@ from vdisk.vm.devices.dsdt import LINK_IRQS, Hardware, dsdt
 from vdisk.vm.memory import FOUR_GIB
 
 PM_BASE = 0x600
-"""Where firmware puts the power management registers; what the FADT says."""
+"""Where our BIOS and SeaBIOS put the power management registers."""
 HEADER = struct.Struct("<4sIBB6s8sI4sI")
 OEM, OEM_TABLE, CREATOR = b"VDISK ", b"VDISKPC ", b"VDSK"
 TABLES_FILE, RSDP_FILE, LOADER_FILE = "etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"
@@ -55,9 +55,11 @@ class AcpiTables:
     """The tables of one machine.
 
     ``tables``, ``rsdp``: the blobs, with offsets for addresses and zeros for checksums.
+    ``pm_base``: where firmware puts the power management registers.
     """
 
-    def __init__(self, hardware: Hardware) -> None:
+    def __init__(self, hardware: Hardware, pm_base: int = PM_BASE) -> None:
+        self.pm_base = pm_base
         self.tables = bytearray()
         self.rsdp = bytearray()
         self._pointers: list[Pointer] = []
@@ -86,7 +88,7 @@ class AcpiTables:
         return start
 
     def _fadt(self, facs: int, definition: int) -> int:
-        start = self._table(b"FACP", 3, _fadt_body(facs, definition))
+        start = self._table(b"FACP", 3, _fadt_body(facs, definition, self.pm_base))
         self._pointers += [Pointer(start + 36, 4), Pointer(start + 40, 4)]
         self._pointers += [Pointer(start + 132, 8), Pointer(start + 140, 8)]
         return start
@@ -140,20 +142,20 @@ class AcpiTables:
         }
 
 
-def _fadt_body(facs: int, definition: int) -> bytes:
+def _fadt_body(facs: int, definition: int, pm_base: int) -> bytes:
     """Revision 3: 208 bytes after the header."""
-    pm1_control, timer = PM_BASE + 4, PM_BASE + 8
+    pm1_control, timer = pm_base + 4, pm_base + 8
     flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_RESET_REG
     body = struct.pack("<IIBBHI", facs, definition, 0, 0, SCI_IRQ, APM_PORT)
     body += bytes([ACPI_ENABLE, ACPI_DISABLE, 0, 0])
-    body += struct.pack("<8I", PM_BASE, 0, pm1_control, 0, 0, timer, 0, 0)
+    body += struct.pack("<8I", pm_base, 0, pm1_control, 0, 0, timer, 0, 0)
     body += bytes([4, 2, 0, 4, 0, 0, 0, 0])  # lengths of the register blocks
     body += struct.pack("<HHHH", 0xFFFF, 0xFFFF, 0, 0)  # no C2, no C3
     body += bytes([0, 0, 0, 0, 0x32])  # duty, alarms: none; the century's place in CMOS
     body += struct.pack("<HBI", BOOT_LEGACY_DEVICES | BOOT_8042, 0, flags)
     body += _gas(RESET_PORT, 8) + bytes([RESET_VALUE, 0, 0, 0])
     body += struct.pack("<QQ", facs, definition)
-    body += _gas(PM_BASE, 32) + _gas(0, 0) + _gas(pm1_control, 16) + _gas(0, 0)
+    body += _gas(pm_base, 32) + _gas(0, 0) + _gas(pm1_control, 16) + _gas(0, 0)
     return body + _gas(0, 0) + _gas(timer, 32) + _gas(0, 0) + _gas(0, 0)
 
 

@@ -21,6 +21,8 @@ from vdisk.errors import InvalidRequestError, OutOfRangeError
 from vdisk.vm.devices.base import Device
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vdisk.vm.bus import Bus
     from vdisk.vm.memory import GuestMemory
 
@@ -48,6 +50,7 @@ class FwCfg(Device):
         self._memory = memory
         self._items: dict[int, bytes] = {}
         self._files: dict[str, int] = {}
+        self._updates: dict[int, Callable[[], None]] = {}
         self.add_item(SIGNATURE, b"QEMU")
         self.add_item(ID, (ID_PORTS | ID_DMA).to_bytes(4, "little"))
         self._write_directory()
@@ -75,6 +78,10 @@ class FwCfg(Device):
         self._items[key] = data
         self._write_directory()
 
+    def before_reading(self, name: str, update: Callable[[], None]) -> None:
+        """Call ``update`` when firmware is about to read a file: it may replace its bytes."""
+        self._updates[self._files[name]] = update
+
     def add_memory_map(self, ranges: list[tuple[int, int, int]]) -> None:
         """``etc/e820``: (start, length, type) of RAM and reserved ranges."""
         self.add_file("etc/e820", b"".join(struct.pack("<QQI", *each) for each in ranges))
@@ -94,6 +101,9 @@ class FwCfg(Device):
 
     def _select(self, key: int) -> None:
         self._key, self._offset = key, 0
+        update = self._updates.get(key)
+        if update is not None:
+            update()
 
     def _read(self, offset: int, size: int) -> int:
         if offset >= DMA_ADDRESS:

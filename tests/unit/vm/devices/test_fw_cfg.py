@@ -147,3 +147,11 @@ def test_state_survives(board: Board) -> None:
     assert other.read(2) == b"MU"
     with pytest.raises(CorruptImageError):
         other.fw_cfg.load_state(board.fw_cfg.save_state() | {"offset": -1})
+
+
+def test_a_file_may_be_made_when_it_is_read(board: Board) -> None:
+    board.fw_cfg.add_file("etc/a", b"old")
+    board.fw_cfg.before_reading("etc/a", lambda: board.fw_cfg.add_file("etc/a", b"new"))
+    key, size = board.files()["etc/a"]
+    board.select(key)
+    assert board.read(size) == b"new"
