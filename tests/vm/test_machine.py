@@ -84,6 +84,40 @@ def test_timer_interrupts_wake_a_halted_processor(make: guests.Make, apic: bool)
     assert time.monotonic() - began > 0.09  # a hundred ticks of a millisecond
 
 
+NMIS = """
+    mov word [8], nmi           ; vector 2
+    mov word [10], cs
+    xor bx, bx
+    mov al, '>'
+    call putc
+spin:
+    cmp bx, 1
+    jb spin
+again:
+    mov al, 'h'
+    call putc
+    hlt
+    jmp again
+nmi:
+    inc bx
+    mov al, 'n'
+    call putc
+    iret
+"""
+
+
+def test_halted_means_halted_after_an_nmi_that_came_before(make: guests.Make) -> None:
+    """It once ended the next HLT, too: memtest86+ passed its barriers too early, and hung."""
+    machine = make(NMIS)
+    machine.run_until(serial=">", timeout=PATIENCE)
+    machine.control.inject_nmi()
+    machine.run_until(serial="nh", timeout=PATIENCE)
+    with pytest.raises(MachineTimeoutError):
+        machine.run_until(serial="h", timeout=0.3)
+    machine.control.inject_nmi()
+    machine.run_until(serial="nh", timeout=PATIENCE)
+
+
 def test_processors_start_by_startup_ipis(make: guests.Make) -> None:
     machine = make(guests.SMP.replace("OTHERS", "3"), cpus=4)
     machine.run_until(serial="*", timeout=PATIENCE)

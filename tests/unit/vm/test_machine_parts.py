@@ -224,6 +224,7 @@ class WaitingVcpu:
     index = 0
     apic = None
     changed = False
+    nmi_waits = False
     masked_interrupts_wake = False
 
     def __init__(self) -> None:

@@ -53,7 +53,6 @@ class Processor:
         self._interruptible = False  # while halted: mostly RFLAGS.IF
         self._watching = False  # halted by MWAIT
         self._looks = 0  # at its line, so far
-        self._nmi = False
         self._init = False
         self._startup: int | None = None
         self._deferred: Callable[[], None] | None = None
@@ -65,7 +64,7 @@ class Processor:
 
     def reset(self) -> None:
         """RESET#: the bootstrap processor runs, the others wait for a start-up IPI."""
-        self.halted = self._nmi = self._init = False
+        self.halted = self._init = False
         self._startup = self._deferred = None
         self.waiting_for_startup = self.index != 0
         self.vcpu.reset()
@@ -85,7 +84,6 @@ class Processor:
 
     def nmi(self) -> None:
         if not self.waiting_for_startup:
-            self._nmi = True
             self.vcpu.inject_nmi()
             self.wake.notify()
 
@@ -108,7 +106,9 @@ class Processor:
             return True
         if self.waiting_for_startup:
             return self._startup is not None
-        if not self.halted or self._nmi or (self._watching and self.vcpu.line_changed()):
+        if not self.halted or self.vcpu.nmi_waits:
+            return True
+        if self._watching and self.vcpu.line_changed():
             return True
         interrupts = self.vcpu.interrupts
         return self._interruptible and interrupts is not None and interrupts.pending()
@@ -141,7 +141,7 @@ class Processor:
             if self._startup is None:
                 return False
             self._begin_at(self._startup)
-        self.halted = self._nmi = False
+        self.halted = False
         return True
 
     def _carry_out_init(self) -> None:
@@ -192,7 +192,6 @@ class Processor:
             "watching": self._watching,
             "waiting_for_startup": self.waiting_for_startup,
             "init": self._init,
-            "nmi": self._nmi,
             "startup": -1 if self._startup is None else self._startup,
         }
 
@@ -205,4 +204,3 @@ class Processor:
         self._init = bool(state["init"])
         vector = int(state["startup"])
         self._startup = vector if 0 <= vector <= 0xFF else None
-        self._nmi = bool(state["nmi"])

@@ -200,6 +200,11 @@ class Vcpu(ABC):
     def inject_nmi(self) -> None:
         """From any thread: a non-maskable interrupt."""
 
+    @property
+    @abstractmethod
+    def nmi_waits(self) -> bool:
+        """True if one will be taken as soon as the vCPU runs, which ends its HLT."""
+
     @abstractmethod
     def get_registers(self) -> Registers: ...
 

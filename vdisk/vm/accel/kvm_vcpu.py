@@ -111,6 +111,10 @@ class KvmVcpu(Vcpu):
         self._nmi = True
         self.kick()
 
+    @property
+    def nmi_waits(self) -> bool:
+        return self._nmi
+
     def _leave(self) -> VcpuExit:
         """End :meth:`run` on request, between two instructions."""
         if self._io_waits:

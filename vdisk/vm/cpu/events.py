@@ -79,10 +79,14 @@ class Events(Vcpu):
         self._nmi = True
         self.state.kick = KICK
 
+    @property
+    def nmi_waits(self) -> bool:
+        return self._nmi and not self.state.nmi_blocked
+
     def _take_interrupt(self) -> bool:
         """Deliver an NMI or an external interrupt, if one may be taken now."""
         state = self.state
-        if self._nmi and not state.nmi_blocked:
+        if self.nmi_waits:
             self._nmi = False
             state.nmi_blocked = 1
             self._deliver(faults.NMI, external=True)
@@ -113,8 +117,7 @@ class Events(Vcpu):
         """True if there is an interrupt or NMI, to be taken if the guest lets it."""
         source = self.interrupts
         with self.bus.lock:
-            nmi = self._nmi and not self.state.nmi_blocked
-            return nmi or (source is not None and source.pending())
+            return self.nmi_waits or (source is not None and source.pending())
 
     def raise_fault(self, fault: GuestFault) -> None:
         """Deliver an exception of the instruction at ``rip``."""
