@@ -132,6 +132,30 @@ def test_only_data_clusters_of_the_disks_own_are_overwritten_in_place(tmp_path: 
         assert locate_to_write(image, 2 * CLUSTER, 4096) is None
 
 
+def test_clusters_one_behind_the_other_are_overwritten_as_one() -> None:
+    """That is, where the map says that a range is one piece, and one slice describes it."""
+    image = new_image(8300 * CLUSTER)
+    slice_end = 1 << image._core.slice_bits
+    for cluster, count in [(0, 4), (6, 2), (4, 2), (slice_end - 3, 5), (9, 1)]:
+        image.write(cluster * CLUSTER, b"x" * count * CLUSTER)
+    found_runs = 0
+    for around in (0, slice_end - 4):
+        for first in range(around, around + 10):
+            for last in range(first, around + 10):
+                offset, end = first * CLUSTER + 512, (last + 1) * CLUSTER - 512
+                extents = list(image.map(offset, end - offset))
+                one = len(extents) == 1 and extents[0].kind is Kind.DATA
+                expected = (extents[0].source, extents[0].source_offset) if one else None
+                if first < slice_end <= last:
+                    expected = None
+                assert locate_to_write(image, offset, end - offset) == expected, (first, last)
+                found_runs += expected is not None and last > first
+    assert found_runs > 10
+    image.create_snapshot("shared")
+    image.write(CLUSTER, b"y" * CLUSTER)
+    assert locate_to_write(image, 0, 2 * CLUSTER) is None
+
+
 def test_what_is_overwritten_in_place_is_marked_in_bitmaps(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     images.create(path, 16 * CLUSTER)

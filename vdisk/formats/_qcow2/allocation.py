@@ -111,7 +111,7 @@ class DataWriter:
             offset = stop
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
-        """Where a range can be overwritten, if it lies in one cluster of the disk's own.
+        """Where a range can be overwritten, if it lies in one piece in the disk's own clusters.
 
         The one lookup of a small write, without the lock: what :meth:`write` would plan if it
         were called now.

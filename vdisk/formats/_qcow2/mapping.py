@@ -262,11 +262,14 @@ class Mapping:
         return None if below is None else self.core.moves + below
 
     def locate_own(self, offset: int, length: int) -> int:
-        """The host offset of a range in one standard cluster of the disk's own; 0 if it is none."""
-        within = offset & self._within
-        if within + length > self.core.cluster_size or self._extended:
+        """The host offset of a range in standard clusters of the disk's own; 0 if it is in none.
+
+        Several must lie one behind the other, and be described by one slice.
+        """
+        if self._extended:
             return 0
         core = self.core
+        within = offset & self._within
         cluster = offset >> core.cluster_bits
         if self._generation != core.l2.generation:
             self._forget_slices()
@@ -276,8 +279,17 @@ class Mapping:
         entry = words[cluster & self._slice_mask] if words else 0
         if entry & self._not_plain or not entry & layout.COPIED:
             return 0
+        end = within + length
+        if end > core.cluster_size and not self._is_run(words, cluster, end):
+            return 0
         host = entry & layout.OFFSET_MASK
         return host + within if host else 0
+
+    def _is_run(self, words: array[int], cluster: int, length: int) -> bool:
+        """Whether the clusters of ``length`` bytes from ``cluster`` on lie one behind the other."""
+        index, size = cluster & self._slice_mask, self.core.cluster_size
+        count = -(-length // size)
+        return index + count <= len(words) and run_length(words, index, count, size) >= count
 
     def _forget_slices(self) -> None:
         with self.core.lock:
