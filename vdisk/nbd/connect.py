@@ -117,13 +117,13 @@ def list_exports(settings: ClientSettings, greeted: Greeted) -> Plan[tuple[Expor
 
     An export that it names and then refuses to describe (TLS-only, no longer there) is left out.
     """
-    headers = yield from _begin_asking(settings, greeted)
+    yield from _begin_asking(settings, greeted)
     done = yield OptionCall(Option.NBD_OPT_LIST)
     if not done.accepted:
         raise _refused(done, "the list of exports")
     exports = []
     for name, description in done.exports:
-        export, _ = yield from _describe(name, headers)
+        export, _ = yield from _describe(name)
         if export is not None:
             exports.append(replace(export, description=description or export.description))
     yield OptionCall(Option.NBD_OPT_ABORT)
@@ -132,24 +132,25 @@ def list_exports(settings: ClientSettings, greeted: Greeted) -> Plan[tuple[Expor
 
 def describe_export(settings: ClientSettings, greeted: Greeted) -> Plan[ExportInfo]:
     """Describe one export, with all its meta contexts, without opening it."""
-    headers = yield from _begin_asking(settings, greeted)
-    export, done = yield from _describe(settings.export, headers)
+    yield from _begin_asking(settings, greeted)
+    export, done = yield from _describe(settings.export)
     if export is None:
         raise _refused(done, f"export {settings.export!r}")
     yield OptionCall(Option.NBD_OPT_ABORT)
     return export
 
 
-def _begin_asking(settings: ClientSettings, greeted: Greeted) -> Plan[Option | None]:
+def _begin_asking(settings: ClientSettings, greeted: Greeted) -> Plan[None]:
     if greeted.style is not HandshakeStyle.FIXED_NEWSTYLE:
         raise NegotiationError(f"a server of the {greeted.style.value} kind answers no questions")
-    return (yield from _prepare(settings))
+    yield from _prepare(settings)
 
 
-def _describe(name: str, headers: Option | None) -> Plan[tuple[ExportInfo | None, OptionDone]]:
+def _describe(name: str) -> Plan[tuple[ExportInfo | None, OptionDone]]:
     done = yield OptionCall(Option.NBD_OPT_INFO, ExportQuery(name, _ALL_INFO))
-    if done.export is None or headers is None:
-        return done.export, done
+    if done.export is None:
+        return None, done
+    # Without structured replies too: some servers answer, and the others only refuse.
     listed = yield OptionCall(Option.NBD_OPT_LIST_META_CONTEXT, MetaContextQuery(name, ()))
     contexts = tuple(context.name for context in listed.contexts)
     return replace(done.export, meta_contexts=contexts), done

@@ -389,10 +389,10 @@ class ServerNegotiation(Haggling[State, Trigger, ServerHandshakeEvent]):
     def _run_meta_context(self, option: Option, data: bytes) -> None:
         if option is Option.NBD_OPT_SET_META_CONTEXT:
             self._contexts = ()  # even where this option fails
-        if self._headers is HeaderStyle.SIMPLE:
-            reply = OptionReply.NBD_REP_ERR_INVALID
-            self._refuse(option, reply, "negotiate structured replies first")
-            return
+            if self._headers is HeaderStyle.SIMPLE:
+                reply = OptionReply.NBD_REP_ERR_INVALID
+                self._refuse(option, reply, "negotiate structured replies first")
+                return
         query = options.parse_meta_context_query(data)
         self._ask(_Question(option, query.name, queries=query.queries))
 

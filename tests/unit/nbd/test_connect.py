@@ -183,6 +183,13 @@ def test_describing_one_export() -> None:
     _, export = negotiate(ServerNegotiation(), handshake, DISKS)
     assert isinstance(export, ExportInfo)
     assert export.meta_contexts == ("base:allocation",)
+    simple = ServerNegotiation(
+        unsupported={Option.NBD_OPT_EXTENDED_HEADERS, Option.NBD_OPT_STRUCTURED_REPLY}
+    )
+    handshake = ClientHandshake(ClientSettings("disk"), describe_export)
+    _, export = negotiate(simple, handshake, DISKS)  # which tells what would not be of use
+    assert isinstance(export, ExportInfo)
+    assert export.meta_contexts == ("base:allocation",)
     with pytest.raises(NegotiationError):
         unknown = ClientHandshake(ClientSettings("other"), describe_export)
         negotiate(ServerNegotiation(), unknown, DISKS)

@@ -292,9 +292,11 @@ def test_listed_contexts_are_not_selected() -> None:
     assert event.session.meta_contexts == ()
 
 
-@pytest.mark.parametrize("number", [9, 10])
-def test_contexts_need_structured_replies(number: int) -> None:
-    assert ask(greeted(), number, contexts("disk"))[0][1] == INVALID
+def test_contexts_are_selected_after_structured_replies_and_listed_at_any_time() -> None:
+    machine = greeted()
+    assert ask(machine, Option.NBD_OPT_SET_META_CONTEXT, contexts("disk"))[0][1] == INVALID
+    machine.receive_data(option(Option.NBD_OPT_LIST_META_CONTEXT, contexts("disk")))
+    assert isinstance(machine.next_event(), ExportWanted)
 
 
 def test_a_query_without_namespace_is_invalid() -> None:
