@@ -149,6 +149,23 @@ def test_what_is_read_from_below_is_kept_above() -> None:
     device.close()
 
 
+def test_zeroes_that_are_read_from_below_are_kept_too() -> None:
+    """So that what was read no longer needs the backing file: its clusters are whole."""
+    cluster = 65536
+    base = MemoryStore(b"b" * 4096 + bytes(15 * cluster - 4096) + b"e" * cluster, growable=False)
+    overlay = temporary_overlay(base)
+    device = CopyOnRead(overlay)
+    overlay.write_zeroes(4 * cluster, cluster)
+    for offset, length in ((8192, 10), (2 * cluster + 5, cluster), (5 * cluster, 1)):
+        assert device.read(offset, length) == bytes(length)
+    own = [(e.start // cluster, e.length // cluster) for e in overlay.map() if not e.depth]
+    assert own == [(0, 1), (2, 4)] or own == [(0, 1), (2, 2), (4, 1), (5, 1)]
+    before = device.read(0, device.size)
+    base.write(0, b"X" * base.size)
+    assert device.read(0, device.size) == before
+    device.close()
+
+
 def test_copying_on_read_needs_to_write() -> None:
     readonly = MemoryStore(bytes(512))
     readonly.readonly = True
