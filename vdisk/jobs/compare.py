@@ -15,11 +15,11 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdisk.block import Extent, Kind, execute_read
+from vdisk.block import Extent, Kind
 from vdisk.errors import VdiskError
 from vdisk.jobs.parallel import in_order
 from vdisk.jobs.progress import Progress
-from vdisk.jobs.sources import Sources, as_device, padded_map, pairs
+from vdisk.jobs.sources import Sources, as_device, padded_map, pairs, read_planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -155,8 +155,8 @@ class _Comparer:
         one, other = buffers = self._buffers.pop()
         length = part.length
         try:
-            execute_read(part.first, part.start, memoryview(one)[:length])
-            execute_read(part.second, part.start, memoryview(other)[:length])
+            read_planned(part.first, part.start, memoryview(one)[:length])
+            read_planned(part.second, part.start, memoryview(other)[:length])
             if length < _CHUNK:
                 one, other = one[:length], other[:length]
             if one == other:

@@ -13,7 +13,7 @@ import enum
 import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from vdisk.block import Extent, Kind, execute_read
+from vdisk.block import Extent, Kind
 from vdisk.errors import DeviceError, UnsupportedFeatureError
 from vdisk.jobs.encoding import Compressed, Sparse, verbatim
 from vdisk.jobs.engine import BATCH_SIZE, CopySettings, Totals, run
@@ -21,6 +21,7 @@ from vdisk.jobs.parallel import MAX_WORKERS
 from vdisk.jobs.plan import Action, plan
 from vdisk.jobs.progress import Progress
 from vdisk.jobs.salvage import Salvager
+from vdisk.jobs.sources import read_planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def copy_disk(
         out_of_order=options.out_of_order,
         rate_limit=options.rate_limit,
         batch_size=options.batch_size,
-        read=Salvager(options.salvage) if options.salvage else execute_read,
+        read=Salvager(options.salvage) if options.salvage else read_planned,
         count_copied=options.count_copied,
     )
     total = _to_be_copied(source, options, unit) if options.count_copied else source.size

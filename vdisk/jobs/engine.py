@@ -15,10 +15,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdisk.block import Kind, execute_read
+from vdisk.block import Kind
 from vdisk.jobs.encoding import Write, verbatim
 from vdisk.jobs.parallel import in_order
 from vdisk.jobs.plan import Action, batches
+from vdisk.jobs.sources import read_planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,7 +52,7 @@ class CopySettings(NamedTuple):
     out_of_order: bool = False
     rate_limit: int | None = None
     batch_size: int = BATCH_SIZE
-    read: Callable[[Iterable[Extent], int, memoryview], None] = execute_read
+    read: Callable[[Iterable[Extent], int, memoryview], None] = read_planned
     count_copied: bool = False
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vdisk.block import Extent, execute_read, fill_zeroes
+from vdisk.block import Extent, fill_zeroes
 from vdisk.errors import DeviceError, VdiskError
+from vdisk.jobs.sources import read_planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ SECTOR = 512
 
 
 class Salvager:
-    """Reads like :func:`vdisk.block.execute_read`, with zeroes for what cannot be read.
+    """Reads like :func:`vdisk.jobs.sources.read_planned`, with zeroes for what cannot be read.
 
     An extent that fails is read again by halves, down to single sectors.  ``report``: told, in
     one line, of each sector that is lost.
@@ -32,7 +33,7 @@ class Salvager:
 
     def _read(self, extent: Extent, view: memoryview) -> None:
         try:
-            execute_read([extent], extent.start, view)
+            read_planned([extent], extent.start, view)
         except VdiskError as error:
             if extent.length <= SECTOR:
                 why = os.strerror(error.errno) if isinstance(error, DeviceError) else error.message

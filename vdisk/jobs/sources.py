@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from vdisk.block import BlockDevice, Extent, Kind
+from vdisk.block import BlockDevice, Extent, Kind, execute_read
 from vdisk.errors import UnsupportedFeatureError
 from vdisk.opening import open_image
 from vdisk.stores.file import FileStore
@@ -28,6 +28,19 @@ def as_device(source: Source) -> Iterator[BlockDevice]:
     else:
         with open_image(source) as device:
             yield device
+
+
+def read_planned(extents: Iterable[Extent], offset: int, view: memoryview) -> None:
+    """:func:`vdisk.block.execute_read`, of which the devices below hear as of any other reading.
+
+    Whoever maps an image and reads where the map leads passes its format by, which would have
+    told them (:meth:`~vdisk.block.BlockDevice.note`).
+    """
+    plan = list(extents)
+    for source in {id(each.source): each.source for each in plan}.values():
+        if source is not None:
+            source.note("read_aio")
+    execute_read(plan, offset, view)
 
 
 def snapshot_of(image: BlockDevice, tag: str) -> BlockDevice:
