@@ -202,6 +202,7 @@ class RawDriver:
         options: Mapping[str, Any],
         secrets: Mapping[str, bytes] = NO_SECRETS,
     ) -> None:
+        size = round_up(size, SECTOR)
         file.truncate(0)
         file.truncate(size)
         if size:
