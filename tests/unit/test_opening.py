@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -639,6 +640,18 @@ def test_an_image_that_names_no_backing_file_takes_one_that_is_given(
     with open_image(path, options={"backing": {"driver": "raw", "file.filename": raw}}) as image:
         assert image.backing is not None
         assert image.read(0, SIZE) == Path(raw).read_bytes()
+
+
+def test_a_name_with_a_colon_is_shown_as_it_can_be_typed(tmp_path: Path) -> None:
+    image = qcow2(tmp_path / "of:disk.qcow2")
+    with contextlib.chdir(tmp_path):
+        with open_image("file:of:disk.qcow2") as opened:
+            assert opened.name == "./of:disk.qcow2"
+        with open_image(opened.name) as again:
+            assert again.size == SIZE
+        assert describe_tree(parse_name("file:of:disk.qcow2"), "qcow2") == "./of:disk.qcow2"
+    with open_image(image) as opened:
+        assert opened.name == image
 
 
 # -- options of the file ---------------------------------------------------------------------

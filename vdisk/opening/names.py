@@ -118,17 +118,19 @@ def describe_tree(tree: Mapping[str, Any], format: str) -> str:
     ``format``: the driver of the top node, which may have been guessed.
     """
     file = tree.get("file", {})
+    import json
+
+    from vdisk.stores import path_of
+
     simple = tree.keys() <= {"driver", "file"} and isinstance(file, dict)
     if simple and file.keys() <= {"driver", "filename"} and file.get("driver", "file") == "file":
-        return str(file.get("filename")).removeprefix("file:")
+        return path_of(str(file.get("filename")))
     if tree.get("driver") == "file" and tree.keys() == {"driver", "filename"}:
-        return str(tree["filename"])
+        return path_of(str(tree["filename"]))
     node = file if simple and file else tree
     if node.get("driver") == "nbd" and node.keys() <= _NBD_PLACE:
         from vdisk.options import OptionBag
         from vdisk.stores.nbd_protocol import place
 
         return str(place(OptionBag(node, "driver 'nbd'")))
-    import json
-
     return "json:" + json.dumps({"driver": format, **tree})

@@ -104,3 +104,12 @@ def protocol_for_scheme(scheme: str) -> ProtocolDriver | None:
 def names() -> list[str]:
     """The names of all protocols."""
     return sorted(_MODULES)
+
+
+def path_of(filename: str) -> str:
+    """The path that ``filename``, perhaps with "file:" before it, means.
+
+    As a name of its own it means the same: what comes before a colon is not taken for a protocol.
+    """
+    path = filename.removeprefix("file:")
+    return "./" + path if ":" in path.partition("/")[0] else path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vdisk.stores import path_of
 from vdisk.stores.file import DirectFileStore, FileStore
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class FileProtocol:
         return {"driver": "file", "filename": name.removeprefix("file:")}
 
     def open(self, options: OptionBag, settings: StoreSettings) -> FileStore:
-        path = options.required("filename").removeprefix("file:")
+        path = path_of(options.required("filename"))
         locking = options.choice("locking", _LOCKING, "auto")
         options.choice("aio", _AIO, "threads")
         options.finish()
