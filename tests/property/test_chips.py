@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vdisk.emu_blockdev import EmuBlockDevice
 from vdisk.errors import CorruptImageError
+from vdisk.stores.memory import MemoryStore
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import SECOND, VirtualClock
 from vdisk.vm.devices.acpi_pm import AcpiPm
 from vdisk.vm.devices.base import Device
+from vdisk.vm.devices.dma import Dma
+from vdisk.vm.devices.fdc import Fdc
 from vdisk.vm.devices.fw_cfg import FwCfg
 from vdisk.vm.devices.hpet import BASE as HPET
 from vdisk.vm.devices.hpet import Hpet, IrqGate
@@ -64,6 +68,9 @@ class Board:
         legacy = irqs.line(0), irqs.line(8)
         self.hpet = Hpet(self.bus, self.clock, self.ioapic.set_pin, legacy, gates)
         self.speaker = Speaker(self.bus, self.clock, self.pit)
+        self.dma = Dma(self.bus, self.memory)
+        diskette = EmuBlockDevice(MemoryStore(bytes(1440 << 10)), removable=True, threads=0)
+        self.fdc = Fdc(self.bus, self.dma, irqs.line(6), [diskette])
         self.keyboard, self.mouse = Keyboard(), Mouse()
         self.controller = KeyboardController(
             self.bus, self.clock, self.keyboard, self.mouse,
@@ -75,7 +82,7 @@ class Board:
         self.devices: list[Device] = [
             self.pci, self.bridge, self.piix3, self.pm, self.vga, self.pit, self.rtc, self.hpet,
             self.speaker, self.keyboard, self.mouse, self.controller, self.port92, self.uart,
-            self.fw_cfg, self.ioapic, self.pic,
+            self.dma, self.fdc, self.fw_cfg, self.ioapic, self.pic,
         ]  # fmt: skip
         for device in self.devices:
             device.reset()
@@ -102,6 +109,7 @@ class Written(NamedTuple):
 PORTS = (
     *(0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71),
     *(0x92, 0xB2, 0xB3, *range(0x3C0, 0x3DB), *range(0x3F8, 0x400), 0x1CE, 0x1CF, 0x1D0),
+    *(*range(0x10), 0xC0, 0xC2, 0xD4, 0xD6, 0x81, 0x82, 0x8B, 0x3F2, 0x3F4, 0x3F5, 0x3F7),
     *(0x510, 0x511, 0x514, 0x518, 0xCF8, 0xCF9, 0xCFC, 0xCFD, 0xCFE, 0xCFF, *range(0x600, 0x610)),
 )
 PLACES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from typing import TYPE_CHECKING
 
@@ -188,3 +189,68 @@ def test_a_running_disk_goes_on_in_an_overlay(tmp_path: Path, accel: str) -> Non
     with vdisk.open(tmp_path / "top.qcow2") as top, vdisk.open(tmp_path / "disk.qcow2") as below:
         assert (top.read(0, 5), top.read(512, 5)) == (b"below", b"above")
         assert below.read(512, 5) == bytes(5)
+
+
+@requires_peer("syslinux", "mformat", "mcopy")
+@guests.either_firmware
+def test_syslinux_boots_from_a_diskette(tmp_path: Path, accel: str, bios: str | None) -> None:
+    """By our BIOS's int 13h; and by SeaBIOS's, which drives the controller and its DMA."""
+    floppy = f"{bootable.syslinux_floppy(tmp_path)},format=raw,snapshot=on"
+    disk = guests.boot_disk(tmp_path, "'B'")
+    with Machine(
+        memory=32 * MIB, accel=accel, bios=bios, boot="a", floppies=[floppy], disks=[disk]
+    ) as machine:
+        machine.run_until(screen="boot:", timeout=PATIENCE)
+        assert bootable.GREETING in machine.screen_text()
+        assert machine.serial[0].output() == b""
+        assert machine.statistics()["drives"]["floppy0"]["read"]["failed"] == 0
+
+
+COPY = """
+bits 16
+org 0x7c00
+    xor ax, ax
+    mov ds, ax
+    mov es, ax
+    mov ss, ax
+    mov sp, 0x7c00
+    mov ax, 0x0212              ; both heads' sides of cylinder 70: 18 sectors each
+    mov bx, 0x1000
+    mov cx, 0x4601
+    mov dx, 0x0000
+    int 0x13
+    jc failed
+    mov ax, 0x0312
+    mov bx, 0x1000
+    mov cx, 0x4f01              ; to the last cylinder's other head
+    mov dx, 0x0100
+    int 0x13
+    jc failed
+    mov al, 'k'
+    jmp say
+failed:
+    mov al, ah
+say:
+    mov dx, 0x3f8
+    out dx, al
+    cli
+    hlt
+times 510 - ($ - $$) db 0
+dw 0xaa55
+"""
+
+
+@requires_peer("nasm")
+@guests.either_firmware
+def test_a_diskette_is_written_to(tmp_path: Path, accel: str, bios: str | None) -> None:
+    content = bytearray(random.Random(70).randbytes(bootable.DISKETTE))
+    content[:512] = guests.assemble(tmp_path, COPY)
+    image = tmp_path / "floppy.img"
+    image.write_bytes(content)
+    with Machine(
+        memory=4 * MIB, accel=accel, bios=bios, floppies=[f"{image},format=raw"]
+    ) as machine:
+        machine.run_until(serial="k", timeout=PATIENCE)
+    track = 18 * 512
+    content[159 * track :] = content[140 * track : 141 * track]
+    assert image.read_bytes() == content

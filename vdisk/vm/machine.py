@@ -86,10 +86,11 @@ class Machine(Life):
 
     ``memory``: bytes.  ``disks``: text as the command line has it (see
     :func:`~vdisk.vm._machine.specs.parse_disk`), paths, open devices or :class:`DiskSpec`.
-    ``cdroms``: images for CD-ROM drives, None for an empty one.  ``accel``: ``auto``, ``llvm``,
-    ``kvm``, ``interp``.  ``bios``: a firmware file such as SeaBIOS's; None: the BIOS of our own.
-    ``boot``: order: c hard disk, d CD-ROM, n network, and more in the words of QEMU's ``-boot``
-    (see :mod:`~vdisk.vm._machine.boot_choice`).
+    ``cdroms``: images for CD-ROM drives, None for an empty one; ``floppies``: for the diskette
+    drives A and B.  ``accel``: ``auto``, ``llvm``, ``kvm``, ``interp``.  ``bios``: a firmware file
+    such as SeaBIOS's; None: the BIOS of our own.
+    ``boot``: order: a floppy, c hard disk, d CD-ROM, n network, and more in the words of QEMU's
+    ``-boot`` (see :mod:`~vdisk.vm._machine.boot_choice`).
     ``kernel``, ``initrd``, ``append``: boot Linux or a Multiboot kernel from these files (see
     :mod:`~vdisk.vm.loader`); ``kernel_bits``: which of its entries.
     ``vga``: ``std`` or ``none``; ``vga_memory``: bytes; ``vga_size``: pixels, what the monitor
@@ -115,6 +116,7 @@ class Machine(Life):
         cpus: int = 1,
         disks: Sequence[str | os.PathLike[str] | DiskSpec | BlockDevice] = (),
         cdroms: Sequence[str | DiskSpec | None] = (),
+        floppies: Sequence[str | DiskSpec | None] = (),
         accel: str = "auto",
         bios: str | None = None,
         boot: str = "cd",
@@ -139,7 +141,8 @@ class Machine(Life):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         options = Options(
-            memory=memory, cpus=cpus, disks=disks, cdroms=cdroms, accel=accel,
+            memory=memory, cpus=cpus, disks=disks, cdroms=cdroms,
+            floppies=floppies, accel=accel,
             bios=bios, boot=BootChoice.parse(boot), kernel=kernel, initrd=initrd, append=append,
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory,
             vga_size=vga_size, apic=apic, serial_ports=serial_ports, rng=rng, epoch=epoch,
@@ -169,6 +172,7 @@ class Machine(Life):
         real = isinstance(self.clock, RealClock)
         specs = [disk_spec(disk) for disk in options.disks]
         specs += [_cdrom(cdrom) for cdrom in options.cdroms]
+        specs += [_floppy(floppy) for floppy in options.floppies]
         self.drives = Drives(
             specs,
             self.bus.lock,
@@ -195,8 +199,11 @@ class Machine(Life):
         self.board = self._make_board(options, firmware)
         self._make_processors(options.cpus, options.apic)
         self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
+        floppies = [drive for drive in self.drives if drive.spec.media == "floppy"]
+        self.board.plug_floppies(floppies)
         for drive in self.drives:
-            self.board.plug_disk(drive)
+            if drive not in floppies:
+                self.board.plug_disk(drive)
         if options.network == "user":
             self._plug_network(options)
         if options.rng:
@@ -478,3 +485,11 @@ def _cdrom(cdrom: str | DiskSpec | None) -> DiskSpec:
     if isinstance(cdrom, DiskSpec):
         return cdrom
     return DiskSpec(media="cdrom") if cdrom is None else parse_disk(cdrom, media="cdrom")
+
+
+def _floppy(floppy: str | DiskSpec | None) -> DiskSpec:
+    if isinstance(floppy, DiskSpec):
+        return floppy
+    if floppy is None:
+        return DiskSpec(interface="floppy")
+    return parse_disk(f"{floppy},if=floppy")

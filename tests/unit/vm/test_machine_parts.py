@@ -51,7 +51,7 @@ def test_a_disk_with_all_its_words() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x,if=floppy", "on ide or on virtio"),
+        ("x,if=scsi", "on ide or on virtio"),
         ("x,media=tape", "disk or cdrom"),
         ("", "only a CD-ROM drive may be empty"),
         ("x,media=cdrom,if=virtio", "a CD-ROM drive is on ide"),
@@ -101,6 +101,22 @@ def test_drives_have_qemus_names_and_places(tmp_path: Path) -> None:
     assert described.medium.size == MIB
     assert found.find("ide0-cd0").describe().removable
     found.close()
+
+
+def test_diskette_drives(tmp_path: Path) -> None:
+    vdisk.create(tmp_path / "b", 1440 << 10)
+    found = drives(
+        parse_disk(f"{tmp_path}/b,if=floppy,index=1,format=raw"), DiskSpec(interface="floppy")
+    )
+    assert [(drive.name, drive.place) for drive in found] == [("floppy1", 1), ("floppy0", 0)]
+    assert all(drive.describe().removable for drive in found)
+    assert not found.find("floppy1").disk.readonly
+    found.close()
+    with pytest.raises(InvalidRequestError, match="A and B"):
+        drives(*[DiskSpec(interface="floppy") for _ in range(3)])
+    for words in ("x,if=floppy,index=2", "x,if=floppy,media=cdrom", "x,media=floppy"):
+        with pytest.raises(InvalidRequestError):
+            parse_disk(words)
 
 
 def test_places_are_for_one_and_there_are_four() -> None:

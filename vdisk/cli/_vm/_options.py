@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 PREPARING = "preparing the processor "
 IDE_DISKS = ("hda", "hdb", "hdc", "hdd")
+FLOPPIES = ("fda", "fdb")
 IDE_PLACES = ("primary master", "primary slave", "secondary master", "secondary slave")
 
 
@@ -34,6 +35,8 @@ def add_hardware(parser: Parser) -> None:
         "werror=, rerror=, throttling.iops-total= …; may be repeated")  # fmt: skip
     for place, name in enumerate(IDE_DISKS):
         add(f"--{name}", metavar="FILE", help="the disk on IDE " + IDE_PLACES[place])
+    for name in FLOPPIES:
+        add(f"--{name}", metavar="FILE", help=f"a diskette in drive {name[-1].upper()}; 'none'")
     add("--cdrom", metavar="FILE", action="append", default=[],
         help="an image in a CD-ROM drive; 'none': an empty drive")  # fmt: skip
     add("--snapshot", action="store_true", help="writes to all disks are thrown away at the end")
@@ -62,8 +65,8 @@ def add_booting(parser: Parser) -> None:
     add = group.add_argument
     add("--bios", metavar="FILE", help="firmware instead of the built-in BIOS (SeaBIOS, say)")
     add("--boot", metavar="ORDER[,OPTION…]", default="cd",
-        help="c hard disk, d CD-ROM; 'cd' by default, and then the others (strict=on: only "
-        "these); once=ORDER, menu=on, splash-time=MS, reboot-timeout=MS, as QEMU's")  # fmt: skip
+        help="a floppy, c hard disk, d CD-ROM; 'cd' by default, and then the others (strict=on: "
+        "only these); once=ORDER, menu=on, splash-time=MS, reboot-timeout=MS: QEMU's")  # fmt: skip
     add("--kernel", metavar="FILE", help="Linux (bzImage) or a Multiboot kernel, to boot directly")
     add("--initrd", metavar="FILE", help="its initial RAM disk; Multiboot: FILE ARGUMENTS,FILE…")
     add("--append", metavar="TEXT", default="", help="its command line")
@@ -117,6 +120,10 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
     for place, name in enumerate(IDE_DISKS):
         if (file := getattr(args, name)) is not None:
             disks.append(DiskSpec(file=file, index=place))
+    for place, name in enumerate(FLOPPIES):
+        if (file := getattr(args, name)) is not None:
+            medium = None if file == "none" else file
+            disks.append(DiskSpec(file=medium, interface="floppy", index=place))
     if args.snapshot:
         for disk in disks:
             disk.snapshot = disk.media != "cdrom"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vdisk.emu_block.diskettes import diskette_geometry
 from vdisk.errors import VdiskError
 from vdisk.vm._bios import edd, eltorito
 from vdisk.vm._bios.drives import (
@@ -17,7 +18,6 @@ from vdisk.vm._bios.drives import (
     SECTOR,
     DriveKind,
     Volume,
-    floppy_geometry,
     volume,
 )
 from vdisk.vm._bios.layout import (
@@ -194,7 +194,7 @@ class DiskService:
         call.dh, call.dl = shape.heads - 1, count
         call.al = 0
         if not hard_disk:
-            call.bx = floppy_geometry(found.sectors)[1]
+            call.bx = diskette_geometry(found.sectors)[1]
             call.es = self.hw.rom.far("diskette_parameters") >> 16
             call.di = self.hw.rom.labels["diskette_parameters"]
 

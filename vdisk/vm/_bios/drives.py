@@ -10,10 +10,11 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdisk.emu_block.geometry import Geometry
+from vdisk.emu_block.diskettes import diskette_geometry
 
 if TYPE_CHECKING:
     from vdisk.block import BlockDevice
+    from vdisk.emu_block.geometry import Geometry
     from vdisk.emu_blockdev import EmuBlockDevice
 
 SECTOR = 512
@@ -21,18 +22,6 @@ CD_SECTOR = 2048
 FIRST_HARD_DISK = 0x80
 FIRST_CDROM = 0xE0
 MOST_OF_A_KIND = 16
-
-FLOPPIES = {  # KiB: geometry, drive type as of CMOS and int 13h AH=08h
-    160: (Geometry(40, 1, 8), 1),
-    180: (Geometry(40, 1, 9), 1),
-    320: (Geometry(40, 2, 8), 1),
-    360: (Geometry(40, 2, 9), 1),
-    720: (Geometry(80, 2, 9), 3),
-    1200: (Geometry(80, 2, 15), 2),
-    1440: (Geometry(80, 2, 18), 4),
-    1680: (Geometry(80, 2, 21), 4),
-    2880: (Geometry(80, 2, 36), 5),
-}
 
 
 class DriveKind(enum.Enum):
@@ -107,18 +96,10 @@ def volume(drive: Drive) -> Volume:
     """The whole of a drive."""
     sectors = drive.sectors()
     if drive.kind is DriveKind.FLOPPY:
-        shape = floppy_geometry(sectors)[0]
+        shape = diskette_geometry(sectors)[0]
     else:
         shape = drive.disk.geometry.logical
     return Volume(drive, 0, sectors, drive.sector_size, shape)
-
-
-def floppy_geometry(sectors: int) -> tuple[Geometry, int]:
-    """Geometry and drive type of a diskette; an odd size is a 1.44 MB one with other tracks."""
-    found = FLOPPIES.get(sectors // 2)
-    if found is not None:
-        return found
-    return Geometry(max(-(-sectors // 36), 1), 2, 18), 4
 
 
 @dataclass

@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from vdisk.vm.devices.acpi_pm import SCI_IRQ, AcpiPm
 from vdisk.vm.devices.apic_bus import ApicBus
 from vdisk.vm.devices.debugexit import CONSOLE_PORT, DebugConsole, DebugExit
+from vdisk.vm.devices.dma import Dma
 from vdisk.vm.devices.edid import PREFERRED
+from vdisk.vm.devices.fdc import FITTED, Fdc
+from vdisk.vm.devices.fdc import IRQ as FDC_IRQ
 from vdisk.vm.devices.fw_cfg import FwCfg
 from vdisk.vm.devices.hpet import Hpet, IrqGate
 from vdisk.vm.devices.i440fx import I440fx
@@ -53,6 +56,7 @@ from vdisk.vm.devices.virtio_rng import VirtioRng
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vdisk.emu_blockdev import EmuBlockDevice
     from vdisk.vm._machine.console import SerialConsole
     from vdisk.vm._machine.drives import MachineDrive
     from vdisk.vm._machine.processor import Processor
@@ -119,6 +123,7 @@ class Board:
         self._make_timers(epoch)
         self._make_keyboard()
         self._make_ports(consoles, debug_console)
+        self.fdc: Fdc | None = None
         self.vga: Vga | None = None
         if video is not None:
             self.vga = Vga(
@@ -142,6 +147,16 @@ class Board:
     def line(self, irq: int) -> IrqLine:
         """A new wire to an ISA interrupt."""
         return self.irqs.line(irq)
+
+    def plug_floppies(self, drives: Sequence[MachineDrive]) -> None:
+        """Fit a diskette controller with these drives; without any there is none."""
+        if not drives:
+            return
+        disks: list[EmuBlockDevice | None] = [None] * FITTED
+        for drive in drives:
+            disks[drive.place] = drive.disk
+        self.fdc = Fdc(self.bus, self.dma, self.irqs.line(FDC_IRQ), disks)
+        self.add(self.fdc)
 
     def plug_disk(self, drive: MachineDrive) -> None:
         """Put a drive where it belongs: behind the IDE function, or on the PCI bus."""
@@ -196,7 +211,8 @@ class Board:
         legacy = self.irqs.line(0), self.irqs.line(8)
         self.hpet = Hpet(self.bus, self.clock, self.ioapic.set_pin, legacy, gates)
         self.speaker = Speaker(self.bus, self.clock, self.pit)
-        for device in (self.pit, self.rtc, self.hpet, self.speaker):
+        self.dma = Dma(self.bus, self.memory)
+        for device in (self.pit, self.rtc, self.hpet, self.speaker, self.dma):
             self.add(device)
 
     def _make_keyboard(self) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from vdisk.errors import InvalidRequestError
 from vdisk.options import OptionBag, parse_keyval
 
-NUMBERS = {"c": 2, "d": 3, "n": 4}
-"""Hard disk, CD-ROM, network, and their numbers in CMOS memory."""
+NUMBERS = {"a": 1, "c": 2, "d": 3, "n": 4}
+"""Diskette, hard disk, CD-ROM, network, and their numbers in CMOS memory."""
 DEFAULT_ORDER = "cd"
 DEFAULT_MENU_MS = 2500
 """As SeaBIOS."""

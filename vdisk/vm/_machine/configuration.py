@@ -9,6 +9,7 @@ from vdisk.vm._machine.boot_choice import NUMBERS
 from vdisk.vm.devices import fw_cfg
 from vdisk.vm.devices.acpi_tables import PM_BASE, AcpiTables
 from vdisk.vm.devices.dsdt import Hardware
+from vdisk.vm.devices.fdc import FITTED
 from vdisk.vm.devices.serial import COM_PORTS
 from vdisk.vm.memory import FOUR_GIB
 
@@ -32,8 +33,16 @@ def hardware(board: Board, memory: GuestMemory, cpus: int) -> Hardware:
         pci_memory=TWO_GIB if memory.low_end <= TWO_GIB else memory.low_end,
         serial_ports=fitted,
         parallel_port=True,
+        diskettes=board.fdc is not None,
         hpet=True,
     )
+
+
+def floppy_types(board: Board) -> tuple[int, ...]:
+    """Of drives A and B, as CMOS memory has them: what takes the diskette that is in them."""
+    if board.fdc is None:
+        return (0, 0)
+    return tuple(drive.type for drive in board.fdc.drives[:FITTED])
 
 
 def describe(board: Board, memory: GuestMemory, cpus: int, boot: BootChoice) -> AcpiTables:
@@ -41,7 +50,7 @@ def describe(board: Board, memory: GuestMemory, cpus: int, boot: BootChoice) -> 
     rtc, config = board.rtc, board.fw_cfg
     rtc.describe_memory(memory.low_end, memory.high_end - FOUR_GIB)
     rtc.describe_processors(cpus)
-    rtc.describe_equipment()
+    rtc.describe_equipment(floppy_types(board))
     config.add_number(fw_cfg.RAM_SIZE, memory.size, 8)
     config.add_number(fw_cfg.CPUS, cpus)
     config.add_number(fw_cfg.MAX_CPUS, cpus)
@@ -96,12 +105,14 @@ def likely_ranges(memory: GuestMemory) -> list[MemoryRange]:
 
 def boot_paths(drives: Drives, letters: str) -> list[str]:
     """Open Firmware paths of the drives to boot from, first choice first."""
-    kinds = {"c": "disk", "d": "cdrom"}
+    kinds = {"a": "floppy", "c": "disk", "d": "cdrom"}
     wanted = [kinds.get(letter) for letter in letters]
     return [_path(drive) for kind in wanted for drive in drives if drive.spec.media == kind]
 
 
 def _path(drive: MachineDrive) -> str:
+    if drive.spec.interface == "floppy":
+        return f"/pci@i0cf8/isa@1/fdc@03f0/floppy@{drive.place:x}"
     if drive.spec.interface == "virtio":
         return f"/pci@i0cf8/scsi@{drive.slot:x}/disk@0,0"
     return f"/pci@i0cf8/ide@1,1/drive@{drive.place >> 1:x}/disk@{drive.place & 1:x}"

@@ -9,6 +9,7 @@ from vdisk.emu_blockdev import EmuBlockDevice, OnError, Operation, Request
 from vdisk.errors import InvalidRequestError, NoSpaceError, NotFoundError, VdiskError
 from vdisk.filters.attended import Attended
 from vdisk.opening import open_image
+from vdisk.vm._machine.specs import PLACES
 from vdisk.vm.monitor.control import Drive, DriveStatistics, MachineEvent, Medium
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vdisk.vm._machine.block_jobs import BlockJob
     from vdisk.vm._machine.specs import DiskSpec
 
-IDE_PLACES = 4
 LARGEST_CHAIN = 200
 """Backing files that are listed; a longer chain is shown up to here."""
 
@@ -27,7 +27,8 @@ LARGEST_CHAIN = 200
 class MachineDrive:
     """One drive: what was asked for, and the disk behind the controller.
 
-    ``place``: IDE: 0-3, primary master to secondary slave; virtio: its number.
+    ``place``: IDE: 0-3, primary master to secondary slave; diskettes: A 0, B 1; virtio: its
+    number.
     """
 
     def __init__(self, spec: DiskSpec, name: str, place: int, disk: EmuBlockDevice) -> None:
@@ -142,7 +143,7 @@ class Drives:
             physical_sector_size=spec.physical_sector_size,
             serial=spec.serial,
             readonly=True if cdrom else spec.readonly,
-            removable=cdrom,
+            removable=spec.removable,
             write_cache=spec.cache not in {"writethrough", "directsync"},
             discard=spec.discard,
             policy=spec.policy,
@@ -301,21 +302,33 @@ class Drives:
 
 def _placed(specs: Sequence[DiskSpec]) -> Iterator[tuple[DiskSpec, str, int]]:
     """Each drive with its name and place: given places first, then the lowest that is free."""
-    taken = {spec.index for spec in specs if spec.interface == "ide"} - {None}
-    free = iter(place for place in range(IDE_PLACES) if place not in taken)
-    used: set[int] = set()
-    virtio = 0
+    virtio = iter(range(len(specs)))
+    places = {kind: _places(specs, kind) for kind in PLACES}
     for spec in specs:
         if spec.interface == "virtio":
-            yield spec, f"virtio{virtio}", virtio
-            virtio += 1
+            place = next(virtio)
+            yield spec, f"virtio{place}", place
             continue
-        place = spec.index if spec.index is not None else next(free, None)
-        if place is None or place in used:
-            raise InvalidRequestError("IDE has places for four drives, each for one")
-        used.add(place)
-        kind = "cd" if spec.media == "cdrom" else "hd"
-        yield spec, f"ide{place // 2}-{kind}{place % 2}", place
+        place = places[spec.interface].pop(0)
+        if spec.interface == "floppy":
+            yield spec, f"floppy{place}", place
+        else:
+            kind = "cd" if spec.media == "cdrom" else "hd"
+            yield spec, f"ide{place // 2}-{kind}{place % 2}", place
+
+
+def _places(specs: Sequence[DiskSpec], interface: str) -> list[int]:
+    """Where the drives of an interface go, one after another."""
+    wanted = [spec.index for spec in specs if spec.interface == interface]
+    free = iter(place for place in range(PLACES[interface]) if place not in wanted)
+    found = [next(free, None) if index is None else index for index in wanted]
+    if None in found or len(set(found)) < len(found):
+        raise InvalidRequestError(
+            "IDE has places for four drives, each for one"
+            if interface == "ide"
+            else "there are two drives for diskettes, A and B"
+        )
+    return [place for place in found if place is not None]
 
 
 def open_file(spec: DiskSpec, writable_backing: int = 0) -> BlockDevice | None:

@@ -52,8 +52,8 @@ MIB = 1 << 20
 VGA_ROM = "vgabios-stdvga.bin"
 LARGEST_VGA_ROM = 256 << 10
 IDE_IRQS = (14, 15)
-BOOT_KINDS = {"c": DriveKind.HARD_DISK, "d": DriveKind.CDROM}
-ALL_KINDS = "cd"
+BOOT_KINDS = {"a": DriveKind.FLOPPY, "c": DriveKind.HARD_DISK, "d": DriveKind.CDROM}
+ALL_KINDS = "cda"
 
 
 class FirmwareFile:
@@ -149,6 +149,8 @@ class OwnBios:
 
 def bios_drive(drive: MachineDrive) -> Drive:
     """A drive as the BIOS numbers and describes it (EDD)."""
+    if drive.spec.media == "floppy":
+        return Drive(DriveKind.FLOPPY, drive.disk, drive.name)
     kind = DriveKind.CDROM if drive.spec.media == "cdrom" else DriveKind.HARD_DISK
     if drive.spec.interface == "virtio":
         path = DevicePath("PCI", "SCSI", (0, drive.slot, 0, 0))

@@ -31,6 +31,7 @@ class Options:
     cpus: int
     disks: Sequence[str | os.PathLike[str] | DiskSpec | BlockDevice]
     cdroms: Sequence[str | DiskSpec | None]
+    floppies: Sequence[str | DiskSpec | None]
     accel: str
     bios: str | None
     boot: BootChoice

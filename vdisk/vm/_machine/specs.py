@@ -1,4 +1,4 @@
-"""What a machine's disk is, in words: ``FILE[,if=ide|virtio][,snapshot=on][,…]``.
+"""What a machine's disk is, in words: ``FILE[,if=ide|virtio|floppy][,snapshot=on][,…]``.
 
 The words are those of QEMU's ``-drive`` where it has them.
 """
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice
 
-INTERFACES = ("ide", "virtio")
-MEDIA = ("disk", "cdrom")
+INTERFACES = ("ide", "virtio", "floppy")
+MEDIA = ("disk", "cdrom", "floppy")
+PLACES = {"ide": 4, "floppy": 2}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,9 +28,11 @@ class DiskSpec:
     """One drive of the machine.
 
     ``file``: any name that vdisk opens, or a device, which the machine then owns; None: an empty
-    CD-ROM drive.  ``interface``: ``ide`` or ``virtio``.  ``media``: ``disk`` or ``cdrom``.
+    drive for CD-ROMs or diskettes.  ``interface``: ``ide``, ``virtio`` or ``floppy``.  ``media``:
+    ``disk``, ``cdrom`` or, which follows from the interface, ``floppy``.
     ``snapshot``: writes go to a temporary overlay.  ``readonly`` None: a CD-ROM is, a disk is not.
-    ``index``: IDE: 0-3, primary master to secondary slave; None: the next that is free.
+    ``index``: IDE: 0-3, primary master to secondary slave; diskettes: 0-1, drives A and B; None:
+    the next that is free.
     ``policy``, ``throttle``, ``geometry`` …: see :class:`~vdisk.emu_blockdev.EmuBlockDevice`.
     """
 
@@ -54,21 +57,32 @@ class DiskSpec:
 
     def __post_init__(self) -> None:
         if self.interface not in INTERFACES:
-            raise InvalidRequestError(f"if={self.interface}: a disk is on ide or on virtio")
-        if self.media not in MEDIA:
+            raise InvalidRequestError(
+                f"if={self.interface}: a disk is on ide or on virtio, or it is a floppy"
+            )
+        if self.interface == "floppy" and self.media == "disk":
+            self.media = "floppy"
+        if self.media not in MEDIA or (self.media == "floppy") != (self.interface == "floppy"):
             raise InvalidRequestError(f"media={self.media}: disk or cdrom")
         if self.media == "cdrom":
             self._check_cdrom()
-        elif self.file is None:
+        elif self.file is None and self.media == "disk":
             raise InvalidRequestError("a disk needs a file; only a CD-ROM drive may be empty")
-        if self.index is not None and (self.interface != "ide" or not 0 <= self.index < 4):
-            raise InvalidRequestError(f"index={self.index}: an IDE drive has a place from 0 to 3")
+        if self.index is not None and not 0 <= self.index < PLACES.get(self.interface, 0):
+            raise InvalidRequestError(
+                f"index={self.index}: an IDE drive has a place from 0 to 3, a floppy 0 or 1"
+            )
 
     def _check_cdrom(self) -> None:
         if self.interface != "ide":
             raise InvalidRequestError("a CD-ROM drive is on ide")
         if self.readonly is False:
             raise InvalidRequestError("a CD-ROM cannot be written to")
+
+    @property
+    def removable(self) -> bool:
+        """Whether its medium can be changed."""
+        return self.media != "disk"
 
     @property
     def opens_readonly(self) -> bool:

@@ -170,6 +170,11 @@ def irq(number: int) -> bytes:
     return b"\x22" + (1 << number).to_bytes(2, "little")
 
 
+def dma(channel: int) -> bytes:
+    """A channel of the 8237s: compatibility mode, bytes (6.4.2.2)."""
+    return bytes([0x2A, 1 << channel, 0x00])
+
+
 def interrupt(*numbers: int) -> bytes:
     """Interrupt (ResourceConsumer, Level, ActiveHigh, Shared) { numbers }."""
     body = bytes([0x09, len(numbers)]) + b"".join(n.to_bytes(4, "little") for n in numbers)

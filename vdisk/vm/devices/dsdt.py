@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vdisk.vm.devices import aml
+from vdisk.vm.devices import aml, fdc
 from vdisk.vm.devices.acpi_pm import SLP_TYP_S5
+from vdisk.vm.devices.fdc_transfer import CHANNEL
 from vdisk.vm.devices.piix3 import NOT_ROUTED, PIRQRC
 from vdisk.vm.devices.serial import COM_IRQS, COM_PORTS
 
@@ -41,6 +42,7 @@ class Hardware(NamedTuple):
     serial_ports: tuple[int, ...] = (0,)
     parallel_port: bool = False
     hpet: bool = False
+    diskettes: bool = False
 
 
 def dsdt(hardware: Hardware) -> bytes:
@@ -139,7 +141,14 @@ def _isa(hardware: Hardware) -> bytes:
         _plain("SPKR", "PNP0800", aml.io(0x61, 1)),
         *serial,
         *(parallel if hardware.parallel_port else []),
+        *(_diskettes() if hardware.diskettes else []),
     )
+
+
+def _diskettes() -> list[bytes]:
+    """The controller's ports around IDE's 3F6h."""
+    ports = aml.io(fdc.BASE, 6), aml.io(fdc.BASE + fdc.DIR, 1)
+    return [_plain("FDC0", "PNP0700", *ports, aml.irq(fdc.IRQ), aml.dma(CHANNEL))]
 
 
 def _plain(label: str, identifier: str, *descriptors: bytes) -> bytes:

@@ -107,10 +107,11 @@ class Rtc(Device):
         """How many processors wait for a start-up IPI beside the first."""
         self.memory[0x5F] = count - 1
 
-    def describe_equipment(self, floppies: int = 0, mouse: bool = True) -> None:
-        """The equipment byte: FPU, PS/2 mouse, number of floppy drives (1.44 MB)."""
-        self.memory[0x10] = (0x40 if floppies else 0) | (0x04 if floppies > 1 else 0)
-        drives = 1 | floppies - 1 << 6 if floppies else 0
+    def describe_equipment(self, floppies: tuple[int, ...] = (0, 0), mouse: bool = True) -> None:
+        """The equipment byte: FPU, PS/2 mouse, how many diskette drives; and their types."""
+        self.memory[0x10] = floppies[0] << 4 | floppies[1]
+        fitted = sum(kind != 0 for kind in floppies)
+        drives = 1 | fitted - 1 << 6 if fitted else 0
         self.memory[0x14] = 0x02 | (0x04 if mouse else 0) | drives
         self._checksum()
 

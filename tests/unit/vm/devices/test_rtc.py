@@ -217,7 +217,7 @@ def test_reset_disables_interrupts(board: Board) -> None:
 def test_firmware_finds_memory_and_processors(board: Board) -> None:
     board.rtc.describe_memory(3 << 30, 5 << 30)
     board.rtc.describe_processors(4)
-    board.rtc.describe_equipment(floppies=1)
+    board.rtc.describe_equipment((4, 0))
     board.rtc.describe_boot_order((3, 2, 1))
     word = [board.read(index) | board.read(index + 1) << 8 for index in (0x15, 0x17, 0x34)]
     assert word == [640, 0xFFFF, (3 << 30) - (16 << 20) >> 16]
