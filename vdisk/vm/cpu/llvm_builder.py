@@ -47,6 +47,8 @@ FREE = '"no_callee_saved_registers"'
 """Of functions that only ever end in another one, and of whoever calls the first: none of them
 keeps a register for its caller, so all of the host's are theirs."""
 HANDLER_PARAMETERS = "ptr noalias %st, ptr %ins, i64 %bud, i64 %tlb"
+ITSELF = {"and": True, "or": True, "sub": False, "xor": False}
+"""Operations on twice the same: whether that comes out, or zero."""
 ARENA_LOCK = HEADER_FIELDS["lock"]
 
 
@@ -76,6 +78,10 @@ class LlvmBuilder(LlvmCoprocessor):
         self._dead = False
         self._merge: str | None = None
         self._ends: list[str] = []
+        self._block = "entry"
+        """The label behind which is being written."""
+        self._pointers: dict[int, str] = {}
+        """To the state's fields, as far as they were worked out behind that label."""
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -110,27 +116,45 @@ class LlvmBuilder(LlvmCoprocessor):
         self._count += 1
         return f"l{self._count}"
 
-    def _place(self, label: str) -> None:
+    def _jump(self, label: str) -> None:
+        """Go on at a label, unless nothing gets here."""
         if not self._dead:
             self._lines.append(f"  br label %{label}")
+
+    def _branch(self, condition: Value, then: str, otherwise: str, weights: str = "") -> None:
+        self.emit(f"br i1 {condition.text}, label %{then}, label %{otherwise}{weights}")
+        self._dead = True
+
+    def _begin(self, label: str, *, again: bool = False) -> None:
+        """What is written from now on stands behind a label, and whoever comes jumps to it.
+
+        ``again``: from behind as well.
+        """
         self._lines.append(f"{label}:")
-        self._dead = False
+        self._block, self._dead = label, False
+        self._pointers.clear()
+
+    def _place(self, label: str, *, again: bool = False) -> None:
+        """A label that is also fallen through to."""
+        self._jump(label)
+        self._begin(label, again=again)
 
     def new_label(self) -> str:
         """A label for :meth:`place_label`."""
         return self._label()
 
-    def place_label(self, label: str) -> None:
-        """A new beginning: whatever came before ends in a jump."""
+    def place_label(self, label: str, *, again: bool = True) -> None:
+        """A new beginning, reached by jumps; ``again``: also by later ones."""
         self._join()
         if not self._dead:
             self._lines.append("  unreachable")
-        self._lines.append(f"{label}:")
-        self._dead = False
+        self._begin(label, again=again)
 
     def jump_to_label(self, label: str) -> None:
         """Go on at a label that was or will be placed."""
-        self.end(f"br label %{label}")
+        self._join()
+        self._jump(label)
+        self._dead = True
 
     def _join(self) -> None:
         """Close an ``if_`` that no ``else_`` followed."""
@@ -153,6 +177,8 @@ class LlvmBuilder(LlvmCoprocessor):
         return Value(self, kind, text, number)
 
     def _binary(self, operation: str, left: Value, right: Value) -> Value:
+        if left.text == right.text and operation in ITSELF:
+            return left if ITSELF[operation] else self.const(left.type, 0)
         return self.assign(left.type, f"{operation} {left.type} {left.text}, {right.text}")
 
     def _compare(self, relation: str, left: Value, right: Value) -> Value:
@@ -207,51 +233,42 @@ class LlvmBuilder(LlvmCoprocessor):
     def if_(
         self, condition: Value, *, unlikely: bool = False, likely: bool = False
     ) -> Iterator[None]:
-        then, otherwise, merge = self._label(), self._label(), self._label()
+        then, otherwise = self._label(), self._label()
         weights = ", !prof !5" if unlikely else ", !prof !7" if likely else ""
-        self.emit(f"br i1 {condition.text}, label %{then}, label %{otherwise}{weights}")
-        dead = self._dead
-        self._dead = True
-        self._place(then)
-        self._dead = dead
+        self._branch(condition, then, otherwise, weights)
+        self._begin(then)
         yield
         self._join()
-        if not self._dead:
-            self._lines.append(f"  br label %{merge}")
-        self._dead = True
-        self._place(otherwise)
-        self._dead = dead
-        self._merge = merge
+        self._merge = otherwise
 
     @contextmanager
     def else_(self) -> Iterator[None]:
         assert self._merge is not None, "else_ stands directly after if_"
-        merge, self._merge = self._merge, None
+        otherwise, self._merge, merge = self._merge, None, self._label()
+        self._jump(merge)
+        has_ended = self._dead
+        self._begin(otherwise)
         yield
         self._join()
-        self._place(merge)
+        if not (has_ended and self._dead):
+            self._place(merge)
 
     @contextmanager
     def loop(self) -> Iterator[None]:
         start, end = self._label(), self._label()
         self._join()
-        self._place(start)
+        self._place(start, again=True)
         self._ends.append(end)
         yield
         self._join()
         self._ends.pop()
-        if not self._dead:
-            self._lines.append(f"  br label %{start}")
-        self._dead = True
-        self._place(end)
+        self._jump(start)
+        self._begin(end)
 
     def break_if(self, condition: Value) -> None:
         go_on = self._label()
-        self.emit(f"br i1 {condition.text}, label %{self._ends[-1]}, label %{go_on}")
-        dead = self._dead
-        self._dead = True
-        self._place(go_on)
-        self._dead = dead
+        self._branch(condition, self._ends[-1], go_on)
+        self._begin(go_on)
 
     def call(self, routine: str, *arguments: Value) -> Value:
         called = self.known[routine]
@@ -269,8 +286,15 @@ class LlvmBuilder(LlvmCoprocessor):
     # -- state, records, memory --------------------------------------------------------------
 
     def _state_pointer(self, offset: Value | int) -> str:
-        where = offset.text if isinstance(offset, Value) else str(offset)
-        return self.assign("ptr", f"getelementptr inbounds i8, ptr %st, i64 {where}").text
+        self._join()
+        number = offset.const if isinstance(offset, Value) else offset
+        found = None if number is None else self._pointers.get(number)
+        if found is None:
+            where = offset.text if isinstance(offset, Value) else str(offset)
+            found = self.assign("ptr", f"getelementptr inbounds i8, ptr %st, i64 {where}").text
+            if number is not None:
+                self._pointers[number] = found
+        return found
 
     def load_state(self, offset: Value | int, kind: str) -> Value:
         pointer = self._state_pointer(offset)
@@ -466,5 +490,5 @@ class LlvmBuilder(LlvmCoprocessor):
 
 def function(convention: str, kind: str, name: str, parameters: str, body: str) -> str:
     """A whole function definition."""
-    free = f" {FREE}" if convention == "tailcc" else ""
+    free = f" {FREE}" if convention.endswith("tailcc") else ""
     return f"define {convention} {kind} @{name}({parameters}){free} {{\nentry:\n{body}\n}}\n"

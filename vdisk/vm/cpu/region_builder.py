@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu.builder import Value
 from vdisk.vm.cpu.context import ENDS_ITSELF, SEMANTICS, Context
+from vdisk.vm.cpu.forwarding import ForwardingBuilder
 from vdisk.vm.cpu.hot import Step
-from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, LlvmBuilder, function
+from vdisk.vm.cpu.llvm_builder import HANDLER_PARAMETERS, METADATA, function
 from vdisk.vm.cpu.native import KNOWN
 from vdisk.vm.cpu.records import PARAMS
 from vdisk.vm.cpu.state import FIELDS
@@ -20,9 +21,25 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.hot import Place, Plan, Region
 
 ZERO = FIELDS["zero"].offset
+SYMBOL = "region"
+BASE = "base"
+"""The symbol whose value is the first of the kernel's addresses in a region."""
+BUDGET = -16
+"""By what the budget is found among what is known: no field of the state."""
+REPEATED = {"movs", "stos", "lods", "scas", "cmps"}
+"""Operations that may be done again and again."""
 
 
-class RegionBuilder(LlvmBuilder):
+class Way(NamedTuple):
+    """From where, and with what, control gets to one of the region's ends."""
+
+    label: str
+    offset: int
+    budget: str
+    place: int
+
+
+class RegionBuilder(ForwardingBuilder):
     """Writes a region: parameters are constants, and blocks of the region are labels."""
 
     def __init__(self, region: Region) -> None:
@@ -34,24 +51,16 @@ class RegionBuilder(LlvmBuilder):
         self._stores = False  # the present step, so far
         self._step: Step | None = None
         self._here = self._next = ""
-        self._out_offset = self.variable("i64")
-        self._out_budget = self.variable("i64")
-        self._out_place = self.variable("i64")
-        self._outs: set[str] = set()
-        """What is left for: the ways out that are written once, at the end."""
+        self._outs: dict[str, list[Way]] = {}
+        """By what is left for: the ends that are written once."""
 
     def write(self) -> str:
         """The whole function's body."""
         live = self.region.live_in()
         self._enter()
         for plan in self.region.blocks.values():
-            self._next = f"b{plan.offset}"
-            steps = self.region.steps(plan, live)
-            for step in steps:
-                self._here, self._next = self._next, self.new_label()
-                self.place_label(self._here)
-                self._write_step(step)
-            self._write_end(plan, steps[-1])
+            self.place_label(f"b{plan.offset}")
+            self._write_block(plan, self.region.steps(plan, live))
         for name in sorted(self._outs):
             self._write_out(name)
         return self.body()
@@ -65,19 +74,29 @@ class RegionBuilder(LlvmBuilder):
         else:
             self.jump_to_label(f"b{first}")
 
+    def _write_block(self, plan: Plan, steps: list[Step]) -> None:
+        self.budget()  # for all that leave it
+        for step in steps:
+            self._write_step(step)
+            if self.has_ended():
+                return  # nothing gets to what follows
+        self._write_end(plan, steps[-1])
+
     def _write_step(self, step: Step) -> None:
         self._step, self._stores = step, False
+        self._here, self._next = "", self.new_label()
+        if step.shape.operation in REPEATED:
+            self._here = self.new_label()
+            self._place(self._here, again=True)
         SEMANTICS[step.shape.operation](Context(self, step.shape))
         if step.shape.operation not in ENDS_ITSELF:
             self.next()
+        self._join()
+        if self._next in self._arriving:
+            self.place_label(self._next, again=False)
 
     def _write_end(self, plan: Plan, last: Step) -> None:
-        """What stands behind the last instruction: where it may fall through, the next block."""
-        self.place_label(self._next)
-        form = plan.decoded[-1].form
-        if form.ends and not form.falls_through:
-            self.end("unreachable")
-            return
+        """Behind the last instruction: on with the next block."""
         shape = block_end_shape(self.region.mode)
         count = len(plan.decoded)
         self._step = Step(last.op, shape, plan.end, 0, count, last.place, None)
@@ -92,7 +111,14 @@ class RegionBuilder(LlvmBuilder):
         return self._step
 
     def budget(self) -> Value:
-        return self._budget.get()
+        found = self._facts.get(BUDGET)
+        if found is None:
+            found = self._facts[BUDGET] = self._budget.get()
+        return found
+
+    def _set_budget(self, budget: Value) -> None:
+        self._budget.set(budget)
+        self._facts[BUDGET] = budget
 
     def param(self, name: str) -> Value:
         step, op = self.step, self.step.op
@@ -148,20 +174,31 @@ class RegionBuilder(LlvmBuilder):
         There is one such end of the region for each of them: LLVM takes as long for an end as for
         many an instruction.
         """
-        self._out_offset.set(offset)
-        self._out_budget.set(budget)
-        self._out_place.set(place)
-        self._outs.add(name)
-        self.jump_to_label(f"to_{name}")
+        self._join()
+        self._outs.setdefault(name, []).append(Way(self._block, offset, budget.text, place))
+        self.end(f"br label %to_{name}")
 
     def _write_out(self, name: str) -> None:
         self.place_label(f"to_{name}")
-        given = [self._linear(self._out_offset.get()), self._out_budget.get(), self.tlb()]
+        ways = self._outs[name]
+        offset = self._phi([(str(way.offset), way.label) for way in ways])
+        budget = self._phi([(way.budget, way.label) for way in ways])
+        place = self._phi([(str(way.place), way.label) for way in ways])
+        if name == "region_stopped":  # and who it is
+            self.set("exit_argument", Value(self, "i64", f"ptrtoint (ptr @{SYMBOL} to i64)"))
+        given = [self._linear(offset), budget, self.tlb()]
         if name == "resume":
-            given.append(self._out_place.get())
+            given.append(place)
         self.used.add(f"declare tailcc void @{name}(ptr{', i64' * len(given)})")
         text = ", ".join(f"i64 {each.text}" for each in given)
         self.end(f"musttail call tailcc void @{name}(ptr %st, {text})", "ret void")
+
+    def _phi(self, ways: list[tuple[str, str]]) -> Value:
+        """One of these, by the label that control comes from."""
+        first, _ = ways[0]
+        if all(text == first for text, _ in ways) and not first.startswith("%"):
+            return self.const("i64", int(first))
+        return self.assign("i64", "phi i64 " + ", ".join(f"[ {a}, %{b} ]" for a, b in ways))
 
     def _go(self, target: int, budget: Value) -> None:
         """On at another place of the page."""
@@ -169,8 +206,8 @@ class RegionBuilder(LlvmBuilder):
             self._out("goto", target, budget)
             return
         self._stop_if(budget, target)
-        self._budget.set(budget)
-        self.jump_to_label(f"b{target}")
+        self._set_budget(budget)
+        self.end(f"br label %b{target}")
 
     def _stop_if(self, budget: Value, offset: int) -> None:
         """Back to Python if the budget is used up or something else is to be done."""
@@ -201,7 +238,7 @@ class RegionBuilder(LlvmBuilder):
         budget, offset = self.budget() - spent, self.step.offset
         left = budget - (self.step.number - 1)
         self._stop_if(left, offset)
-        self._budget.set(budget)
+        self._set_budget(budget)
         if self._stores:
             with self._if_dropped():
                 self._resume(self.step.place)
@@ -229,14 +266,9 @@ class RegionBuilder(LlvmBuilder):
             self._out("leave_at", step.offset, self._left() + 1)
 
 
-SYMBOL = "region"
-BASE = "base"
-"""The symbol whose value is the first of the kernel's addresses in a region."""
-
-
 def region_module(region: Region) -> str:
     """LLVM IR of a region, whose function is :data:`SYMBOL`."""
     b = RegionBuilder(region)
     body = b.write()
-    text = function("tailcc", "void", SYMBOL, HANDLER_PARAMETERS, body)
+    text = function("dso_local tailcc", "void", SYMBOL, HANDLER_PARAMETERS, body)
     return "\n".join([*sorted(b.used), text, METADATA])
