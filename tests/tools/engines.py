@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vdisk.vm.cpu.compiler import Level
+
 if TYPE_CHECKING:
     from vdisk.vm.accel.base import Accelerator
     from vdisk.vm.bus import Bus
@@ -61,5 +63,10 @@ ENGINES = (
     Engine("interp", "vdisk.vm.accel.interp", "InterpAccelerator"),
     Engine("llvm-threaded", "vdisk.vm.accel.llvm", "LlvmAccelerator", {"hot": False}),
     Engine("llvm-hot", "vdisk.vm.accel.llvm", "LlvmAccelerator", {"eager": True}, share=0.05),
+    Engine(
+        *("llvm-quick", "vdisk.vm.accel.llvm", "LlvmAccelerator"),
+        {"eager": True, "level": Level.QUICK},
+        share=0.05,
+    ),
     Engine("kvm", "vdisk.vm.accel.kvm", "KvmAccelerator"),
 )

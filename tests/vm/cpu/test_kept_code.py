@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.tools.asm_programs import Program
+    from vdisk.vm.cpu.decode import Mode
 
 PROGRAMS = {program.name: program for program in programs()}
-THREADED, EAGER = ENGINES[1:3]
+THREADED, EAGER, QUICK = ENGINES[1:4]
 SAMPLED = Engine("llvm-sampled", "vdisk.vm.accel.llvm", "LlvmAccelerator", {"hot": True})
 
 pytestmark = requires_peer("nasm")
@@ -100,6 +101,30 @@ def test_a_full_arena_takes_them_again_and_again(name, records, earlier, tmp_pat
         assert board.run().splitlines() == list(program.lines)
         assert board.accelerator.arena.generation > 0
         assert board.accelerator.hotspots.recalled > 10
+    finally:
+        board.close()
+
+
+@pytest.mark.parametrize("name", ["long", "paging", "protected", "rep", "smc", "smp"])
+def test_regions_are_made_better_while_a_guest_is_in_them(name, tmp_path):
+    program = PROGRAMS[name]
+    board = make(QUICK, program, tmp_path)
+    hotspots, arena = board.accelerator.hotspots, board.accelerator.arena
+    compile_ = hotspots.compile
+
+    def compile_and_make_better(physical: int, mode: Mode) -> bool:
+        done = compile_(physical, mode)
+        for page, regions in list(arena.regions.items()):
+            for address in {arena.handler(region.record) for region in regions}:
+                kept = hotspots.store.quick.get(address)
+                if kept is not None and hotspots.compiled % 4 == 0:
+                    hotspots._make_best(kept, page)
+        return done
+
+    hotspots.compile = compile_and_make_better
+    try:
+        assert board.run().splitlines() == list(program.lines)
+        assert hotspots.refined > 10
     finally:
         board.close()
 

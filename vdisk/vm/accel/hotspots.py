@@ -1,11 +1,17 @@
 """Which code is worth the second tier, and making it while the guest goes on.
 
 A sampler interrupts the vCPUs every now and then and looks where they are: a block that is met
-:data:`THRESHOLD` times is hot.  So code that nobody compiles pays nothing, not even a counter.
+:data:`THRESHOLD` times is hot, or once while hardly anything waits to be compiled.  So code that
+nobody compiles pays nothing, not even a counter.
 A worker takes the one that has been met most often by now, gathers the region around it, has LLVM
-compile it (in another process), and makes it the handler of its entries' first records.  Regions
-are kept: where an earlier run compiled one for the same bytes, it is used as soon as one of its
-entries is translated (:meth:`Hotspots.recall`).
+compile it (in another process), and makes it the handler of its entries' first records.
+
+A region is compiled quickly first, in a quarter of the time that its best code would take, of
+which it has two thirds of the speed: while much is hot at once, that gets most of it soon.  Those
+that go on being met are compiled again as well as LLVM can.
+
+Regions are kept: where an earlier run compiled one for the same bytes, it is used as soon as one of
+its entries is translated (:meth:`Hotspots.recall`), and made better if that one had no time for it.
 
 When there are no regions to compile, the worker has handlers that were compiled roughly made fine,
 for later runs.
@@ -33,13 +39,20 @@ if TYPE_CHECKING:
 EAGER_LIMIT = 16
 """Instructions of a region where each new block begins one."""
 THRESHOLD = 2
+FEW = 4
+"""Blocks that wait to be compiled: as long as there are no more, each that is met is hot."""
 COVERED_THRESHOLD = 16
 """For a block that is in a region, but was met in the first tier: mostly it will not stay there."""
+WORTH_BEST = 4
+"""How often a quick region has to be met for its best code to be worth LLVM's time …"""
+QUICK_FIRST = 8
+"""… and how often for each time that a block was met that has no region yet: making one for that
+takes a quarter of the time, and spares more of the guest's."""
 PERIOD = 0.001
 """Seconds between samples: an interruption costs some ten microseconds."""
 IDLE_PERIOD = 0.01
 CALM = 1.0
-"""Seconds without a newly hot block until samples become rare."""
+"""Seconds without a sample that tells anything new until samples become rare."""
 MOST_REGIONS = 20_000
 """Compiled code is never given back; this many are some hundred megabytes."""
 
@@ -50,18 +63,26 @@ MOST_COUNTED = 100_000
 """Blocks that were met but are not hot yet."""
 
 
+HotBlock = tuple[tuple[int, "Mode"], bytes, frozenset[int]]
+"""A block, and what was in its page when it became hot: the bytes, and where blocks began."""
+QuickRegion = tuple[KeptRegion, int]
+"""And the number of a page that it is used in."""
+
+
 class Hotspots:
     """The second tier of one machine.
 
-    ``eager`` (for tests): every block is hot when it has been translated, and compiled at once.
+    ``eager`` (for tests): every block is hot when it has been translated, and compiled at once, at
+    this level.
     """
 
-    def __init__(self, engine: LlvmAccelerator, *, eager: bool = False) -> None:
-        self.engine, self.eager = engine, eager
-        self.compiled = self.recalled = 0
+    def __init__(self, engine: LlvmAccelerator, *, eager: Level | None = None) -> None:
+        self.engine, self.eager = engine, eager is not None
+        self._level = Level.QUICK if eager is None else eager
+        self.compiled = self.recalled = self.refined = 0
         native = engine.native
-        self._limit = EAGER_LIMIT if eager else REGION_LIMIT
-        self.store = RegionStore(native.memory, None, "") if eager else native.regions
+        self._limit = EAGER_LIMIT if self.eager else REGION_LIMIT
+        self.store = RegionStore(native.memory, None, "") if self.eager else native.regions
         self._lock = threading.Lock()  # of what is known and counted
         self._new: list[tuple[int, Mode]] | None = None
         self._counts: Counter[tuple[int, Mode]] = Counter()
@@ -73,8 +94,12 @@ class Hotspots:
         """What is hot and not compiled yet, and how often it was met."""
         self._pages: dict[tuple[int, Mode], tuple[bytes, frozenset[int]]] = {}
         """What was in its page then, and where blocks began."""
+        self._quick: Counter[KeptRegion] = Counter()
+        """How often regions were met that may be made better."""
+        self._quick_page: dict[KeptRegion, int] = {}
+        """Where each was met last."""
         self._found_one = threading.Condition(self._lock)
-        self._last_found = time.monotonic()
+        self._last_news = time.monotonic()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
@@ -104,17 +129,22 @@ class Hotspots:
 
     def _sample(self) -> None:
         while not self._stopped.is_set():
-            calm = time.monotonic() - self._last_found > CALM
+            calm = time.monotonic() - self._last_news > CALM
             time.sleep(IDLE_PERIOD if calm else PERIOD)  # half of what waiting for an event costs
             for vcpu in self.engine.vcpus:
                 vcpu.sample()
             if self._changed:
                 self._look_again()
 
-    def found(self, physical: int, mode: Mode) -> None:
-        """A vCPU is about to execute the block at a physical address."""
+    def found(self, physical: int, mode: Mode, region: int = 0) -> None:
+        """A vCPU is about to execute the block at a physical address, in the first tier or in the
+        region with its code at this address."""
         key = (physical, mode)
+        region = region or self._region_at(physical, mode)
         with self._lock:
+            if region:
+                self._found_region(region, physical >> PAGE_SHIFT)
+                return
             if key in self._waiting:
                 self._waiting[key] += 1
             if key in self._known or self.compiled >= MOST_REGIONS:
@@ -125,18 +155,40 @@ class Hotspots:
                 return
             if len(self._counts) >= MOST_COUNTED:
                 self._counts.clear()
+            self._last_news = time.monotonic()
             self._counts[key] += 1
-            if self._counts[key] < THRESHOLD:
-                return
-            if self._counts[key] < COVERED_THRESHOLD and self._is_covered(physical):
+            if self._counts[key] < self._threshold(physical):
                 return
             self._waiting[key] = self._counts.pop(key)
             self._pages[key] = self._look_at(*key)
             self._known.add(key)
             self.engine.arena.watch(physical >> PAGE_SHIFT)
             self._of_page.setdefault(physical >> PAGE_SHIFT, []).append(key)
-            self._last_found = time.monotonic()
             self._found_one.notify()
+
+    def _region_at(self, physical: int, mode: Mode) -> int:
+        """The address of the region that is entered by a block; 0: there is none."""
+        arena, page_number = self.engine.arena, physical >> PAGE_SHIFT
+        codes = arena.codes(page_number, mode)
+        record = arena.entry(codes, physical & (PAGE_SIZE - 1)) if codes else 0
+        regions = arena.regions.get(page_number, ()) if record else ()
+        return arena.handler(record) if any(each.record == record for each in regions) else 0
+
+    def _found_region(self, address: int, page_number: int) -> None:
+        kept = self.store.quick.get(address)
+        if kept is None:
+            return  # it is as good as it gets
+        self._last_news = time.monotonic()
+        self._quick[kept] += 1
+        self._quick_page[kept] = page_number
+        if self._quick[kept] == WORTH_BEST:
+            self._found_one.notify()
+
+    def _threshold(self, physical: int) -> int:
+        """How often a block has to be met to be hot."""
+        if self._is_covered(physical):
+            return COVERED_THRESHOLD
+        return THRESHOLD if len(self._waiting) > FEW else 1
 
     def _is_covered(self, physical: int) -> bool:
         """True if there is a region with a block there."""
@@ -173,28 +225,66 @@ class Hotspots:
             self._of_page.clear()
             self._changed.clear()
             self._counts.clear()
+            self._quick.clear()
+            self._quick_page.clear()
 
     # -- compiling -------------------------------------------------------------------------------
 
     def _work(self) -> None:
         more_to_refine = True
         while not self._stopped.is_set():
-            hottest = self._hottest(wait=not more_to_refine)
-            if hottest is not None:
+            region, hottest = self._most_urgent(wait=not more_to_refine)
+            if region is not None:
+                self._make_best(*region)
+            elif hottest is not None:
                 (physical, mode), content, entries = hottest
                 self._compile(physical, mode, content, entries)
-            more_to_refine = hottest is not None or self._refine()
+            more_to_refine = bool(region or hottest) or self._refine()
 
-    def _hottest(self, *, wait: bool) -> tuple[tuple[int, Mode], bytes, frozenset[int]] | None:
-        """The block that is waiting and was met most often; None: there is none (yet)."""
+    def _most_urgent(self, *, wait: bool) -> tuple[QuickRegion | None, HotBlock | None]:
+        """A region that is to be made better, or a block that is to have one; none (yet)."""
         with self._found_one:
             if wait:
-                self._found_one.wait_for(lambda: self._waiting or self._stopped.is_set())
-            if not self._waiting:
-                return None
-            key = max(self._waiting, key=self._waiting.__getitem__)
-            del self._waiting[key]
-            return key, *self._pages.pop(key)
+                self._found_one.wait_for(
+                    lambda: self._waiting or self._hottest_region() or self._stopped.is_set()
+                )
+            region = self._hottest_region()
+            return (region, None) if region is not None else (None, self._hottest())
+
+    def _hottest_region(self) -> QuickRegion | None:
+        """The quick region that was met most often, if that is more urgent than any block."""
+        kept = max(self._quick, key=self._quick.__getitem__, default=None)
+        least = max(WORTH_BEST, QUICK_FIRST * max(self._waiting.values(), default=0))
+        if kept is None or self._quick[kept] < least:
+            return None
+        return kept, self._quick_page[kept]
+
+    def _hottest(self) -> HotBlock | None:
+        """The block that is waiting and was met most often."""
+        if not self._waiting:
+            return None
+        key = max(self._waiting, key=self._waiting.__getitem__)
+        del self._waiting[key]
+        return key, *self._pages.pop(key)
+
+    def _make_best(self, kept: KeptRegion, page_number: int) -> bool:
+        """Put the best code of a region in place of that which was made quickly."""
+        for address in kept.addresses.values():
+            self.store.quick.pop(address, None)
+        with self._lock:
+            self._quick.pop(kept, None)
+            self._quick_page.pop(kept, None)
+        with self.engine.lock:
+            content, generation = self._content(page_number), self.engine.arena.generation
+        if kept.base(content) is None:
+            return False
+        blocks = frozenset(start for start, _ in kept.spans)
+        order = RegionOrder(
+            kept.mode, kept.entries[0], content, blocks, level=Level.BEST, entries=kept.entries
+        )
+        used = self._carry_out_region(order, page_number, generation)
+        self.refined += used
+        return used
 
     def _refine(self) -> bool:
         """Make what is rough fine, the run-time first; False if nothing is left."""
@@ -227,7 +317,17 @@ class Hotspots:
             generation = arena.generation
             if not self.eager and self._recall(physical, mode):
                 return True
-        order = RegionOrder(mode, offset, content, entries, self._limit, self._is_covered(physical))
+        order = RegionOrder(
+            *(mode, offset, content, entries, self._limit, self._level),
+            enter=self._is_covered(physical),
+        )
+        used = self._carry_out_region(order, page_number, generation)
+        self.compiled += used
+        return used
+
+    def _carry_out_region(self, order: RegionOrder, page_number: int, generation: int) -> bool:
+        """Have a region compiled, keep it, and use it if its code stands in the page."""
+        engine = self.engine
         compiled: CompiledRegion | None = self._carry_out(order)
         if compiled is None:
             return False
@@ -236,10 +336,7 @@ class Hotspots:
             engine.translator.expect(*each)
         with engine.lock:
             now = self._content(page_number)
-            if arena.generation != generation or not self._use(page_number, kept, now):
-                return False
-            self.compiled += 1
-        return True
+            return engine.arena.generation == generation and self._use(page_number, kept, now)
 
     def _carry_out(self, order: Order) -> Any:
         """What comes of an order; None where that is nothing, or the machine is closing."""
@@ -276,7 +373,8 @@ class Hotspots:
         return True
 
     def _note_covered(self, page_number: int, kept: KeptRegion) -> None:
-        """Its entries need no other region.  Its other blocks may be met again, on other ways."""
+        """Its entries need no other region.  Its other blocks may be met again, on other ways, and
+        so may be the one that it was made for."""
         start, mode = page_number << PAGE_SHIFT, kept.mode
         blocks = {(start + first, mode) for first, _ in kept.spans}
         entries = {(start + entry, mode) for entry in kept.entries}
@@ -284,8 +382,8 @@ class Hotspots:
             for key in blocks:
                 self._counts.pop(key, None)
                 if self._waiting.pop(key, None) is not None:
-                    self._known.discard(key)
                     del self._pages[key]
+            self._known.difference_update(key for key in blocks if not self._region_at(*key))
             self._known |= entries
             of_page = self._of_page.setdefault(page_number, [])
             of_page[:] = {key for key in of_page if key in self._known} | entries

@@ -12,6 +12,7 @@ from vdisk.vm.accel.software import SoftwareAccelerator
 from vdisk.vm.accel.software_vcpu import SoftwareVcpu
 from vdisk.vm.cpu import paging
 from vdisk.vm.cpu.codegen import native_code
+from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.events import NO_VECTOR
 from vdisk.vm.cpu.known_store import InstructionStore
 
@@ -56,7 +57,7 @@ class LlvmVcpu(SoftwareVcpu):
         else:
             self.engine.native.enter(self.state.address)
 
-    def _interrupted(self) -> None:
+    def _interrupted(self, region: int) -> None:
         hotspots, state = self.engine.hotspots, self.state
         if hotspots is not None and not hotspots.eager and self.mode is not None:
             linear = self.wrap_linear(state.rip + state.cs_base)
@@ -64,7 +65,7 @@ class LlvmVcpu(SoftwareVcpu):
             if state.pending:
                 state.pending = 0  # the fault will come when the code is executed
             else:
-                hotspots.found(physical, self.mode)
+                hotspots.found(physical, self.mode, region)
 
     def run(self, budget: int | None = None) -> VcpuExit:
         self.engine.start()
@@ -89,16 +90,17 @@ class LlvmAccelerator(SoftwareAccelerator):
         *,
         hot: bool = True,
         eager: bool = False,
+        level: Level = Level.BEST,
         progress: Progress | None = None,
         bits: int = 64,
     ) -> None:
-        """``hot``: with the second tier; ``eager``: with nothing but it (for tests).
+        """``hot``: with the second tier; ``eager`` (for tests): with nothing but it, at ``level``.
 
         ``progress``: in a first run, is told how much of how much is compiled that it waits for.
         ``bits``: of the guest's kernel, as far as that is known: what is compiled ahead.
         """
         self.native = native_code(progress, bits)
-        self.hotspots = Hotspots(self, eager=eager) if hot or eager else None
+        self.hotspots = Hotspots(self, eager=level if eager else None) if hot or eager else None
         self._keep: list[object] = []
         self.callbacks = self._make_callbacks()
         super().__init__(memory, bus)

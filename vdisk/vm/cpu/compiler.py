@@ -31,10 +31,16 @@ class Level(IntEnum):
 
     ROUGH = 0
     """0.4: what a vCPU waits for.  Instructions are chosen and registers given out in one go."""
-    FINE = 1
+    QUICK = 1
+    """0.9: what regions are first.  As rough, but registers are given out with care."""
+    FINE = 2
     """2.0: what handlers are in the end."""
-    BEST = 2
-    """Regions and the run-time."""
+    BEST = 3
+    """Regions in the end, and the run-time."""
+
+
+SPEED = {Level.FINE: 1, Level.BEST: 2}
+"""LLVM's own levels, of its passes."""
 
 
 class CompilerProcess:
@@ -104,10 +110,10 @@ class Compiler:
     def compile(self, text: str, level: Level) -> bytes:
         """Packed code of a module."""
         machine, module = self._machine(level), self._llvm.parse_assembly(text)
-        if level is Level.ROUGH:
+        if level not in SPEED:
             self._tidy(machine, module)
         else:
-            options = self._llvm.create_pipeline_tuning_options(speed_level=int(level))
+            options = self._llvm.create_pipeline_tuning_options(speed_level=SPEED[level])
             passes = self._llvm.create_pass_builder(machine, options)
             passes.getModulePassManager().run(module, passes)
         return piece(machine.emit_object(module)).pack()
@@ -115,12 +121,14 @@ class Compiler:
     def _machine(self, level: Level) -> Any:
         machine = self._machines.get(level)
         if machine is None:
+            if level is Level.QUICK:  # for all of the process, but the others do so anyway
+                self._llvm.set_option("vdisk", "-optimize-regalloc")
             machine = self._machines[level] = self._llvm.Target.from_triple(
                 TRIPLE
             ).create_target_machine(
                 cpu=self._llvm.get_host_cpu_name(),
                 features=self._llvm.get_host_cpu_features().flatten(),
-                opt=0 if level is Level.ROUGH else 2,
+                opt=2 if level in SPEED else 0,
                 reloc="pic",
                 codemodel="small",
             )

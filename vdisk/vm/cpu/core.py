@@ -383,8 +383,8 @@ class Core(Events):
             self.raise_fault(GuestFault(vector, state.fault_error, state.fault_address))
         else:
             state.kick = 0
-            if not state.irq_pending and reason == Exit.INTERRUPTED:
-                self._interrupted()
+            if not state.irq_pending and reason in (Exit.INTERRUPTED, Exit.IN_REGION):
+                self._interrupted(state.exit_argument if reason == Exit.IN_REGION else 0)
 
     def _simd_out_of_range(self) -> int:
         """The exception of the SSE instruction at ``rip``, whose operands are as they were."""
@@ -400,8 +400,11 @@ class Core(Events):
             right = n.read(1)
         return python_sse.out_of_range(self.state.view, name, (n.read(0, 16), right), immediate)
 
-    def _interrupted(self) -> None:
-        """Generated code has left because of a kick that was not for an interrupt."""
+    def _interrupted(self, region: int) -> None:
+        """Generated code has left because of a kick that was not for an interrupt.
+
+        ``region``: of the second tier, by the address of its code, in which that was; or 0.
+        """
 
     def _paused(self) -> None:
         """The guest spins."""

@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.decoder import Decoder
 
 REGION_LIMIT = 192
-"""Instructions; LLVM needs about half a millisecond for each."""
+"""Instructions; LLVM needs about half a millisecond for the best code of each."""
 ZERO = FIELDS["zero"].offset
 KERNEL = range(-0x7F00_0000, -0x4000_0000)
 """Where Linux puts its code and data (KASLR: a multiple of 2 MiB further up): numbers of 32 bits
 in there are taken for addresses, which differ from run to run by the same amount."""
-LEAST = 4
+LEAST = 2
 """Instructions; less is not worth being entered and left."""
 CALLS = {"call", "call_indirect"}
 JUMPS = {iced.FlowControl.UNCONDITIONAL_BRANCH, iced.FlowControl.CONDITIONAL_BRANCH}
@@ -141,17 +141,33 @@ class Region:
             size += len(decoded)
             if not decoded or (size > self.limit and self.blocks):
                 continue
-            plan = self._plan(offset, decoded)
-            self.blocks[offset] = plan
+            plan = self.blocks[offset] = self._plan(offset, decoded)
             waiting += (*plan.successors, *plan.returns(), *leading.get(offset, ()))
-            self._find_addresses(code, plan)
         head = self.blocks.get(self.head)
         if head is None or _is_cold(head):
             return False
+        self._settle(code)
         entries = self._find_entries()
         self.entries = tuple(sorted({*entries, self.head})) if enter or not entries else entries
         loops = any(plan.offset in plan.successors for plan in self.blocks.values())
         return loops or sum(len(plan.decoded) for plan in self.blocks.values()) >= LEAST
+
+    def take(self, code: bytes, entries: tuple[int, ...]) -> bool:
+        """Be a region of just the translated blocks again; False if one is none."""
+        for offset in self.translated:
+            decoded = self.decoder.decode_block(code, offset, BLOCK_LIMIT)
+            if not decoded:
+                return False
+            self.blocks[offset] = self._plan(offset, decoded)
+        self._settle(code)
+        self.entries = entries
+        return True
+
+    def _settle(self, code: bytes) -> None:
+        """All blocks are there: from now on they stand in the order of their addresses."""
+        self.blocks = dict(sorted(self.blocks.items()))
+        for plan in self.blocks.values():
+            self._find_addresses(code, plan)
 
     def _leading(self, code: bytes) -> dict[int, list[int]]:
         """By blocks: which translated ones may go on or come back there.  A hint: it is not looked

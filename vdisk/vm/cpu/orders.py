@@ -104,15 +104,22 @@ class RegionOrder(NamedTuple):
     translated: frozenset[int]
     """Offsets of the blocks that are translated."""
     limit: int = REGION_LIMIT
+    level: Level = Level.QUICK
     enter: bool = False
     """Let the block itself be an entry: that there is a region around it already is not enough."""
+    entries: tuple[int, ...] = ()
+    """If there are any: make the region of just these blocks, with these entries, again."""
 
     def carry_out(self, compiler: Compiler) -> CompiledRegion | None:
         """None where there is nothing to gain."""
         region = Region(decoder(self.mode), self.mode, self.translated, self.head, self.limit)
-        if not region.gather(self.content, enter=self.enter):
+        if self.entries:
+            found = region.take(self.content, self.entries)
+        else:
+            found = region.gather(self.content, enter=self.enter)
+        if not found:
             return None
-        code = compiler.compile(region_module(region), Level.BEST)
+        code = compiler.compile(region_module(region), self.level)
         return CompiledRegion(region.spans(), region.entries, tuple(region.fields), code)
 
 

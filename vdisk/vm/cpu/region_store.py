@@ -3,7 +3,7 @@
 A region's code depends on the mode, on the bytes of its blocks and on where in their page those
 stand.  That is its label in the cache::
 
-    code (1) | stack (1) | checked, step, aligned (1) | 0 (1)
+    code (1) | stack (1) | checked, step, aligned (1) | level (1)
     how many blocks (2) | entries (2) | fields (2)
     start and end of each block (2 + 2) | place of each entry (2) | place of each field (2)
     the blocks' bytes
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.vm.cpu.arena import mark
 from vdisk.vm.cpu.cache import CodeCache
+from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.linker import CodeFullError, LinkError, Piece
 from vdisk.vm.cpu.region_builder import BASE, SYMBOL
@@ -65,6 +66,7 @@ class KeptRegion:
     """What stands there."""
     code: Callable[[], bytes | None]
     """Its packed code; None if that is damaged."""
+    level: Level = Level.BEST
     addresses: dict[int, int] = field(default_factory=dict)
     """Where it was put in this process, by the number in the first field (0: without fields)."""
     _differences: tuple[int, ...] = field(init=False)
@@ -98,13 +100,14 @@ class KeptRegion:
         """What came of an order."""
         spans, entries, fields, code = compiled
         blocks = tuple(order.content[start:end] for start, end in spans)
-        return cls(order.mode, spans, entries, fields, blocks, lambda: code)
+        return cls(order.mode, spans, entries, fields, blocks, lambda: code, order.level)
 
     @classmethod
     def from_label(cls, label: bytes, code: Callable[[], bytes | None]) -> KeptRegion:
         """The region that a label describes; raises :class:`ValueError`."""
         try:
-            bits, stack, flags, _, count, *more = _HEAD.unpack_from(label)
+            bits, stack, flags, number, count, *more = _HEAD.unpack_from(label)
+            level = Level(number)
             after = _HEAD.size + count * _SPAN.size
             at = after + sum(more) * _PLACE.size
             spans = tuple(_SPAN.iter_unpack(label[_HEAD.size : after]))
@@ -122,14 +125,14 @@ class KeptRegion:
         right = right and {start for start, _ in spans}.issuperset(entries)
         if at != len(label) or not entries or not right or not inside:
             raise ValueError("not the label of a region")
-        return cls(mode, spans, entries, fields, tuple(blocks), code)
+        return cls(mode, spans, entries, fields, tuple(blocks), code, level)
 
     def label(self) -> bytes:
         """What :meth:`from_label` takes."""
         mode = self.mode
         flags = mode.checked | mode.step << 1 | mode.aligned << 2
         counts = len(self.spans), len(self.entries), len(self.fields)
-        head = _HEAD.pack(mode.code, mode.stack, flags, 0, *counts)
+        head = _HEAD.pack(mode.code, mode.stack, flags, self.level, *counts)
         spans = [_SPAN.pack(*span) for span in self.spans]
         places = [_PLACE.pack(place) for place in (*self.entries, *self.fields)]
         return b"".join([head, *spans, *places, *self.blocks])
@@ -165,14 +168,19 @@ class RegionStore:
         self._cache = CodeCache(directory, f"regions-{digest}")
         self.known: dict[tuple[Mode, int, int], list[KeptRegion]] = {}
         """By mode, place of an entry, and mark of the block there."""
+        self.quick: dict[int, KeptRegion] = {}
+        """By the address of their code: those that may be made better."""
         for entry in self._cache.load():
             with suppress(ValueError):
                 self._remember(KeptRegion.from_label(entry.label, entry.code))
 
     def _remember(self, kept: KeptRegion) -> KeptRegion:
-        """Let a region be found; of those made from the same bytes the last."""
+        """Let a region be found; of those made from the same bytes the best, or the last.  It."""
         for key in kept.places():
             alike = self.known.setdefault(key, [])
+            for each in alike:
+                if each.level > kept.level and each.is_like(kept):
+                    return each
             others = [each for each in alike if not each.is_like(kept)]
             alike[:] = [kept, *others[: MOST_ALIKE - 1]]
         return kept
@@ -204,5 +212,7 @@ class RegionStore:
             start = self._memory.add(added, RESERVED, {BASE: base})
         except (CodeFullError, LinkError):
             return 0
-        kept.addresses[base] = start + added.symbols[SYMBOL]
-        return kept.addresses[base]
+        address = kept.addresses[base] = start + added.symbols[SYMBOL]
+        if kept.level is Level.QUICK:
+            self.quick[address] = kept
+        return address

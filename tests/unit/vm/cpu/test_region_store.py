@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdisk.vm.cpu.codegen import c_function
+from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.linker import CodeMemory, Piece
 from vdisk.vm.cpu.region_builder import SYMBOL
@@ -30,11 +31,12 @@ def region(
     page: bytes = PAGE,
     fields: tuple[int, ...] = (),
     entries: tuple[int, ...] = (),
+    level: Level = Level.BEST,
 ) -> KeptRegion:
     """By default its first block is its entry."""
     blocks = tuple(page[start:end] for start, end in spans)
     entries = entries or (spans[0][0],)
-    return KeptRegion(mode, spans, entries, fields, blocks, lambda: CODE)
+    return KeptRegion(mode, spans, entries, fields, blocks, lambda: CODE, level)
 
 
 def find(store: RegionStore, offset: int, page: bytes = PAGE, mode: Mode = LONG):
@@ -100,6 +102,17 @@ def test_the_last_of_the_same_bytes_counts(memory):
     store.keep(region((16, 24)))
     last = store.keep(region((16, 24)))
     assert find(store, 16) == [last]
+
+
+def test_of_the_same_bytes_the_best_counts(memory, tmp_path):
+    store = RegionStore(memory, str(tmp_path), "x")
+    first = store.keep(region((16, 24), level=Level.QUICK))
+    assert store.address(first, 0) in store.quick
+    best = store.keep(region((16, 24)))
+    assert store.keep(region((16, 24), level=Level.QUICK)) is best
+    assert find(store, 16) == [best]
+    (found,) = find(RegionStore(memory, str(tmp_path), "x"), 16)
+    assert found.level is Level.BEST
 
 
 def test_damaged_code_is_not_used(memory, tmp_path):
@@ -174,10 +187,12 @@ def test_any_label_is_a_region_or_a_value_error(label):
     st.builds(Mode, st.sampled_from([16, 32, 64]), st.sampled_from([16, 32, 64]),
               st.booleans(), st.booleans(), st.booleans()),
     st.lists(st.tuples(st.integers(0, 4095), st.integers(1, 60)), min_size=1, max_size=20),
+    st.sampled_from(Level),
 )  # fmt: skip
-def test_labels_keep_everything(mode, blocks):
+def test_labels_keep_everything(mode, blocks, level):
     spans = [(start, min(start + size, 4096)) for start, size in blocks]
-    kept = region(*spans, mode=mode, fields=(8, 4092))
+    kept = region(*spans, mode=mode, fields=(8, 4092), level=level)
     again = KeptRegion.from_label(kept.label(), lambda: None)
     assert again.is_like(kept)
     assert (again.mode, again.entries, again.blocks) == (kept.mode, kept.entries, kept.blocks)
+    assert again.level is level
