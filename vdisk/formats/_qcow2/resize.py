@@ -14,7 +14,7 @@ from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.zeroing import Writer
 from vdisk.formats.raw import preallocate as preallocate_file
-from vdisk.units import round_up
+from vdisk.units import round_down, round_up
 
 if TYPE_CHECKING:
     from vdisk.formats._qcow2.core import Core
@@ -68,12 +68,19 @@ def _grow(core: Core, mapping: Mapping, old: int, size: int, preallocation: str)
     if preallocation == "off" and core.header.data_file_raw:
         preallocation = "metadata"  # both files show the same, whatever the data file has there
     if preallocation != "off":
-        first = min(round_up(old, core.cluster_size), size)  # what is before is the old disk's
+        first = min(_first_new(core, mapping, old), size)
         preallocate(core, mapping, writer, first, size, preallocation)
     core.flush()
     with core.header_file.changing() as header:
         header.size = size
     core.settle()
+
+
+def _first_new(core: Core, mapping: Mapping, old: int) -> int:
+    """Where preallocation may begin: with the cluster that the old disk ends in, if it is empty."""
+    start = round_down(old, core.cluster_size)
+    empty = all(extent.reads_zero for extent in mapping.extents(start, old - start))
+    return start if empty else round_up(old, core.cluster_size)
 
 
 def _hide_leftovers(core: Core, mapping: Mapping, writer: Writer, old: int, size: int) -> None:
