@@ -479,7 +479,7 @@ def test_the_size_comes_from_the_backing_file(tmp_path: Path, raw: str) -> None:
         ({"size": -1}, "size"),
         ({"size": 1 << 63}, "size"),
         ({"size": 512, "format": "nonsense"}, "nonsense"),
-        ({"size": 512, "options": {"size": 512}}, "twice"),
+        ({"size": 512, "options": {"size": 512}}, "only once"),
         ({"size": 512, "options": {"surprise": 1}}, "surprise"),
         ({"size": 512, "options": {"preallocation": "some"}}, "preallocation"),
         ({"size": 512, "backing_format": "raw"}, "backing"),

@@ -114,7 +114,7 @@ def driver(name: str) -> FormatDriver:
         module = importlib.import_module(_MODULES[name])
     except KeyError:
         known = ", ".join(sorted(_MODULES))
-        raise InvalidRequestError(f"unknown format {name!r} (known: {known})") from None
+        raise InvalidRequestError(f"Unknown file format {name!r} (known: {known})") from None
     found: FormatDriver = module.DRIVER
     return found
 

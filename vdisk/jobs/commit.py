@@ -126,7 +126,7 @@ def depth_in_chain(top: BlockDevice, name: str) -> int:
         if is_named(layer, name) or is_named(layer, relative_to(os.path.dirname(above.name), name)):
             return depth
         depth, above, layer = depth + 1, layer, layer.backing
-    raise NotFoundError(f"{name} is not in the chain of backing files", path=top.name)
+    raise NotFoundError(f"Did not find {name!r} in the backing chain", path=top.name)
 
 
 def length_of_chain(top: BlockDevice) -> int:

@@ -115,7 +115,9 @@ def plan_creation(
     typed = convert_options(format, options or {})
     option_size = typed.pop("size", None)
     if size is not None and option_size is not None:
-        raise InvalidRequestError("the size is given twice: as an argument and as option 'size'")
+        raise InvalidRequestError(
+            "The image size must be specified only once, not as an argument and as option 'size'"
+        )
     size = option_size if size is None else size
     if typed.get("backing_file") is not None:
         size = _check_backing(name, size, typed, check_backing, secrets)
@@ -139,6 +141,8 @@ def _check_backing(
     secrets: Secrets | None,
 ) -> int | None:
     backing, format = options["backing_file"], options.get("backing_fmt")
+    if not backing:
+        raise InvalidRequestError("Expected backing file name, got empty string")
     if backing == name:
         raise InvalidRequestError(f"{name} cannot be its own backing file")
     if format is None:
@@ -194,6 +198,8 @@ def convert_options(
     typed = {}
     for name, value in options.items():
         if name not in by_name:
+            if name in {option.name for option in formats.driver(format).create_options}:
+                raise InvalidRequestError(f"option {name!r} is only supported for image creation")
             known = ", ".join(sorted(by_name))
             raise InvalidRequestError(f"format {format} has no such option {name!r}: {known}")
         typed[name] = convert_option(by_name[name], value)

@@ -151,8 +151,8 @@ def _open_store(name: str, options: Options, context: NodeContext) -> BlockDevic
         if link.identity == above.identity:
             names = " -> ".join([*(each.name for each in context.chain), link.name])
             raise InvalidRequestError(
-                f"the chain of backing files is a loop: {names}; give one of them another "
-                "backing file (rebase -u)"
+                f"Backing file {link.name!r} creates an infinite loop: {names}; give one of them "
+                "another backing file (rebase -u)"
             )
     settings = StoreSettings(
         readonly=context.readonly,
@@ -189,7 +189,7 @@ def _open_filter(name: str, options: Options, context: NodeContext) -> BlockDevi
     driver = filters.filter_driver(name)
     if driver is None:
         known = ", ".join(sorted([*formats.names(), *stores.names(), *filters.names()]))
-        raise InvalidRequestError(f"unknown driver {name!r} (known: {known})")
+        raise InvalidRequestError(f"Unknown driver {name!r} (known: {known})")
     if "filename" in options:
         options = _named(name, driver.children[-1], options)
     children: dict[str, BlockDevice] = {}

@@ -135,7 +135,7 @@ def test_a_middle_shorter_than_its_base_hides_the_end_of_the_base(
 
 def test_a_base_outside_the_chain_is_refused(top: str, tmp_path: Path) -> None:
     stranger = make(tmp_path / "stranger", MIB)
-    with pytest.raises(NotFoundError, match="not in the chain"):
+    with pytest.raises(NotFoundError, match="in the backing chain"):
         commit(top, base=stranger)
 
 

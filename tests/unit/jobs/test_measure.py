@@ -52,7 +52,7 @@ def test_options_are_checked() -> None:
 
 
 def test_too_large_an_l1_table_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="L1 table"):
+    with pytest.raises(InvalidRequestError, match="image size is too large"):
         measure(size=1 << 40, target_format="qcow2", options={"cluster_size": 512})
 
 

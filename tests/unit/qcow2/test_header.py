@@ -170,7 +170,7 @@ def test_unknown_autoclear_bits_are_cleared_by_the_first_writer() -> None:
 
 def test_a_corrupt_image_is_opened_for_reading_only() -> None:
     store = poked(new_image(), 72, "Q", layout.CORRUPT)
-    with pytest.raises(CorruptImageError, match="marked corrupt"):
+    with pytest.raises(CorruptImageError, match="Image is corrupt"):
         images.open_image(MemoryStore(store.content()))
     images.open_image(store, readonly=True).close()
 

@@ -102,7 +102,9 @@ def is_version_2(compat: str) -> bool:
 def _cluster_bits(size: int) -> int:
     bits = size.bit_length() - 1
     if size != 1 << bits or not layout.MIN_CLUSTER_BITS <= bits <= layout.MAX_CLUSTER_BITS:
-        raise InvalidRequestError(f"cluster_size {size} is not a power of two between 512 and 2M")
+        raise InvalidRequestError(
+            f"Cluster size must be a power of two between 512 and 2048k: cluster_size={size}"
+        )
     return bits
 
 
@@ -138,8 +140,8 @@ def _check_version_and_size(header: Header) -> None:
             )
     if header.l1_size * 8 > layout.MAX_L1_BYTES:
         raise InvalidRequestError(
-            f"{header.size} bytes with clusters of {header.cluster_size} need an L1 table larger "
-            "than 32 MiB; choose a larger cluster_size"
+            "The image size is too large for file format 'qcow2' (try using a larger cluster "
+            f"size): {header.size} bytes with clusters of {header.cluster_size}"
         )
 
 

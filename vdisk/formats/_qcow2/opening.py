@@ -54,8 +54,7 @@ def open_parts(file: BlockDevice, context: OpenContext) -> Parts:
     corrupt = header.incompatible_features & layout.CORRUPT
     if corrupt and not context.readonly and not context.repairing:
         raise CorruptImageError(
-            "the image is marked corrupt and can only be opened read-only; "
-            "repair it with check -r all",
+            "Image is corrupt; cannot be opened read/write: repair it with check -r all",
             path=file.name,
         )
     with ExitStack() as opened:
