@@ -299,3 +299,29 @@ def check_debian(disk: Path, digest_said: str, folder: Path) -> None:
     found = file_system(disk, folder)
     ext4.check(found)
     assert digest(ext4.read(found, "root/file")) == digest_said
+
+
+@guests.on_demand
+def test_linux_reads_and_writes_a_diskette(tmp_path: Path) -> None:
+    """Its driver asks the controller what it is, and moves whole cylinders by DMA."""
+    guest = guests.guest(guests.GENERIC, modules=["floppy"])
+    before = random.Random(82077).randbytes(bootable.DISKETTE)
+    image = tmp_path / "floppy.img"
+    image.write_bytes(before)
+    with Machine(
+        memory=MEMORY,
+        kernel=guest.kernel,
+        initrd=guest.initrd,
+        append=guests.APPEND,
+        floppies=[f"{image},format=raw"],
+        accel="llvm",
+        reboot=False,
+    ) as machine:
+        shell = guests.Shell(machine, COMMAND_SECONDS).start(BOOT_SECONDS)
+        assert "post-1991 82077" in shell.run("dmesg | grep FDC")
+        assert digest(before) in shell.run("md5sum /dev/fd0")
+        shell.run("dd if=/dev/fd0 of=/tmp/x bs=1k count=100 skip=1")
+        shell.run("dd if=/tmp/x of=/dev/fd0 bs=1k seek=501; sync")
+        shell.power_off()
+    expected = before[: 501 << 10] + before[1 << 10 : 101 << 10] + before[601 << 10 :]
+    assert image.read_bytes() == expected
