@@ -113,15 +113,18 @@ def mark(code: bytes) -> int:
 
 
 class HotRegion(NamedTuple):
-    """A region whose function is the handler of ``record``, in place of ``handler``."""
+    """A region whose function is the handler of ``record``, in place of ``handler``.
+
+    ``bytes``: a bit for each byte of the page that it was made from.
+    """
 
     record: int
     handler: int
-    spans: Spans
+    bytes: int
 
     def touches(self, start: int, end: int) -> bool:
         """True if the region was made from any of these bytes."""
-        return any(first < end and start < last for first, last in self.spans)
+        return bool(self.bytes >> start & (1 << end - start) - 1)
 
 
 class ArenaFullError(Exception):
@@ -315,10 +318,13 @@ class Arena:
     ) -> None:
         """Let a region that was made from these bytes of a page be the handler of records."""
         present = {region.record: region for region in self.regions.get(page_number, ())}
+        made_from = 0
+        for first, last in spans:
+            made_from |= (1 << last) - (1 << first)
         for record in records:
             before = present.get(record)
             kept = self.handler(record) if before is None else before.handler
-            present[record] = HotRegion(record, kept, spans)
+            present[record] = HotRegion(record, kept, made_from)
             self.set_handler(record, handler)
         self.regions[page_number] = list(present.values())
 
@@ -327,10 +333,12 @@ class Arena:
         regions = self.regions.get(page_number)
         if regions is None:
             return
-        for region in regions:
-            if region.touches(start, end):
-                self.set_handler(region.record, region.handler)
-        left = [each for each in regions if not each.touches(start, end)]
+        gone = [region for region in regions if region.touches(start, end)]
+        if not gone:
+            return
+        for region in gone:
+            self.set_handler(region.record, region.handler)
+        left = [region for region in regions if region not in gone]
         if left:
             self.regions[page_number] = left
         else:
