@@ -111,6 +111,10 @@ def test_diskette_drives(tmp_path: Path) -> None:
     assert [(drive.name, drive.place) for drive in found] == [("floppy1", 1), ("floppy0", 0)]
     assert all(drive.describe().removable for drive in found)
     assert not found.find("floppy1").disk.readonly
+    vdisk.create(tmp_path / "c", 720 << 10)
+    found.insert("floppy0", str(tmp_path / "c"), format="raw")
+    assert found.find("floppy0").disk.size == 720 << 10
+    assert not found.find("floppy0").disk.readonly
     found.close()
     with pytest.raises(InvalidRequestError, match="A and B"):
         drives(*[DiskSpec(interface="floppy") for _ in range(3)])

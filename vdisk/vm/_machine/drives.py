@@ -184,7 +184,7 @@ class Drives:
         drive = self.find(name)
         if not drive.disk.removable:
             raise InvalidRequestError(f"{name} is not a drive for removable media")
-        device = open_image(filename, readonly=True, format=format)
+        device = open_image(filename, readonly=drive.spec.opens_readonly, format=format)
         try:
             if drive.disk.device is not None or not drive.disk.tray_open:
                 self.eject(name)
