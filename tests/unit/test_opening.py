@@ -553,10 +553,18 @@ def test_options_of_qemus_own_are_read(tmp_path: Path) -> None:
         "overlap-check.template": "all",
         "overlap-check.inactive-l2": "off",
         "cache-clean-interval": "60",
+        "auto-read-only": True,
+        "discard": "unmap",
+        "detect-zeroes": "on",
         "l2-cache-entry-size": "4k",
     }
     open_image(path, options=options).close()
-    for wrong in ({"overlap-check": "some"}, {"l2-cache-entry-size": 4095}, {"lazy": "on"}):
+    for wrong in (
+        {"discard": "some"},
+        {"overlap-check": "some"},
+        {"l2-cache-entry-size": 4095},
+        {"lazy": "on"},
+    ):
         with pytest.raises(InvalidRequestError):
             open_image(path, options=wrong)
     with pytest.raises(InvalidRequestError, match=r"the cluster size \(65536\)"):

@@ -64,7 +64,7 @@ def rebase(
     """
     if new_backing and backing_format is None:
         raise InvalidRequestError(
-            "the format of the new backing file is missing: name it with -F (backing_format), "
+            "backing format must be specified: name it with -F (backing_format), "
             "so that nobody has to guess it"
         )
     with ExitStack() as stack:

@@ -147,7 +147,7 @@ def _check_backing(
         raise InvalidRequestError(f"{name} cannot be its own backing file")
     if format is None:
         raise InvalidRequestError(
-            f"the format of the backing file {backing} is missing: name it with -F "
+            f"Use of backing file requires explicit backing format: name it with -F for {backing} "
             "(option backing_fmt), so that nobody has to guess it"
         )
     if format not in formats.names():

@@ -105,6 +105,7 @@ def _take_common(options: Mapping[str, Any], context: NodeContext) -> tuple[Opti
     """The options that every node has, put into the context; the others."""
     own = dict(options)
     own.pop("node-name", None)  # a label for QEMU's monitor
+    _take_advice(own)
     if as_bool(own.pop("read-only", False), "option 'read-only'"):
         context = context._replace(readonly=True)
     if as_bool(own.pop("force-share", False), "option 'force-share'"):
@@ -122,6 +123,26 @@ def _take_common(options: Mapping[str, Any], context: NodeContext) -> tuple[Opti
     if context.force_share and not context.readonly:
         raise InvalidRequestError("force-share opens without locks, so only for reading")
     return own, context._replace(cache=mode, depth=context.depth + 1)
+
+
+_ADVICE = {
+    "auto-read-only": ("on", "off"),
+    "discard": ("ignore", "off", "unmap", "on"),
+    "detect-zeroes": ("off", "on", "unmap"),
+}
+
+
+def _take_advice(own: Options) -> None:
+    """Options of every node of QEMU's that say how, not what: checked, and then left to programs.
+
+    Nothing is read otherwise for any of them.  What cannot be opened for writing is an error, and
+    whether discards are passed on and zeroes looked for are options of who writes.
+    """
+    for name, choices in _ADVICE.items():
+        value = own.pop(name, choices[0])
+        text = ("on" if value else "off") if isinstance(value, bool) else value
+        if text not in choices:
+            raise InvalidRequestError(f"option {name!r} is one of {', '.join(choices)}: {value!r}")
 
 
 # -- protocols and filters -------------------------------------------------------------------
