@@ -70,7 +70,7 @@ def _amendable(format: str) -> tuple[CreateOption, ...]:
 
     found: Any = getattr(formats.driver(format), "amend_options", None)
     if not found:
-        raise UnsupportedFeatureError(f"images of format {format} have no options to change")
+        raise UnsupportedFeatureError(f"Format driver '{format}' does not support option amendment")
     return cast("tuple[CreateOption, ...]", found)
 
 

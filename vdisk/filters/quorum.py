@@ -50,7 +50,10 @@ class QuorumSettings(NamedTuple):
                 f"vote-threshold is between 1 and the number of children, {children}"
             )
         if self.blkverify and (children != 2 or self.threshold != 2):
-            raise InvalidRequestError("blkverify=on is for two children and vote-threshold=2")
+            raise InvalidRequestError(
+                "blkverify=on can only be set if there are exactly two files and vote-threshold "
+                "is 2"
+            )
         if self.rewrite and (self.blkverify or self.fifo):
             raise InvalidRequestError(
                 "rewrite-corrupted=on needs votes: no blkverify=on, no read-pattern=fifo"

@@ -237,7 +237,9 @@ def test_amend(disk: Path) -> None:
 
 def test_raw_images_have_nothing_to_amend(tmp_path: Path) -> None:
     vdisk.create(tmp_path / "disk.raw", SIZE)
-    assert "no options" in cli.fail("amend", "-f", "raw", "-o", "size=1M", tmp_path / "disk.raw")
+    assert "does not support option amendment" in cli.fail(
+        "amend", "-f", "raw", "-o", "size=1M", tmp_path / "disk.raw"
+    )
 
 
 def bitmaps(path: Path) -> list[dict[str, Any]]:

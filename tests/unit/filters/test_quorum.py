@@ -132,7 +132,7 @@ def test_what_all_call_zero_is_zero(tmp_path: Path) -> None:
         (0, QuorumSettings(1), "needs children"),
         (3, QuorumSettings(4), "between 1 and the number of children, 3"),
         (3, QuorumSettings(0), "between 1 and"),
-        (3, QuorumSettings(2, blkverify=True), "two children"),
+        (3, QuorumSettings(2, blkverify=True), "exactly two files"),
         (2, QuorumSettings(2, blkverify=True, rewrite=True), "rewrite-corrupted"),
         (2, QuorumSettings(2, fifo=True, rewrite=True), "rewrite-corrupted"),
     ],
