@@ -52,7 +52,8 @@ PERIOD = 0.001
 """Seconds between samples: an interruption costs some ten microseconds."""
 IDLE_PERIOD = 0.01
 CALM = 1.0
-"""Seconds without a sample that tells anything new until samples become rare."""
+"""Seconds without a sample that tells anything new until samples become rare; and without a change
+of a page until it may have regions again: kernels patch their code many times, but in one go."""
 MOST_REGIONS = 20_000
 """Compiled code is never given back; this many are some hundred megabytes."""
 
@@ -88,6 +89,8 @@ class Hotspots:
         self._counts: Counter[tuple[int, Mode]] = Counter()
         self._known: set[tuple[int, Mode]] = set()
         self._of_page: dict[int, list[tuple[int, Mode]]] = {}
+        self._restless: dict[int, tuple[int, float]] = {}
+        """Pages that were met although they change often: how often, and since when no more."""
         self._changed: set[int] = set()
         """Pages of which something was dropped since the last sample."""
         self._waiting: Counter[tuple[int, Mode]] = Counter()
@@ -151,7 +154,7 @@ class Hotspots:
                 return
             if len(self._waiting) >= MOST_WAITING:
                 return
-            if self.engine.arena.dropped(physical >> PAGE_SHIFT) > MOST_DROPS:
+            if self._is_restless(physical >> PAGE_SHIFT):
                 return
             if len(self._counts) >= MOST_COUNTED:
                 self._counts.clear()
@@ -165,6 +168,23 @@ class Hotspots:
             self.engine.arena.watch(physical >> PAGE_SHIFT)
             self._of_page.setdefault(physical >> PAGE_SHIFT, []).append(key)
             self._found_one.notify()
+
+    def _is_restless(self, page_number: int) -> bool:
+        """True if code of a page was changed too often, and not long ago for the last time."""
+        arena, now = self.engine.arena, time.monotonic()
+        dropped = arena.dropped(page_number)
+        if dropped <= MOST_DROPS:
+            return False
+        before, since = self._restless.get(page_number, (0, now))
+        if dropped != before:
+            self._restless[page_number] = dropped, now
+            return True
+        if now - since < CALM:
+            return True
+        del self._restless[page_number]
+        with self.engine.arena_locked():
+            arena.forget_drops(page_number)
+        return False
 
     def _region_at(self, physical: int, mode: Mode) -> int:
         """The address of the region that is entered by a block; 0: there is none."""
@@ -223,6 +243,7 @@ class Hotspots:
             self._waiting.clear()
             self._pages.clear()
             self._of_page.clear()
+            self._restless.clear()
             self._changed.clear()
             self._counts.clear()
             self._quick.clear()

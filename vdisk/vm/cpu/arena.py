@@ -83,7 +83,8 @@ MARKED = 3
 MARK_FACTOR = 0x9E37_79B1
 PAGES = EXPECTED + (MOST_MODES << PAGE_SHIFT + MARK_BITS >> 3)
 MOST_DROPS = 32
-"""A page whose code was changed more often stays with the first tier."""
+"""A page whose code was changed more often has no second tier, until it has been left alone for a
+while."""
 
 COUNTERS = (
     *("lock", "stale", "direct", "processors", "generation", "translated"),
@@ -287,6 +288,10 @@ class Arena:
     def dropped(self, page_number: int) -> int:
         """How often something in a page was dropped."""
         return self._halves[self._page_field(page_number, PAGE_DROPPED)]
+
+    def forget_drops(self, page_number: int) -> None:
+        """Count anew; native code waits for it (it holds the arena's lock when it counts)."""
+        self._halves[self._page_field(page_number, PAGE_DROPPED)] = 0
 
     def watch(self, page_number: int, wanted: bool = True) -> None:
         """Have Python told when something in a page is dropped, or no longer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vdisk.vm.accel import hotspots
 from vdisk.vm.accel.hotspots import (
     COVERED_THRESHOLD,
     FEW,
@@ -13,6 +14,7 @@ from vdisk.vm.accel.hotspots import (
 )
 from vdisk.vm.accel.llvm import LlvmAccelerator
 from vdisk.vm.bus import Bus
+from vdisk.vm.cpu.arena import MOST_DROPS
 from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.region_store import RegionStore
@@ -88,6 +90,25 @@ def test_what_is_met_twice_is_compiled(it):
     it.write(LOOP)
     it.translate(0, 9)
     it.found(THRESHOLD)
+    assert it.compile()
+    assert it.in_use() == {0}
+
+
+def test_a_page_that_changes_often_is_let_alone_until_it_does_no_more(it, monkeypatch):
+    for _ in range(MOST_DROPS + 1):
+        it.write(LOOP)
+        it.translate(0)
+    it.write(LOOP)
+    it.translate(0)
+    it.found(COVERED_THRESHOLD)
+    assert not it.is_waiting()
+    monkeypatch.setattr(hotspots, "CALM", 0)
+    it.write(LOOP)
+    it.translate(0)
+    it.found(1)
+    assert not it.is_waiting()
+    it.found(1)
+    assert it.is_waiting()
     assert it.compile()
     assert it.in_use() == {0}
 
