@@ -56,7 +56,7 @@ PARSERS = {
         *(f"vm/devices/ide{part}.py" for part in ("", "_channel", "_disk", "_dma", "_drive")),
         *(f"vm/devices/{name}.py" for name in ("ide_smart", "atapi", "atapi_mmc")),
     ],
-    "user network": [f"vm/net/{name}.py" for name in ("packets", "tcp", "user")],
+    "user network": [f"vm/net/{name}.py" for name in ("ipv6", "packets", "tcp", "user")],
 }
 """The parsers of what strangers send, and the modules of the library that they are."""
 
