@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.tools import qtest
 from tests.tools.peers import requires_peer
+from vdisk.emu_blockdev import EmuBlockDevice
+from vdisk.stores.memory import MemoryStore
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import VirtualClock
+from vdisk.vm.devices.dma import Dma
+from vdisk.vm.devices.fdc import Fdc
 from vdisk.vm.devices.ioapic import BASE as IOAPIC
 from vdisk.vm.devices.ioapic import IoApic
 from vdisk.vm.devices.pci import PciBus
@@ -441,4 +446,79 @@ class TestVga:
             else:
                 pair.out(0x1CE, source.choice((0, 1, 2, 3, 5, 6)), 2)
                 pair.read_port(0x1CE, 2)
+        pair.compare()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_8237(pair: Pair, seed: int) -> None:
+    """Addresses, counts and page registers of both controllers.
+
+    Not: half of an address or count (QEMU takes both halves at once), requests by software, port
+    80h, which is nobody's here, and reading the masks (PIIX3: all at 0Fh), which QEMU lacks.
+    """
+    source = random.Random(seed)
+    Dma(pair.bus, pair.memory)
+    pages = (0x81, 0x82, 0x83, 0x87, 0x89, 0x8A, 0x8B)
+    for page in pages:
+        pair.out(page, 0)
+    for base, step in ((0x00, 1), (0xC0, 2)):
+        pair.out(base + 0x0D * step, 0)
+        pair.out(base + 0x0C * step, 0)
+        for register in range(8):
+            pair.out(base + register * step, 0)
+            pair.out(base + register * step, 0)
+    for _ in range(300):
+        base, step = source.choice(((0x00, 1), (0xC0, 2)))
+        register = source.choice((*range(8), *range(8), 0x0A, 0x0B, 0x0C, 0x0D, 0x0E, 0x0F))
+        halves = 2 if register < 8 else 1
+        if register < 8 and source.random() < 0.5:
+            for _ in range(halves):
+                pair.read_port(base + register * step)
+        else:
+            for _ in range(halves):
+                pair.out(base + register * step, source.randrange(256))
+        page = source.choice(pages)
+        if source.random() < 0.5:
+            pair.out(page, source.randrange(256))
+        else:
+            pair.read_port(page)
+    pair.compare()
+
+
+FDC_COMMANDS: tuple[tuple[int, int, int], ...] = (
+    *((0x03, 2, 0), (0x04, 1, 1), (0x07, 1, 0), (0x08, 0, 2), (0x0E, 0, 10), (0x0F, 2, 0)),
+    *((0x10, 0, 1), (0x13, 3, 0), (0x14, 0, 1), (0x94, 0, 1), (0x1F, 0, 1)),
+)
+"""A command, how many bytes it takes, and how many it answers with."""
+FDC_DUMPED = {4: 0x00, 5: 0xFE, 6: 0x00}
+"""What DUMPREG answers alike: QEMU has half of SPECIFY, and the last sector of a drive's type."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_82077(tmp_path: Path, seed: int) -> None:
+    """Phases, seeks and what the chip tells of itself; data are compared by Linux's own driver."""
+    source = random.Random(seed)
+    image = tmp_path / "floppy.img"
+    image.write_bytes(bytes(1440 << 10))
+    options = ["-drive", f"if=floppy,format=raw,file={image}"]
+    with qtest.machine(options) as qemu:
+        pair = Pair(qemu)
+        disk = EmuBlockDevice(MemoryStore(bytes(1440 << 10)), removable=True, threads=0)
+        Fdc(pair.bus, Dma(pair.bus, pair.memory), IrqLine(), [disk])
+        pair.out(0x3F2, 0x00)
+        pair.out(0x3F2, 0x1C)
+        pair.read_port(0x3F4)
+        first = [(0x08, 0, 2)] * 4 + [(0x13, 3, 0)]
+        for command, words, answers in first + source.choices(FDC_COMMANDS, k=150):
+            pair.out(0x3F5, command)
+            for number in range(words):
+                unit = command in (0x04, 0x07, 0x0F) and number == 0
+                pair.out(0x3F5, 0 if unit else source.randrange(80))
+            if command in (0x07, 0x0F):
+                pair.out(0x3F5, 0x08)
+            for number in range(2 if command in (0x07, 0x0F) else answers):
+                pair.read_port(0x3F4)
+                mask = FDC_DUMPED.get(number, 0xFF) if command == 0x0E else 0xFF
+                pair.read_port(0x3F5, mask=mask)
+            pair.read_port(0x3F4)
         pair.compare()
