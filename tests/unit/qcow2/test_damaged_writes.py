@@ -91,3 +91,15 @@ def test_a_new_refcount_block_is_not_put_over_a_table() -> None:
         image.close()
     l1 = slice(metadata.l1, metadata.l1 + 8)
     assert file.content()[l1] == metadata.content[l1]
+
+
+def test_a_guest_does_not_write_over_reference_counts_that_nobody_read() -> None:
+    content = damaged_image("refcount block as data")
+    block = Metadata(content).refcount_block
+    file = MemoryStore(content)
+    image = DRIVER.open(file, OpenContext(readonly=False))
+    with pytest.raises(CorruptImageError, match="overlaps the image's own metadata"):
+        image.write(2 * UNIT, b"\x44" * 512)
+    with suppress(VdiskError):
+        image.close()
+    assert file.content()[block : block + 512] == content[block : block + 512]

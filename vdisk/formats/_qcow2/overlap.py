@@ -4,7 +4,7 @@ An image whose tables place a guest cluster on other tables, or whose reference 
 free, is damaged, or made so that a guest which writes to its disk rewrites the image's map.  So
 each range is looked at before it is written, as far as that needs no reading::
 
-    header | L1 table | refcount table | refcount blocks and L2 tables that are in memory
+    header | L1 table | refcount table | refcount blocks | L2 tables that are in memory
                         stored, and the one that is growing in its place
 """
 
@@ -29,7 +29,7 @@ def check_guest_data(core: Core, offset: int, length: int) -> None:
 
 def check_unused(core: Core, offset: int, length: int) -> None:
     """Refuse to use clusters for anything new that hold metadata: their counts are wrong."""
-    size, tables, blocks = core.cluster_size, core.l2.tables, core.refcounts.blocks.tables
+    size, tables, blocks = core.cluster_size, core.l2.tables, core.refcounts.places
     start, end = offset & -size, offset + length
     if start + size >= end:
         hit = start in tables or start in blocks

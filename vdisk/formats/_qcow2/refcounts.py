@@ -77,6 +77,7 @@ class Refcounts:
         in_memory = self.block_entries * max(self.bits, 8) // 8
         self.blocks = TableCache(budget, in_memory, make_room)
         self.table = self._load_table()
+        self._places: set[int] | None = None
         self.table_moved_from: tuple[int, int] | None = None
         """(offset, clusters) of the table that the header on disk still names, after growth."""
         self.growing = False
@@ -110,6 +111,14 @@ class Refcounts:
                 offset=self.table.offset + index * 8,
             )
         return entry
+
+    @property
+    def places(self) -> set[int]:
+        """The offsets of all refcount blocks in the file, read or not."""
+        if self._places is None:
+            aligned = -self._cluster_size
+            self._places = {word for word in self.table.words if word and word & aligned == word}
+        return self._places
 
     def block(self, index: int) -> Table | None:
         """The refcount block of that index; None if it does not exist (all counts 0)."""
@@ -360,6 +369,7 @@ class Refcounts:
         block.touch(0, len(words))
         self._count_block(index, cluster, block)
         self.table.words[index] = block.offset
+        self.places.add(block.offset)
         self.table.touch(index, index + 1)
         self._fresh = max(self._fresh, cluster + 1)
 
@@ -416,6 +426,7 @@ class Refcounts:
         grown, length = self.table, len(old.words)
         for block in filter(None, grown.words[length:]):
             self.blocks.drop(block, block + self._cluster_size)
+            self.places.discard(block)
         old.words[:] = grown.words[:length]
         if grown.dirty_start < min(grown.dirty_end, length):
             old.touch(grown.dirty_start, min(grown.dirty_end, length))
