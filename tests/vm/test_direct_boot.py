@@ -57,6 +57,47 @@ done:
     ret
 """
 
+PVH = """
+bits 32
+org 0x100000
+    db 0x7f, "ELF", 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0
+    dw 2, 3
+    dd 1, 0, headers - $$, 0, 0
+    dw 52, 32, 2, 0, 0, 0
+headers:
+    dd 1, 0, $$, $$, end - $$, end - $$, 7, 1
+    dd 4, note - $$, 0, 0, end - note, end - note, 4, 4
+start:
+    mov esp, 0x90000
+    cmp dword [ebx], 0x336ec578
+    jne hang
+    mov esi, [ebx + 24]         ; the command line
+    call puts
+    mov esi, [ebx + 16]         ; the first module
+    mov esi, [esi]
+    call puts
+    mov esi, [ebx + 32]         ; "RSD PTR "
+    call puts
+hang:
+    cli
+    hlt
+    jmp hang
+puts:
+    lodsb
+    test al, al
+    jz done
+    mov dx, 0x3f8
+    out dx, al
+    jmp puts
+done:
+    ret
+note:
+    dd 4, 4, 18
+    db "Xen", 0
+    dd start
+end:
+"""
+
 LINUX = """
 bits 16
 org 0
@@ -147,6 +188,19 @@ done:
 @pytest.fixture(params=guests.accelerators())
 def accel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def test_a_pvh_kernel(tmp_path: Path, accel: str) -> None:
+    (tmp_path / "vmlinux").write_bytes(guests.assemble(tmp_path, PVH))
+    (tmp_path / "initrd").write_bytes(b"(module)\0")
+    with Machine(
+        memory=16 * MIB,
+        accel=accel,
+        kernel=str(tmp_path / "vmlinux"),
+        initrd=str(tmp_path / "initrd"),
+        append="words",
+    ) as machine:
+        machine.run_until(serial="words(module)RSD PTR ", timeout=PATIENCE)
 
 
 def test_a_multiboot_kernel_with_a_module(tmp_path: Path, accel: str) -> None:

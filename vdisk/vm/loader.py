@@ -1,4 +1,4 @@
-"""Booting a kernel without a disk: Linux and Multiboot, from files.
+"""Booting a kernel without a disk: Linux, Multiboot and PVH, from files.
 
 :func:`read` tells what a file is; :class:`Kernel` places it in guest memory and gives the state
 in which the bootstrap processor begins.  Files are untrusted: whatever they say about themselves
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.errors import FormatError, InvalidRequestError
-from vdisk.vm._boot import linux, multiboot
+from vdisk.vm._boot import linux, multiboot, pvh
 from vdisk.vm._boot.entry import Entry, MemoryRange, read_file
 
 if TYPE_CHECKING:
@@ -24,18 +24,21 @@ __all__ = ["Entry", "Kernel", "MemoryRange", "read"]
 class Kernel(NamedTuple):
     """A kernel file that was understood."""
 
-    image: linux.LinuxImage | multiboot.MultibootImage
+    image: linux.LinuxImage | multiboot.MultibootImage | pvh.PvhImage
 
     @property
     def protocol(self) -> str:
-        """``linux`` or ``multiboot``."""
+        """``linux``, ``multiboot`` or ``pvh``."""
+        if isinstance(self.image, pvh.PvhImage):
+            return "pvh"
         return "linux" if isinstance(self.image, linux.LinuxImage) else "multiboot"
 
     @property
     def bits(self) -> int:
         """64 for a kernel that says it runs in 64-bit mode, else 32."""
-        is_wide = isinstance(self.image, linux.LinuxImage) and 64 in self.image.entries()
-        return 64 if is_wide else 32
+        if isinstance(self.image, linux.LinuxImage):
+            return 64 if 64 in self.image.entries() else 32
+        return 64 if isinstance(self.image, pvh.PvhImage) and self.image.wide else 32
 
     def load(
         self,
@@ -60,6 +63,10 @@ class Kernel(NamedTuple):
                 self.image, memory, ranges,
                 command_line=text, initrd=initrd, bits=bits, rsdp=rsdp,
             )  # fmt: skip
+        if isinstance(self.image, pvh.PvhImage):
+            return pvh.load(
+                self.image, memory, ranges, command_line=text, initrd=initrd, rsdp=rsdp
+            )  # fmt: skip
         modules = parse_modules(initrd or "")
         return multiboot.load(self.image, memory, ranges, command_line=text, modules=modules)
 
@@ -74,7 +81,12 @@ def read(path: str, *, most: int) -> Kernel:
         return Kernel(linux.parse(path, data))
     if multiboot.find_header(data) is not None:
         return Kernel(multiboot.parse(path, data))
-    raise FormatError("neither a Linux kernel (bzImage) nor a Multiboot kernel", path=path)
+    if pvh.find_entry(data) is not None:
+        return Kernel(pvh.parse(path, data))
+    raise FormatError(
+        "neither a Linux kernel (bzImage, or vmlinux with a PVH entry) nor a Multiboot kernel",
+        path=path,
+    )
 
 
 def parse_modules(text: str) -> list[tuple[str, bytes]]:

@@ -17,7 +17,7 @@ from vdisk.errors import (
     VdiskError,
 )
 from vdisk.vm import loader
-from vdisk.vm._boot import linux, multiboot
+from vdisk.vm._boot import linux, multiboot, pvh
 from vdisk.vm.loader import MemoryRange
 from vdisk.vm.memory import GuestMemory
 
@@ -282,6 +282,74 @@ def test_multiboot_kernels_that_cannot_be_started(
         load(memory, written(tmp_path, data))
 
 
+# -- PVH -----------------------------------------------------------------------------------------
+
+
+def pvh_kernel(entry_point: int, *, kind: int = 18, name: bytes = b"Xen\0") -> bytes:
+    """An ELF of 64 bits with one segment at 2 MiB, and a note before the one that counts."""
+    other = struct.pack("<3I", 4, 5, 1) + b"GNU\0" + b"12345\0\0\0"
+    note = other + struct.pack("<3I", 4, 8, kind) + name + struct.pack("<Q", entry_point)
+    table, body = 64, 64 + 2 * 56
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    head += struct.pack(
+        "<HHIQQQIHHHHHH",
+        2,
+        62,
+        1,
+        0xFFFF_FFFF_8100_0000 & 0xFFFF_FFFF,
+        table,
+        0,
+        0,
+        64,
+        56,
+        2,
+        0,
+        0,
+        0,
+    )
+    rows = struct.pack("<II6Q", 1, 7, body, 0, 2 * MIB, 4, 64, 1)
+    rows += struct.pack("<II6Q", 4, 4, body + 4, 0, 0, len(note), len(note), 4)
+    return head + rows + b"TEXT" + note
+
+
+def test_pvh_with_an_initial_ram_disk(memory: GuestMemory, tmp_path: Path) -> None:
+    memory.write(2 * MIB, b"\xff" * 64)
+    written(tmp_path, b"ramdisk", "initrd")
+    path = written(tmp_path, pvh_kernel(2 * MIB + 2))
+    kernel = loader.read(path, most=SIZE)
+    assert (kernel.protocol, kernel.bits) == ("pvh", 64)
+    entry = kernel.load(
+        memory, RANGES, command_line="a b", initrd=f"{tmp_path}/initrd", rsdp=0xF_1230
+    )
+    assert entry.registers.rip == 2 * MIB + 2
+    assert entry.system.cr0 & 0x8000_0001 == 1 and entry.system.cs.attributes & 0x4000
+    assert memory.read(2 * MIB, 64) == b"TEXT".ljust(64, b"\0")
+    magic, version, flags, count, modules, text, rsdp, table, entries, _ = struct.unpack(
+        "<4I4Q2I", memory.read(entry.registers.gprs[3], 56)
+    )
+    assert (magic, version, flags, count, rsdp) == (0x336EC578, 1, 0, 1, 0xF_1230)
+    assert memory.read(text, 4) == b"a b\0"
+    start, length, _, _ = struct.unpack("<4Q", memory.read(modules, 32))
+    assert memory.read(start, length) == b"ramdisk"
+    rows = [struct.unpack("<2QI4x", memory.read(table + 24 * at, 24)) for at in range(entries)]
+    assert rows == [tuple(item) for item in RANGES]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pvh_kernel(2 * MIB, kind=17),
+        pvh_kernel(2 * MIB, name=b"Xem\0"),
+        pvh_kernel(1 << 32),
+        pvh_kernel(2 * MIB)[:-9],
+    ],
+    ids=["another note", "another's note", "above 4 GiB", "cut off"],
+)
+def test_executables_without_a_pvh_entry(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(FormatError):
+        loader.read(written(tmp_path, data), most=SIZE)
+
+
 def test_module_names() -> None:
     with pytest.raises(InvalidRequestError, match="empty module"):
         loader.parse_modules("a,,b,")
@@ -290,7 +358,7 @@ def test_module_names() -> None:
 
 @given(
     st.binary(max_size=2000),
-    st.sampled_from([bzimage(), elf32([(MIB, MIB, b"x" * 50, 90)], MIB), b""]),
+    st.sampled_from([bzimage(), elf32([(MIB, MIB, b"x" * 50, 90)], MIB), pvh_kernel(MIB), b""]),
     st.integers(0, 700),
 )
 @example(b"", bzimage(), 0)
@@ -299,7 +367,7 @@ def test_any_bytes_are_a_kernel_or_a_declared_error(noise: bytes, base: bytes, p
     data[place : place + len(noise)] = noise
     memory = GuestMemory(4 * MIB)
     ranges = [MemoryRange(0, 0x9FC00), MemoryRange(MIB, 3 * MIB)]
-    for module in (linux, multiboot):
+    for module in (linux, multiboot, pvh):
         try:
             image = module.parse("kernel", bytes(data))
         except (FormatError, UnsupportedFeatureError):

@@ -67,7 +67,7 @@ def add_booting(parser: Parser) -> None:
     add("--boot", metavar="ORDER[,OPTION…]", default="cd",
         help="a floppy, c hard disk, d CD-ROM; 'cd' by default, and then the others (strict=on: "
         "only these); once=ORDER, menu=on, splash-time=MS, reboot-timeout=MS: QEMU's")  # fmt: skip
-    add("--kernel", metavar="FILE", help="Linux (bzImage) or a Multiboot kernel, to boot directly")
+    add("--kernel", metavar="FILE", help="Linux (bzImage, vmlinux) or a Multiboot kernel, to boot")
     add("--initrd", metavar="FILE", help="its initial RAM disk; Multiboot: FILE ARGUMENTS,FILE…")
     add("--append", metavar="TEXT", default="", help="its command line")
     add("--kernel-bits", type=int, choices=(16, 32, 64), help="in which mode Linux is entered")
