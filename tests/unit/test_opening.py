@@ -658,6 +658,9 @@ def test_a_name_with_a_colon_is_shown_as_it_can_be_typed(tmp_path: Path) -> None
         with open_image(opened.name) as again:
             assert again.size == SIZE
         assert describe_tree(parse_name("file:of:disk.qcow2"), "qcow2") == "./of:disk.qcow2"
+        named = {"file": {"driver": "file", "filename": "of:disk.qcow2"}}
+        assert describe_tree(named, "qcow2") == "./of:disk.qcow2"
+    assert describe_tree(parse_name("nbd://host/disk"), "raw") == "nbd://host/disk"
     with open_image(image) as opened:
         assert opened.name == image
 

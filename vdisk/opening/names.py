@@ -124,7 +124,8 @@ def describe_tree(tree: Mapping[str, Any], format: str) -> str:
 
     simple = tree.keys() <= {"driver", "file"} and isinstance(file, dict)
     if simple and file.keys() <= {"driver", "filename"} and file.get("driver", "file") == "file":
-        return path_of(str(file.get("filename")))
+        name = str(file.get("filename"))
+        return path_of(name) if "driver" in file or name.startswith("file:") else name
     if tree.get("driver") == "file" and tree.keys() == {"driver", "filename"}:
         return path_of(str(tree["filename"]))
     node = file if simple and file else tree
