@@ -40,8 +40,10 @@ CONFIGURATIONS: dict[str, tuple[int, dict[str, Any]]] = {
 """Size and options of each; the passphrase of the encrypted one is in :data:`SECRETS`."""
 
 
-def open_child(request: ChildRequest) -> BlockDevice:
-    """Backing and data files in memory, whatever their names."""
+def open_child(request: ChildRequest) -> BlockDevice | None:
+    """Backing and data files in memory, whatever their names, for images that name one."""
+    if request.name is None:
+        return None
     if request.role == "backing":
         return MemoryStore(BACKING, growable=False)
     return SmallDisk(bytes(64 << 10))

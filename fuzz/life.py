@@ -87,8 +87,8 @@ class Life:
     def _context(self) -> OpenContext:
         return OpenContext(readonly=False, open_child=self._open_child, options=CACHES)
 
-    def _open_child(self, _request: ChildRequest) -> BlockDevice:
-        return MemoryStore(self.base, growable=False)
+    def _open_child(self, request: ChildRequest) -> BlockDevice | None:
+        return None if request.name is None else MemoryStore(self.base, growable=False)
 
     # -- living ----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vdisk.block import BlockDevice
+    from vdisk.formats import ChildRequest
 
 pytestmark = requires_peer("qemu-img")
 
@@ -45,9 +46,12 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
+def open_child(request: ChildRequest) -> BlockDevice | None:
+    return None if request.name is None else MemoryStore(bytes(SIZE))
+
+
 def open_file(file: BlockDevice) -> Qcow2Image:
-    context = OpenContext(readonly=False, open_child=lambda _request: MemoryStore(bytes(SIZE)))
-    return DRIVER.open(file, context)
+    return DRIVER.open(file, OpenContext(readonly=False, open_child=open_child))
 
 
 def fields(disk: MemoryStore) -> dict[str, Any]:
