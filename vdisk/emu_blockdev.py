@@ -32,6 +32,7 @@ from vdisk.emu_block.geometry import DiskGeometry, Geometry, Translation
 from vdisk.emu_block.policy import ErrorPolicy, OnError
 from vdisk.emu_block.quick import Quick
 from vdisk.emu_block.requests import ID_LENGTH, MODIFYING, Operation, Request
+from vdisk.emu_block.scatter import total
 from vdisk.emu_block.statistics import Statistics
 from vdisk.emu_block.workers import Workers
 from vdisk.errors import (
@@ -395,6 +396,6 @@ def _unfit_buffers(request: Request) -> VdiskError | None:
     """Why a read or write cannot be what it says."""
     if request.length > MAX_REQUEST:
         return InvalidRequestError(f"{request} is longer than {MAX_REQUEST} bytes")
-    if sum(map(len, request.views)) != request.length:
+    if total(request.views) != request.length:
         return InvalidRequestError(f"{request} has buffers of another length")
     return None

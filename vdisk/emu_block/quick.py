@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from vdisk.block import fill_zeroes, split_views
+from vdisk.emu_block.scatter import preadv
 from vdisk.errors import VdiskError
 from vdisk.filters.prompt import is_prompt
 from vdisk.stores.file import FileStore
@@ -93,7 +94,7 @@ class Quick:
             if len(plan) == MAX_PIECES:
                 return False
             plan.append(extent)
-        parts = [views] if len(plan) == 1 else split_views(views, [each.length for each in plan])
+        parts = [views] if len(plan) == 1 else split_views(list(views), [e.length for e in plan])
         return all(self._fetch_extent(*each) for each in zip(plan, parts, strict=True))
 
     def _fetch_extent(self, extent: Extent, views: Sequence[memoryview]) -> bool:
@@ -109,7 +110,7 @@ class Quick:
         self, source: BlockDevice, offset: int, length: int, views: Sequence[memoryview]
     ) -> bool:
         if type(source) is FileStore and _NOWAIT:
-            return os.preadv(source.fileno(), views, offset, _NOWAIT) == length
+            return preadv(source.fileno(), views, offset, _NOWAIT) == length
         if type(source) is MemoryStore:
             source.readv(offset, views)
             return True
@@ -133,7 +134,7 @@ class Quick:
                 found = self._device.locate_to_write(offset, length)
                 if found is None or type(found[0]) is not FileStore:
                     return False
-                return os.pwritev(found[0].fileno(), views, found[1]) == length
+                return os.pwritev(found[0].fileno(), list(views), found[1]) == length
         except (VdiskError, OSError):
             return False
 

@@ -25,14 +25,14 @@ import mmap
 from typing import TYPE_CHECKING
 
 from vdisk.errors import InvalidRequestError, OutOfRangeError
+from vdisk.vm.ranges import Ranges, Views
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
-    Range = tuple[int, int]
-    """(gpa, bytes)"""
+    from vdisk.vm.ranges import Range
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -151,9 +151,11 @@ class GuestMemory:
             raise OutOfRangeError(f"guest memory {gpa:#x}+{length:#x} is not all RAM")
         return self._bytes[gpa : gpa + length]
 
-    def views(self, ranges: Iterable[Range]) -> list[memoryview]:
+    def views(self, ranges: Sequence[Range]) -> Sequence[memoryview]:
         """As :meth:`view`, of several ranges: a guest's buffer may be some hundred pages."""
         everything, whole_to, found = self._bytes, self._whole_to, []
+        if type(ranges) is Ranges and ranges.lie_in(EXTENDED, whole_to):
+            return Views(ranges, everything, self.host_address)
         for gpa, length in ranges:
             end = gpa + length
             if not EXTENDED <= gpa <= end <= whole_to and not self.is_ram(gpa, length):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.ranges import Ranges
 
 
 _U64 = ctypes.c_uint64
@@ -118,6 +119,11 @@ class LlvmAccelerator(SoftwareAccelerator):
     def handlers(self, shapes: Iterable[Shape]) -> dict[Shape, int]:
         self.native.prepare(shapes)
         return self.native.handlers
+
+    def may_touch_code(self, ranges: Ranges) -> bool:
+        packed = bytearray(ranges.packed())
+        place = ctypes.addressof(ctypes.c_char.from_buffer(packed))
+        return self.vcpus[0].routine("touches_code", place, len(ranges)) != 0
 
     @property
     def direct(self) -> bool:

@@ -40,6 +40,7 @@ from vdisk.vm.cpu.arena import Arena, ArenaFullError
 from vdisk.vm.cpu.semantics.machine import stale_shape
 from vdisk.vm.cpu.translate import Translator
 from vdisk.vm.memory import PAGE_SHIFT, PAGE_SIZE, PageKind
+from vdisk.vm.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from vdisk.vm.bus import Bus
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
-    from vdisk.vm.memory import GuestMemory, Range
+    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.ranges import Range
 
 
 class SoftwareAccelerator(Accelerator):
@@ -223,11 +225,18 @@ class SoftwareAccelerator(Accelerator):
 
     def dirtied(self, ranges: Sequence[Range], writer: SoftwareVcpu | None = None) -> None:
         """Memory was written, by a vCPU or by a device: drop what was translated from it."""
+        if type(ranges) is Ranges and not self.may_touch_code(ranges):
+            return
         touched = self.arena.touches_code(ranges)
         if touched:
             with self.lock:
                 for page, start, end in touched:
                     self._drop(page, start, end, writer)
+
+    def may_touch_code(self, _ranges: Ranges) -> bool:
+        """False if nothing was translated from the pages of many ranges, where that can be told
+        faster than by looking at them one by one."""
+        return True
 
     def _drop(self, page: int, start: int, end: int, writer: SoftwareVcpu | None) -> None:
         self.arena.give_back(page, start, end)

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vdisk.vm.cpu.decode import Mode
-    from vdisk.vm.memory import GuestMemory, Range
+    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.ranges import Range
 
 # -- layout ------------------------------------------------------------------------------------
 

@@ -248,6 +248,27 @@ def drop_code(b: Builder, page: Value, start: Value, end: Value) -> None:
     _answer(b, dropped.get())
 
 
+@routine("i64", "i64", "i64")
+def touches_code(b: Builder, place: Value, count: Value) -> None:
+    """Not 0 if one of many ranges has translated code in its pages.
+
+    ``place``: where on the host (gpa, bytes) of each are, as two numbers of 64 bits.
+    """
+    at, mask, page = b.variable("i64", place), b.variable("i64"), b.variable("i64")
+    masks, pages = counter(b, "masks"), b.get("memory_top") >> PAGE_SHIFT
+    with b.loop():
+        b.break_if(at.get().eq(place + (count << 4)))
+        start = b.load_host(at.get(), "i64")
+        last = (start + b.load_host(at.get() + 8, "i64") - 1) >> PAGE_SHIFT
+        page.set(start >> PAGE_SHIFT)
+        with b.loop():
+            b.break_if(page.get().ugt(last) | page.get().uge(pages))
+            mask.set(mask.get() | b.arena_load(masks + (page.get() << 3), "i64"))
+            page.set(page.get() + 1)
+        at.set(at.get() + 16)
+    b.return_(mask.get())
+
+
 @routine("void", "i64")
 def kill_block(b: Builder, span: Value) -> None:
     """Make a block's records stale, and let it not be found any more."""

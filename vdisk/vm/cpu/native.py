@@ -328,7 +328,7 @@ C_ROUTINES = (
     *("walk", "slow_load", "slow_store", "check_write", "arithmetic_flags"),
     "load_pdptes",
     *("drop_write_entries", "find_code_page", "deliver_long", "deliver_flat"),
-    *("translate_page", "translate_bytes", "code_array", "drop_code"),
+    *("translate_page", "translate_bytes", "code_array", "drop_code", "touches_code"),
     *("lock_arena", "unlock_arena"),
 )
 

@@ -24,7 +24,7 @@ from vdisk.vm.devices.ide_drive import BUFFER, IdeDrive
 from vdisk.vm.devices.ide_identify import CDROM_MODEL, FIRMWARE, Modes, identify_cdrom
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vdisk.errors import VdiskError
 
@@ -355,7 +355,7 @@ class AtapiDrive(IdeDrive):
         self.finish()
         return False
 
-    def _submit_read(self, views: list[memoryview]) -> bool:
+    def _submit_read(self, views: Sequence[memoryview]) -> bool:
         offset, length = self._block_number * mmc.BLOCK, self._piece * mmc.BLOCK
         return self.submit(Operation.READ, offset, length, views)
 

@@ -30,7 +30,7 @@ from vdisk.vm.devices.ide_identify import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vdisk.errors import VdiskError
     from vdisk.vm.devices.base import State
@@ -267,7 +267,7 @@ class AtaDisk(IdeDrive):
         self._job, self._left, self._moved = "dma-trim", blocks, 0
         self._begin_dma()
 
-    def _take_ranges(self, views: list[memoryview]) -> bool:
+    def _take_ranges(self, views: Sequence[memoryview]) -> bool:
         """8 bytes a range: 48 bits of address, 16 of count; the buffer keeps them."""
         assert self.channel is not None and self._gathered is not None
         data = b"".join(views)

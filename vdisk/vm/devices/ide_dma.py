@@ -23,7 +23,8 @@ from vdisk.vm.memory import PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vdisk.vm.memory import GuestMemory, Range
+    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.ranges import Range
 
 START, TO_MEMORY = 0x01, 0x08
 ACTIVE, ERROR, INTERRUPT = 0x01, 0x02, 0x04

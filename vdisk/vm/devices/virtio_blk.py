@@ -12,15 +12,15 @@ All of the storage is :class:`~vdisk.emu_blockdev.EmuBlockDevice`'s.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from vdisk.emu_block.scatter import total
 from vdisk.emu_blockdev import ID_LENGTH, MAX_REQUEST, EmuBlockDevice, Operation, Request
 from vdisk.vm.devices.virtio import VirtioDevice
 from vdisk.vm.devices.virtqueue import BrokenQueueError, Chain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vdisk.vm.clock import Clock
     from vdisk.vm.devices.base import State
     from vdisk.vm.devices.virtio import Slot
@@ -102,9 +102,9 @@ class VirtioBlk(VirtioDevice):
     def use(self, slot: Slot, chain: Chain) -> int | None:
         header, data = chain.head(_HEADER.size)
         kind, _, sector = _HEADER.unpack(header)
-        status = _status_byte(chain)
+        room, status = _status_byte(chain)
         begin = _KINDS.get(kind)
-        request = None if begin is None else begin(chain, sector, data)
+        request = None if begin is None else begin(sector, data, room, chain.room - 1)
         if request is None:
             status[0] = VIRTIO_BLK_S_UNSUPP
             chain.dirtied(self.memory)
@@ -179,46 +179,47 @@ class VirtioBlk(VirtioDevice):
         self.disk.write_cache = bool(state.get("write_cache"))
 
 
-def _status_byte(chain: Chain) -> memoryview:
-    """The last writable byte, which is taken away from the data before it."""
+def _status_byte(chain: Chain) -> tuple[Sequence[memoryview], memoryview]:
+    """What data may be written to, and behind that the last byte."""
     parts = chain.writable
     if not parts:
         raise BrokenQueueError("a request without room for its status")
     last = parts[-1]
     if len(last) == 1:
-        return parts.pop()
-    parts[-1] = last[:-1]
-    return last[-1:]
+        return parts[:-1], last
+    return [*parts[:-1], last[:-1]], last[-1:]
 
 
-def _read(chain: Chain, sector: int, _data: list[memoryview]) -> Request:
-    return Request(Operation.READ, sector * SECTOR, chain.room - 1, chain.writable)
+Buffers = Sequence[memoryview]
 
 
-def _write(_chain: Chain, sector: int, data: list[memoryview]) -> Request:
-    return Request(Operation.WRITE, sector * SECTOR, sum(map(len, data)), data)
+def _read(sector: int, _data: Buffers, room: Buffers, size: int) -> Request:
+    return Request(Operation.READ, sector * SECTOR, size, room)
 
 
-def _flush(_chain: Chain, _sector: int, _data: list[memoryview]) -> Request:
+def _write(sector: int, data: Buffers, _room: Buffers, _size: int) -> Request:
+    return Request(Operation.WRITE, sector * SECTOR, total(data), data)
+
+
+def _flush(_sector: int, _data: Buffers, _room: Buffers, _size: int) -> Request:
     return Request(Operation.FLUSH)
 
 
-def _get_id(chain: Chain, _sector: int, _data: list[memoryview]) -> Request:
-    length = min(chain.room - 1, ID_LENGTH)
-    return Request(Operation.GET_ID, 0, length, chain.writable)
+def _get_id(_sector: int, _data: Buffers, room: Buffers, size: int) -> Request:
+    return Request(Operation.GET_ID, 0, min(size, ID_LENGTH), room)
 
 
-def _discard(_chain: Chain, _sector: int, data: list[memoryview]) -> Request | None:
+def _discard(_sector: int, data: Buffers, _room: Buffers, _size: int) -> Request | None:
     return _zeroing(Operation.DISCARD, 0, data)
 
 
-def _write_zeroes(_chain: Chain, _sector: int, data: list[memoryview]) -> Request | None:
+def _write_zeroes(_sector: int, data: Buffers, _room: Buffers, _size: int) -> Request | None:
     return _zeroing(Operation.WRITE_ZEROES, SEGMENT_UNMAP, data)
 
 
-def _zeroing(operation: Operation, known: int, data: list[memoryview]) -> Request | None:
+def _zeroing(operation: Operation, known: int, data: Buffers) -> Request | None:
     """The one segment of a discard or write-zeroes; None for what 5.2.6.2 calls unsupported."""
-    if sum(map(len, data)) != _SEGMENT.size:
+    if total(data) != _SEGMENT.size:
         return None
     sector, count, flags = _SEGMENT.unpack(b"".join(data))
     if flags & ~known or count > MAX_ZEROED_SECTORS:
@@ -227,7 +228,7 @@ def _zeroing(operation: Operation, known: int, data: list[memoryview]) -> Reques
     return Request(operation, sector * SECTOR, count * SECTOR, unmap=unmap)
 
 
-_KINDS: Final[dict[int, Callable[[Chain, int, list[memoryview]], Request | None]]] = {
+_KINDS: Final[dict[int, Callable[[int, Buffers, Buffers, int], Request | None]]] = {
     VIRTIO_BLK_T_IN: _read,
     VIRTIO_BLK_T_OUT: _write,
     VIRTIO_BLK_T_FLUSH: _flush,
@@ -235,3 +236,5 @@ _KINDS: Final[dict[int, Callable[[Chain, int, list[memoryview]], Request | None]
     VIRTIO_BLK_T_DISCARD: _discard,
     VIRTIO_BLK_T_WRITE_ZEROES: _write_zeroes,
 }
+"""How each begins: with the sector, the data that the driver gives, the room for those that it
+wants, and the bytes of that."""

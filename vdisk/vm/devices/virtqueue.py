@@ -22,9 +22,13 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import OutOfRangeError, VdiskError
+from vdisk.vm.ranges import Ranges, in_each, total
 
 if TYPE_CHECKING:
-    from vdisk.vm.memory import GuestMemory, Range
+    from collections.abc import Sequence
+
+    from vdisk.vm.memory import GuestMemory
+    from vdisk.vm.ranges import Range
 
 VIRTQ_DESC_F_NEXT: Final = 1
 VIRTQ_DESC_F_WRITE: Final = 2
@@ -38,10 +42,19 @@ LARGEST_QUEUE: Final = 1024
 MAX_CHAIN: Final = 1024
 """Descriptors of one chain, an indirect table's included; a loop is found when it has more."""
 
+MANY: Final = 64
+"""Descriptors of a table from which on it is cheaper to look at all of them at once."""
+
 MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.3.1: no more than 2^32 bytes in total
 
 DESCRIPTOR: Final = Struct("<QIHH")
 _U16: Final = Struct("<H")
+_READ: Final = bytes([VIRTQ_DESC_F_NEXT])
+_WRITTEN: Final = bytes([VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE])
+_NEXT_LOW: Final = bytes(number & 0xFF for number in range(1, MAX_CHAIN))
+_NEXT_HIGH: Final = bytes(number >> 8 for number in range(1, MAX_CHAIN))
+"""Columns of a table in order."""
+_ADDRESS_AND_LENGTH: Final = (1 << 96) - 1
 _FIELDS: Final = Struct("<QII")
 """The same: address, length, and in one number flags and (above them) the next one."""
 _USED: Final = Struct("<II")
@@ -72,7 +85,7 @@ class Chain:
     """One buffer from the driver, checked.
 
     ``readable``, ``writable``: what the device reads and then writes, as slices of guest RAM;
-    parts that are neighbours in memory are one.  ``room``: bytes of what it may write.
+    of few parts those that are neighbours in memory are one.  ``room``: bytes of what it may write.
     ``key``: by which the queue finds it again; ``identifier``, ``count``: as it is given back.
     """
 
@@ -82,10 +95,10 @@ class Chain:
         self.key = key
         self.identifier = identifier
         self.count = count
-        self.readable: list[memoryview] = []
-        self.writable: list[memoryview] = []
+        self.readable: Sequence[memoryview] = []
+        self.writable: Sequence[memoryview] = []
         self.room = 0
-        self._written: list[Range] = []
+        self._written: Sequence[Range] = []
 
     def fill(self, memory: GuestMemory, parts: Parts) -> Chain:
         """Look the parts up; raises :class:`BrokenQueueError` for what is not RAM."""
@@ -97,7 +110,7 @@ class Chain:
         self._written, self.room = parts.writable, parts.room
         return self
 
-    def head(self, size: int) -> tuple[bytes | memoryview, list[memoryview]]:
+    def head(self, size: int) -> tuple[bytes | memoryview, Sequence[memoryview]]:
         """The first ``size`` bytes that the device reads, and the parts behind them.
 
         Drivers may cut buffers where they like (2.7.4.1).  Raises :class:`BrokenQueueError` for
@@ -112,7 +125,7 @@ class Chain:
             found += part[:missing]
             if len(found) == size:
                 rest = [part[missing:]] if len(part) > missing else []
-                return bytes(found), rest + parts[number + 1 :]
+                return bytes(found), [*rest, *parts[number + 1 :]]
         raise BrokenQueueError("a buffer without its whole header")
 
     def dirtied(self, memory: GuestMemory) -> None:
@@ -121,16 +134,18 @@ class Chain:
 
 
 class Parts:
-    """The parts of a chain as (gpa, bytes), neighbours joined: readable ones, then writable ones.
+    """The parts of a chain as (gpa, bytes): readable ones, then writable ones.
 
     ``count``: of descriptors; ``total``: bytes of all, ``room``: of the writable ones.
     """
 
-    __slots__ = ("_written", "count", "readable", "room", "total", "writable")
+    __slots__ = ("_read", "_write", "_written", "count", "readable", "room", "total", "writable")
 
     def __init__(self) -> None:
-        self.readable: list[Range] = []
-        self.writable: list[Range] = []
+        self._read: list[Range] = []
+        self._write: list[Range] = []
+        self.readable: Sequence[Range] = self._read
+        self.writable: Sequence[Range] = self._write
         self.count = self.total = self.room = 0
         self._written = False  # there was a writable one
 
@@ -140,12 +155,12 @@ class Parts:
         self.total += length
         self._check()
         if flags & VIRTQ_DESC_F_WRITE:
-            ranges, self._written = self.writable, True
+            ranges, self._written = self._write, True
             self.room += length
         elif self._written:
             raise BrokenQueueError("a device-readable descriptor follows a device-writable one")
         else:
-            ranges = self.readable
+            ranges = self._read
         if ranges and sum(ranges[-1]) == address:
             start, before = ranges[-1]
             ranges[-1] = start, before + length
@@ -161,12 +176,18 @@ class Parts:
     def add_in_order(self, table: memoryview) -> bool:
         """A split table whose descriptors each name the one behind it, as drivers lay them.
 
-        False for any other, of which nothing was taken: it has to be followed.  In one pass, and
-        keeping nothing of a descriptor: a guest's own code has emptied the host's caches before.
+        False for any other, of which nothing was taken: it has to be followed.
         """
         if self.count:
             return False
         count = len(table) >> 4
+        if count >= MANY:
+            return self._add_many(bytes(table), count)
+        return self._add_few(table, count)
+
+    def _add_few(self, table: memoryview, count: int) -> bool:
+        """In one pass, and keeping nothing of a descriptor: a guest's own code has emptied the
+        host's caches before."""
         readable: list[Range] = []
         writable: list[Range] = []
         ranges, tail, total, read = readable, 0, 0, 0
@@ -201,6 +222,40 @@ class Parts:
         self.room = total - read if ranges is writable else 0
         self._check()
         return True
+
+    def _add_many(self, table: bytes, count: int) -> bool:
+        """All descriptors at once, and neighbours stay two.
+
+        The table's columns are compared with what they have to be; without flags and next it is
+        what :class:`Ranges` are made of.
+        """
+        flags, last = table[12:-16:16], table[-4]
+        read = flags.count(VIRTQ_DESC_F_NEXT)
+        wanted = _READ * read + _WRITTEN * (len(flags) - read)
+        if flags != wanted or table[13::16].strip(b"\0"):
+            return False
+        if (
+            table[14:-16:16] != _NEXT_LOW[: count - 1]
+            or table[15:-16:16] != _NEXT_HIGH[: count - 1]
+        ):
+            return False
+        if last == 0 and read == len(flags):
+            read = count
+        elif last != VIRTQ_DESC_F_WRITE:
+            return False
+        number = int.from_bytes(table, "little") & in_each(count, _ADDRESS_AND_LENGTH)
+        ranges = Ranges(number, count)
+        if ranges.any_empty:
+            return False
+        self.readable, self.writable = _few_or_many(ranges[:read]), _few_or_many(ranges[read:])
+        self.room = total(self.writable)
+        self.count, self.total = count, total(self.readable) + self.room
+        self._check()
+        return True
+
+
+def _few_or_many(ranges: Ranges) -> Sequence[Range]:
+    return ranges if len(ranges) >= MANY else list(ranges)
 
 
 def indirect_table(memory: GuestMemory, address: int, length: int) -> memoryview:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from vdisk.vm.accel import hotspots
@@ -19,6 +21,7 @@ from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.decode import Mode
 from vdisk.vm.cpu.region_store import RegionStore
 from vdisk.vm.memory import PAGE_SIZE, GuestMemory
+from vdisk.vm.ranges import Ranges
 
 LONG = Mode(64, 64, checked=False)
 PAGE = 5
@@ -259,3 +262,22 @@ def test_code_that_was_changed_meanwhile_is_not_made_better(quick):
     quick.write(OTHER, offset=15)
     assert not quick.hotspots._make_best(*region)
     assert not quick.in_use()
+
+
+def test_what_a_device_writes_to_many_pages_drops_code_as_well(it):
+    it.write(LOOP)
+    it.translate(0)
+    beside = [(page * PAGE_SIZE, PAGE_SIZE) for page in range(PAGE + 1, PAGE + 80)]
+    assert not it.engine.may_touch_code(many(beside))
+    it.memory.all_dirtied(many(beside))
+    assert it.arena.entry(it.arena.codes(PAGE, LONG), 0)
+    for hit in ((START, 1), (START - 1, 2), (START - PAGE_SIZE, 3 * PAGE_SIZE)):
+        it.translate(0)
+        assert it.engine.may_touch_code(many([*beside, hit]))
+        it.memory.all_dirtied(many([*beside, hit]))
+        assert not it.arena.entry(it.arena.codes(PAGE, LONG), 0)
+
+
+def many(pairs):
+    data = b"".join(struct.pack("<QQ", *pair) for pair in pairs)
+    return Ranges(int.from_bytes(data, "little"), len(pairs))
