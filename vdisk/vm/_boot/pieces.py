@@ -54,13 +54,13 @@ def from_elf(path: str, data: bytes) -> tuple[list[Piece], int]:
         raise FormatError(f"{count} program headers of {entry_size} bytes", path=path)
     if table + entry_size * count > len(data):
         raise FormatError("the program headers reach past the file", path=path)
-    rows = (program.unpack_from(data, table + entry_size * number) for number in range(count))
+    rows = [program.unpack_from(data, table + entry_size * number) for number in range(count)]
     pieces = [_segment(path, data, row, wide) for row in rows if row[0] == PT_LOAD]
     if not pieces:
         raise FormatError("nothing to load", path=path)
     if start >= 1 << 32:
         raise UnsupportedFeatureError(f"an entry point above 4 GiB ({start:#x})", path=path)
-    return pieces, _physical(pieces, data, table, entry_size, count, program, start, wide)
+    return pieces, _physical(pieces, rows, start, wide)
 
 
 def _segment(path: str, data: bytes, row: tuple[int, ...], wide: bool) -> Piece:
@@ -73,18 +73,14 @@ def _segment(path: str, data: bytes, row: tuple[int, ...], wide: bool) -> Piece:
     return Piece(physical, data[offset : offset + file_size], size)
 
 
-def _physical(
-    pieces: list[Piece], data: bytes, table: int, entry_size: int, count: int,
-    program: struct.Struct, start: int, wide: bool,
-) -> int:  # fmt: skip
+def _physical(pieces: list[Piece], rows: list[tuple[int, ...]], start: int, wide: bool) -> int:
     """The entry point as a physical address: it may be given as a virtual one."""
     if any(piece.address <= start < piece.address + piece.size for piece in pieces):
         return start
-    for number in range(count):
-        row = program.unpack_from(data, table + entry_size * number)
+    for row in rows:
         virtual, physical, size = (row[3], row[4], row[6]) if wide else (row[2], row[3], row[5])
         if row[0] == PT_LOAD and virtual <= start < virtual + size:
-            return int(start - virtual + physical)
+            return start - virtual + physical
     return start
 
 
@@ -126,10 +122,8 @@ def place(
         view[: len(piece.data)] = piece.data
         fill_zeroes(view[len(piece.data) :])
         memory.dirtied(piece.address, piece.size)
-    end, room = (
-        max(piece.address + piece.size for piece in pieces),
-        _find_room(path, pieces, ranges),
-    )
+    end = max(piece.address + piece.size for piece in pieces)
+    room = _find_room(path, pieces, ranges)
     return room, room + ROOM_SIZE if room >= end else end
 
 
