@@ -34,10 +34,12 @@ HALF_BITS = LANE_BITS // 2
 HALF = (1 << HALF_BITS) - 1
 HIGHEST = 1 << LANE_BITS - 1
 """Of a lane, which no sum of a gpa and a length reaches."""
+MOST_CONSTANTS = 256
+"""Kept; six for each length of a table, of which a guest's driver has few.  16 KiB at most each."""
 _RANGE = Struct("<QQ")
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=MOST_CONSTANTS)
 def in_each(count: int, value: int = 1) -> int:
     """A number with ``value`` in each of ``count`` lanes."""
     return int.from_bytes(value.to_bytes(LANE, "little") * count, "little")
