@@ -10,6 +10,7 @@ from tests.tools import damage
 from tests.tools.damage import DAMAGES, SNAPSHOT_DAMAGES, Metadata
 from vdisk.errors import CorruptImageError, VdiskError
 from vdisk.formats import OpenContext
+from vdisk.formats._qcow2.overlap import check_unused
 from vdisk.formats.qcow2 import DRIVER
 from vdisk.stores.memory import MemoryStore
 
@@ -91,6 +92,19 @@ def test_a_new_refcount_block_is_not_put_over_a_table() -> None:
         image.close()
     l1 = slice(metadata.l1, metadata.l1 + 8)
     assert file.content()[l1] == metadata.content[l1]
+
+
+def test_however_long_a_range_its_last_cluster_counts() -> None:
+    file = MemoryStore()
+    DRIVER.create(file, 1 << 20, {"cluster_size": 512})
+    image = DRIVER.open(file, OpenContext(readonly=False))
+    block = 1 << 30  # far from everything else
+    image._core.refcounts.places.add(block)
+    check_unused(image._core, block - 100 * 512, 100 * 512)
+    with pytest.raises(CorruptImageError, match="overlaps the image's own metadata"):
+        check_unused(image._core, block - 100 * 512, 101 * 512)
+    with suppress(VdiskError):
+        image.close()
 
 
 def test_a_guest_does_not_write_over_reference_counts_that_nobody_read() -> None:

@@ -10,13 +10,10 @@ each range is looked at before it is written, as far as that needs no reading::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vdisk.formats._qcow2.core import Core
-
-_MOST_CLUSTERS: Final = 64
-"""Clusters of one range that are looked for among the tables in memory."""
 
 
 def check_guest_data(core: Core, offset: int, length: int) -> None:
@@ -34,8 +31,8 @@ def check_unused(core: Core, offset: int, length: int) -> None:
     if start + size >= end:
         hit = start in tables or start in blocks
     else:
-        last = min(end, start + _MOST_CLUSTERS * size)
-        hit = any(at in tables or at in blocks for at in range(start, last, size))
+        clusters = range(start, end, size)
+        hit = not (tables.keys().isdisjoint(clusters) and blocks.isdisjoint(clusters))
     if hit or not start or _is_fixed(core, offset, end):
         raise core.corrupt("a cluster to be written overlaps the image's own metadata", offset)
 
