@@ -13,6 +13,7 @@ unchanged, 3 resize.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ RESIZE = 3
 
 _USED = 100
 _NOT_SHARED = 200
+_ALL = 200  # bytes from _USED on, in which all of these are
 _NAMES = {CONSISTENT_READ: "consistent read", WRITE: "write", RESIZE: "resize"}
 _FLOCK = struct.Struct("@hhqqi")  # struct flock with 64-bit offsets
 _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -44,30 +46,37 @@ _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 def lock_image(fd: int, path: str, *, writable: bool) -> None:
     """Hold ``fd`` the way QEMU's tools do: a writer alone, readers together.
 
-    The locks go when the last descriptor of this opening is closed.
+    The locks last until :func:`unlock_image`, or until the last descriptor of this opening is
+    closed.
     Raises :class:`ImageLockedError` when someone's use excludes this one.
     """
     if fcntl is None:
         return
     used = (CONSISTENT_READ, WRITE, RESIZE) if writable else (CONSISTENT_READ,)
     not_shared = (WRITE, RESIZE)
-    held = [_USED + n for n in used] + [_NOT_SHARED + n for n in not_shared]
     try:
-        for byte in held:
+        for byte in (*(_USED + n for n in used), *(_NOT_SHARED + n for n in not_shared)):
             _set(fd, fcntl.F_RDLCK, byte)
         _refuse_if_held(fd, path, used, _NOT_SHARED, "is in use and not shared for")
         _refuse_if_held(fd, path, not_shared, _USED, "is open elsewhere for")
-    except ImageLockedError:
-        for byte in held:
-            _set(fd, fcntl.F_UNLCK, byte)
-        raise
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:  # a file system without locks: as QEMU, go on
             raise
 
 
-def _set(fd: int, kind: int, byte: int) -> None:
-    fcntl.fcntl(fd, _SET, _FLOCK.pack(kind, 0, byte, 1, 0))
+def unlock_image(fd: int) -> None:
+    """Give back all that :func:`lock_image` took.
+
+    Closing the descriptor is not enough: a child process that is being started has a copy of it
+    from ``fork`` until ``exec``, and for as long would keep the image locked against its owner.
+    """
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            _set(fd, fcntl.F_UNLCK, _USED, _ALL)
+
+
+def _set(fd: int, kind: int, first: int, count: int = 1) -> None:
+    fcntl.fcntl(fd, _SET, _FLOCK.pack(kind, 0, first, count, 0))
 
 
 def _refuse_if_held(fd: int, path: str, permissions: Iterable[int], base: int, state: str) -> None:

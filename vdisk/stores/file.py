@@ -74,6 +74,7 @@ class FileStore(BlockDevice):
         if create:
             flags |= os.O_CREAT
         self._fd = self._open(flags)
+        self._locked_by = os.getpid() if locked else None
         try:
             if locked:
                 _locks.lock_image(self._fd, self.name, writable=not readonly)
@@ -82,10 +83,10 @@ class FileStore(BlockDevice):
                 os.ftruncate(self._fd, 0)
                 self._size = 0
         except OSError as error:
-            os.close(self._fd)
+            self._give_back()
             raise from_os_error(error, path=self.name, operation="open") from error
         except BaseException:
-            os.close(self._fd)
+            self._give_back()
             raise
         self._size_lock = threading.Lock()
         self._lost: OSError | None = None
@@ -368,6 +369,11 @@ class FileStore(BlockDevice):
             self._size = size
 
     def _close(self) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._locked_by == os.getpid():  # a forked child shares the locks and leaves them alone
+            _locks.unlock_image(self._fd)
         os.close(self._fd)
 
 
