@@ -15,6 +15,7 @@ from vdisk.vm.devices.virtio_net import MAX_PENDING, VirtioNet
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
     from tests.tools.virtio_pci_driver import Board, PciDriver
 
@@ -26,16 +27,23 @@ RECEIVE, TRANSMIT = 0, 1
 class Echo:
     """A network that sends every frame back, ``times`` as long."""
 
+    offloads = True
+
     def __init__(self, times: int) -> None:
         self._times = times
 
     def attach(self, adapter: VirtioNet) -> None:
         self.adapter = adapter
 
-    def receive(self, frame: bytes) -> None:
+    def start(self) -> None:
+        """It needs nothing."""
+
+    def transmit(self, _header: bytes | memoryview, parts: Sequence[memoryview]) -> bool:
+        frame = b"".join(parts)
         large = len(frame) > 1514
         if self.adapter.room:
             self.adapter.deliver(frame * self._times, partial=large, segment=1460 * large)
+        return True
 
     def room_again(self) -> None:
         """It keeps nothing."""

@@ -1,8 +1,9 @@
-"""The kernel of this machine as a guest of the user-mode network, in a namespace of its own.
+"""The kernel of this machine in a network namespace of its own, whose one card is a TAP.
 
-The namespace has one card, a TAP whose other end is here: what its kernel sends goes to
-``UserNetwork.receive``, and back.  Frames have the header that virtio-net has, so that large
-segments and incomplete checksums pass, too.  Needs root and /dev/net/tun.
+:class:`Namespace` hands the TAP over: a machine's card may be behind it.  :class:`TapGuest` makes
+the kernel a guest of the user-mode network: what it sends goes to ``UserNetwork.receive``, and
+back.  Frames have the header that virtio-net has, so that large segments and incomplete checksums
+pass, too.  Needs root and /dev/net/tun.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import struct
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from vdisk.vm.clock import RealClock
-from vdisk.vm.devices.virtio_net import HDR_F_NEEDS_CSUM, Pending
+from vdisk.vm.devices.virtio_net import offload_header
 from vdisk.vm.net.user import UserNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
@@ -32,24 +34,26 @@ IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 HEADER = struct.Struct("<BBHHHH")
 NAME = b"guest0"
+OFFLOAD, HEADERS, PLAIN = "offload", "headers", "plain"
 
 CHILD = """
 import fcntl, os, socket, struct, subprocess, sys
 sys.path.insert(0, os.getcwd())
 from tests.tools import tap_guest
-tap_guest.child(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+tap_guest.child(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3:])
 """
+GUEST_SETUP = ("addr add 10.0.2.15/24 dev guest0", "route add default via 10.0.2.2")
 
 
-def open_tap(offload: bool) -> int:
-    """A TAP of the present network namespace."""
+def open_tap(kind: str) -> int:
+    """A TAP of the present network namespace: with ``offload``, ``headers`` only, or ``plain``."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(
-        descriptor, TUNSETIFF, struct.pack("16sH22x", NAME, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
-    )
-    fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
-    offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6
-    fcntl.ioctl(descriptor, TUNSETOFFLOAD, offloads if offload else 0)
+    flags = IFF_TAP | IFF_NO_PI | (0 if kind == PLAIN else IFF_VNET_HDR)
+    fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", NAME, flags))
+    if kind != PLAIN:
+        fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
+    if kind == OFFLOAD:
+        fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
     return descriptor
 
 
@@ -64,15 +68,10 @@ def check_possible() -> None:
         pytest.skip("needs root, network namespaces and /dev/net/tun")
 
 
-def child(channel: socket.socket, offload: int) -> None:
+def child(channel: socket.socket, kind: str, setup: Sequence[str]) -> None:
     """In the namespace: hand the TAP over, then run what is asked for, a Python text at a time."""
-    tap = open_tap(bool(offload))
-    for words in (
-        "link set lo up",
-        f"link set {NAME.decode()} up",
-        f"addr add 10.0.2.15/24 dev {NAME.decode()}",
-        "route add default via 10.0.2.2",
-    ):
+    tap = open_tap(kind)
+    for words in ("link set lo up", f"link set {NAME.decode()} up", *setup):
         subprocess.run(["ip", *words.split()], check=True)
     channel.sendmsg([b"t"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [tap]))])
     os.close(tap)
@@ -84,6 +83,40 @@ def child(channel: socket.socket, offload: int) -> None:
         except Exception as error:
             result = repr(f"{type(error).__name__}: {error}")
         channel.send(result.encode())
+
+
+class Namespace:
+    """``setup``: words for ip(8).  ``kind``: see :func:`open_tap`.
+
+    ``tap``: the descriptor, which is closed with the namespace.
+    """
+
+    def __init__(self, setup: Sequence[str], kind: str = OFFLOAD) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel = ours
+        ours.settimeout(60)
+        words = [sys.executable, "-c", CHILD, str(theirs.fileno()), kind, *setup]
+        self._process = subprocess.Popen(["unshare", "-n", *words], pass_fds=[theirs.fileno()])
+        theirs.close()
+        _, ancillary, _, _ = ours.recvmsg(1, 64)
+        (self.tap,) = array.array("i", ancillary[0][2])
+
+    def run(self, code: str) -> Any:
+        """Run Python in the namespace; what it left in ``result``."""
+        self._channel.send(code.encode())
+        return eval(self._channel.recv(1 << 20))
+
+    def end(self) -> None:
+        """End the process, not yet the TAP."""
+        self._channel.close()
+        self._process.wait(20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.end()
+        os.close(self.tap)
 
 
 class TapGuest:
@@ -102,22 +135,8 @@ class TapGuest:
         self.completes_checksums = offload
         self.frames = 0
         self._drop_every = drop_every
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel = ours
-        ours.settimeout(60)
-        words = [
-            "unshare",
-            "-n",
-            sys.executable,
-            "-c",
-            CHILD,
-            str(theirs.fileno()),
-            str(int(offload)),
-        ]
-        self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()])
-        theirs.close()
-        _, ancillary, _, _ = ours.recvmsg(1, 64)
-        (self._tap,) = array.array("i", ancillary[0][2])
+        self._namespace = Namespace(GUEST_SETUP, OFFLOAD if offload else HEADERS)
+        self._tap = self._namespace.tap
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._pump)
 
@@ -132,8 +151,8 @@ class TapGuest:
         self.frames += 1
         if self._drop_every and self.frames % self._drop_every == 0:
             return
-        pending = Pending(HDR_F_NEEDS_CSUM if partial else 0, segment, frame)
-        os.write(self._tap, pending.header(0)[: HEADER.size] + frame)
+        header = offload_header(frame, partial=partial, segment=segment)
+        os.write(self._tap, header + frame)
 
     def _pump(self) -> None:
         while not self._ended.is_set():
@@ -150,8 +169,7 @@ class TapGuest:
 
     def run(self, code: str) -> Any:
         """Run Python in the namespace; what it left in ``result``."""
-        self._channel.send(code.encode())
-        return eval(self._channel.recv(1 << 20))
+        return self._namespace.run(code)
 
     def __enter__(self) -> TapGuest:
         with self._lock:
@@ -166,8 +184,7 @@ class TapGuest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._channel.close()
-        self._process.wait(20)
+        self._namespace.end()
         self._ended.set()
         self._thread.join()
         self._clock.stop()

@@ -29,6 +29,13 @@ from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.firmware import FirmwareFile, OwnBios
 from vdisk.vm._machine.hands import Hands
 from vdisk.vm._machine.life import Life
+from vdisk.vm._machine.networks import (
+    NetworkSpec,
+    make_network,
+    network_spec,
+    parse_mac,
+    parse_network,
+)
 from vdisk.vm._machine.options import Options
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
     from vdisk.vm.devices.acpi_tables import AcpiTables
     from vdisk.vm.devices.vga import Vga
     from vdisk.vm.loader import Entry, Kernel, MemoryRange
+    from vdisk.vm.net.tap import TapNetwork
     from vdisk.vm.net.user import UserNetwork
 
 __all__ = [
@@ -57,8 +65,11 @@ __all__ = [
     "Machine",
     "MachineError",
     "MachineTimeoutError",
+    "NetworkSpec",
     "disk_of_words",
     "parse_disk",
+    "parse_mac",
+    "parse_network",
 ]
 
 FIXED_EPOCH = 946_684_800
@@ -96,8 +107,9 @@ class Machine(Life):
     ``vga``: ``std`` or ``none``; ``vga_memory``: bytes; ``vga_size``: pixels, what the monitor
     says it likes best.  ``apic`` False: a machine with the 8259
     pair only, and one processor.  ``serial_ports``: how many, 0-4.  ``rng``: a virtio source of
-    randomness.  ``network``: ``none``, or ``user``: a network card behind which this process
-    speaks for the guest; ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``.
+    randomness.  ``network``: ``none``; ``user``: a network card behind which this process speaks
+    for the guest; ``tap``: one behind which there is a TAP of the host; with more words of QEMU's
+    (see :mod:`~vdisk.vm._machine.networks`).  ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``.
     ``reboot`` False: a reset by the guest ends the machine.  ``stay`` True: it
     stays, stopped, when the guest turns it off.
     ``epoch``: the time of day at power-on, seconds since 1970; None: the host's.
@@ -130,7 +142,7 @@ class Machine(Life):
         apic: bool = True,
         serial_ports: int = 1,
         rng: bool = False,
-        network: str = "none",
+        network: str | NetworkSpec = "none",
         forwards: Sequence[str] = (),
         reboot: bool = True,
         stay: bool = False,
@@ -146,7 +158,7 @@ class Machine(Life):
             bios=bios, boot=BootChoice.parse(boot), kernel=kernel, initrd=initrd, append=append,
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory,
             vga_size=vga_size, apic=apic, serial_ports=serial_ports, rng=rng, epoch=epoch,
-            network=network, forwards=forwards,
+            network=network_spec(network, forwards),
             deterministic=deterministic, replay=replay, progress=progress,
         )  # fmt: skip
         self.name = name
@@ -159,7 +171,7 @@ class Machine(Life):
         self._found = [0] * serial_ports  # how far run_until has searched
         self._own_bios: OwnBios | None = None
         self._was_on = False
-        self.network: UserNetwork | None = None
+        self.network: UserNetwork | TapNetwork | None = None
         try:
             self._assemble(options)
         except BaseException:
@@ -204,8 +216,8 @@ class Machine(Life):
         for drive in self.drives:
             if drive not in floppies:
                 self.board.plug_disk(drive)
-        if options.network == "user":
-            self._plug_network(options)
+        if options.network.kind != "none":
+            self._plug_network(options.network)
         if options.rng:
             self._plug_rng(real=real)
         acpi = configuration.describe(self.board, self.memory, options.cpus, options.boot)
@@ -223,15 +235,10 @@ class Machine(Life):
 
         self.board.plug_rng(None if real else Random(0).randbytes)
 
-    def _plug_network(self, options: Options) -> None:
-        from vdisk.vm.net.forwards import Forward
-        from vdisk.vm.net.user import UserNetwork
-
-        forwards = [Forward.parse(text) for text in options.forwards]
-        network = UserNetwork(self.clock, self.bus.lock, forwards=forwards, host_name=self.name)
-        self.network = network
+    def _plug_network(self, spec: NetworkSpec) -> None:
+        self.network = network = make_network(spec, self.clock, self.bus.lock, self.name)
         self._closers.append(network.close)
-        self.board.plug_network(network)
+        self.board.plug_network(network, spec.mac)
 
     def _make_board(self, options: Options, firmware: FirmwareFile | None) -> Board:
         rom = b"" if firmware is None else firmware.vga_rom()

@@ -2,7 +2,7 @@
 ``-netdev`` for what is behind it.
 
     -drive file=disk.qcow2,if=none,id=d -device virtio-blk-pci,drive=d
-    -netdev user,id=n,hostfwd=tcp::2222-:22 -device virtio-net-pci,netdev=n
+    -netdev user,id=n,hostfwd=tcp::2222-:22 -device virtio-net-pci,netdev=n,mac=52:54:00:00:00:01
     -device virtio-rng-pci
 
 Each becomes what ``--disk``, ``--net`` and ``--rng`` say in a word.
@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vdisk.errors import InvalidRequestError
-from vdisk.options import OptionBag, parse_keyval, split_commas
+from vdisk.options import OptionBag, escape_commas, parse_keyval, split_commas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vdisk.vm import DiskSpec
+    from vdisk.vm.machine import NetworkSpec
 
 Found = TypeVar("Found")
 
@@ -27,11 +28,10 @@ OF_DISKS = ("serial", "logical_block_size", "physical_block_size", "num-queues")
 
 
 class Devices(NamedTuple):
-    """``disks``: of ``-drive``; ``network``: ``user`` or ``none``, and its ports."""
+    """``disks``: of ``-drive``; ``network``: the card and what is behind it."""
 
     disks: list[DiskSpec]
-    network: str
-    forwards: list[str]
+    network: NetworkSpec
     rng: bool
 
 
@@ -39,12 +39,12 @@ def parse_devices(
     drives: Sequence[str], devices: Sequence[str], netdevs: Sequence[str], nic: str
 ) -> Devices:
     """What the options of these names come to; raises :class:`InvalidRequestError`."""
-    from vdisk.vm.machine import disk_of_words
+    from vdisk.vm.machine import disk_of_words, parse_network
 
     words = [parse_keyval(text, implied_key="file") for text in drives]
     waiting = {_id(drive): drive for drive in words if drive.get("if") == "none"}
     networks = dict(_netdev(text) for text in netdevs)
-    network, forwards = parse_network(nic)
+    network = parse_network(nic)
     rng = False
     for text in devices:
         bag = OptionBag(parse_keyval(text, implied_key="driver"), f"-device {text!r}")
@@ -53,9 +53,9 @@ def parse_devices(
         if driver in {"virtio-blk", "ide-hd", "ide-cd"}:
             _plug_drive(driver, bag, waiting)
         elif driver == "virtio-net":
-            if network != "none":
+            if network.kind != "none":
                 raise InvalidRequestError("a machine has one network card")
-            network, forwards = "user", _pop(networks, bag, "netdev", "-netdev")
+            network = _plug_network(networks, bag)
         elif driver == "virtio-rng":
             rng = True
         elif driver == "isa-debug-exit":
@@ -68,7 +68,7 @@ def parse_devices(
         bag.finish()
     for name in (*waiting, *networks):
         raise InvalidRequestError(f"no -device uses {name!r}")
-    return Devices([disk_of_words(drive) for drive in words], network, forwards, rng)
+    return Devices([disk_of_words(drive) for drive in words], network, rng)
 
 
 def _id(drive: dict[str, str]) -> str:
@@ -108,28 +108,26 @@ def _check_debug_exit(bag: OptionBag) -> None:
         raise InvalidRequestError("isa-debug-exit is at port 0xf4 here: iobase=0xf4")
 
 
-def _netdev(text: str) -> tuple[str, list[str]]:
-    """``user,id=…,hostfwd=…``: its id, and the forwarded ports."""
-    kind, *words = split_commas(text)
+def _netdev(text: str) -> tuple[str, NetworkSpec]:
+    """``user,id=…,hostfwd=…`` or ``tap,id=…,…``: its id, and what it is."""
+    from vdisk.vm.machine import parse_network
+
+    words = split_commas(text)
     ids = [word.removeprefix("id=") for word in words if word.startswith("id=")]
-    if kind != "user" or len(ids) != 1:
-        raise InvalidRequestError(f"-netdev {text!r}: user,id=NAME[,hostfwd=…]")
     rest = [word for word in words if not word.startswith("id=")]
-    return ids[0], _forwards("-netdev user", rest)
+    if len(ids) != 1 or not rest or rest[0] not in {"user", "tap"}:
+        raise InvalidRequestError(
+            f"-netdev {text!r}: user,id=NAME[,hostfwd=…] or tap,id=NAME[,ifname=…]"
+        )
+    return ids[0], parse_network(",".join(map(escape_commas, rest)))
 
 
-def parse_network(text: str) -> tuple[str, list[str]]:
-    """``user,hostfwd=…,hostfwd=…``: the kind, and each forwarded port."""
-    kind, *words = split_commas(text)
-    words = [word for word in words if word not in {"model=virtio", "model=virtio-net-pci"}]
-    return kind, _forwards(f"--net {kind}", words)
+def _plug_network(networks: dict[str, NetworkSpec], bag: OptionBag) -> NetworkSpec:
+    """The network behind this card."""
+    from vdisk.vm.machine import parse_mac
 
-
-def _forwards(owner: str, words: Sequence[str]) -> list[str]:
-    forwards = []
-    for word in words:
-        name, equals, forward = word.partition("=")
-        if name != "hostfwd" or not equals:
-            raise InvalidRequestError(f"{owner} has no option {name!r}")
-        forwards.append(forward)
-    return forwards
+    network = _pop(networks, bag, "netdev", "-netdev")
+    mac = bag.string("mac")
+    if mac is not None:
+        network.mac = parse_mac(mac)
+    return network

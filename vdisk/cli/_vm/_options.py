@@ -44,14 +44,15 @@ def add_hardware(parser: Parser) -> None:
     add("--vga-memory", metavar="SIZE", default="16M", help="video memory, 1M to 32M")
     add("--vga-size", metavar="WIDTHxHEIGHT", default="1280x800",
         help="the monitor's favourite, which most systems choose for their graphics")  # fmt: skip
-    add("--net", "--nic", metavar="none|user[,hostfwd=…]", default="none",
+    add("--net", "--nic", metavar="none|user[,…]|tap[,…]", default="none",
         help="network card; user: this process speaks for the guest, "
-        "hostfwd=tcp:[HOST]:PORT-[GUEST]:PORT leads connections to it")  # fmt: skip
+        "hostfwd=tcp:[HOST]:PORT-[GUEST]:PORT leads connections to it; tap: a TAP of the host, "
+        "ifname=NAME or fd=NUMBER, vnet_hdr=off; both: mac=ADDRESS")  # fmt: skip
     add("--rng", action="store_true", help="a virtio source of randomness")
     add("--device", metavar="NAME,OPTION…", action="append", default=[],
         help="as QEMU's: virtio-blk-pci, ide-hd or ide-cd for a --drive with if=none, "
         "virtio-net-pci for a --netdev, virtio-rng-pci")  # fmt: skip
-    add("--netdev", metavar="user,id=NAME[,hostfwd=…]", action="append", default=[],
+    add("--netdev", metavar="user|tap,id=NAME[,…]", action="append", default=[],
         help="what a --device is connected to")  # fmt: skip
     add("--no-apic", dest="apic", action="store_false", help="the 8259 interrupt controllers only")
     add("--accel", choices=("auto", "llvm", "kvm", "interp"), default="auto",
@@ -145,7 +146,6 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
         "apic": args.apic,
         "rng": args.rng or devices.rng,
         "network": devices.network,
-        "forwards": devices.forwards,
         "epoch": None if args.rtc is None else _time_of_day(args.rtc),
         "deterministic": args.deterministic or args.record is not None,
         "replay": args.replay,

@@ -173,9 +173,9 @@ class Board:
         device = VirtioRng(self.memory, self.clock, source=source or os.urandom)
         self.plug(VirtioPci(self.bus, device))
 
-    def plug_network(self, network: Network) -> None:
+    def plug_network(self, network: Network, mac: bytes) -> None:
         """Put a network card on the PCI bus."""
-        card = VirtioNet(network, self.memory, self.clock)
+        card = VirtioNet(network, self.memory, self.clock, mac=mac)
         self.plug(VirtioPci(self.bus, card), NETWORK_SLOT)
 
     # -- making the chips --------------------------------------------------------------------------

@@ -201,7 +201,7 @@ class Control:
         if network is None:
             return []
         with self._machine.bus.lock:
-            return ["net0: user", *(f"  {forward}" for forward in network.forwards)]
+            return network.describe()
 
     def add_forward(self, rule: str) -> None:
         network = self._network()
@@ -212,9 +212,13 @@ class Control:
         self._network().remove_forward(*parse_place(place))
 
     def _network(self) -> UserNetwork:
+        from vdisk.vm.net.user import UserNetwork
+
         network = self._machine.network
         if network is None:
             raise NotFoundError("this machine has no network card")
+        if not isinstance(network, UserNetwork):
+            raise InvalidRequestError("ports are forwarded in a user network only")
         return network
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from vdisk.block import BlockDevice
     from vdisk.vm._machine.boot_choice import BootChoice
+    from vdisk.vm._machine.networks import NetworkSpec
     from vdisk.vm._machine.specs import DiskSpec
 
 LARGEST_CPUS = 64
 """Processors: more have no place in an 8-bit logical APIC destination's clusters."""
 VIDEO = ("std", "none")
-NETWORKS = ("none", "user")
 KERNEL_ENTRIES = (None, 16, 32, 64)
 
 
@@ -45,8 +45,7 @@ class Options:
     apic: bool
     serial_ports: int
     rng: bool
-    network: str
-    forwards: Sequence[str]
+    network: NetworkSpec
     epoch: int | None
     deterministic: bool
     replay: str | None
@@ -61,11 +60,7 @@ class Options:
             raise InvalidRequestError(f"{self.serial_ports} serial ports: at most {len(COM_PORTS)}")
         if self.vga not in VIDEO:
             raise InvalidRequestError(f"video card {self.vga!r}: one of {', '.join(VIDEO)}")
-        if self.network not in NETWORKS:
-            raise InvalidRequestError(f"network {self.network!r}: one of {', '.join(NETWORKS)}")
-        if self.network == "none" and self.forwards:
-            raise InvalidRequestError("forwarded ports need a network")
-        if self.network != "none" and (self.deterministic or self.replay):
+        if self.network.kind != "none" and (self.deterministic or self.replay):
             raise InvalidRequestError("a deterministic machine has no network")
         self._check_kernel()
 

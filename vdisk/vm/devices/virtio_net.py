@@ -6,8 +6,8 @@ Before each frame stands a header of 12 bytes (10 for a legacy driver without me
     1 kind of segmentation: 1 TCP over IPv4, 4 over IPv6            8 checksum offset (16)
     2 header length (16)   4 segment size (16)                      10 buffers used (16)
 
-Frames larger than the medium carries pass both ways, and checksums need not be computed: nothing
-between the guest and the network behind the card could damage them.
+Frames larger than the medium carries pass both ways, and checksums need not be computed, where the
+network behind the card takes that (``offloads``): nothing between could damage them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from vdisk.vm.devices.virtio import VIRTIO_F_VERSION_1, VirtioDevice
 from vdisk.vm.devices.virtqueue import BrokenQueueError, Chain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vdisk.vm.clock import Clock
     from vdisk.vm.devices.virtio import Slot
     from vdisk.vm.devices.virtqueue import Virtqueue
@@ -34,6 +36,14 @@ VIRTIO_NET_F_HOST_TSO4: Final = 1 << 11
 VIRTIO_NET_F_HOST_TSO6: Final = 1 << 12
 VIRTIO_NET_F_MRG_RXBUF: Final = 1 << 15
 VIRTIO_NET_F_STATUS: Final = 1 << 16
+OFFLOADS: Final = (
+    VIRTIO_NET_F_CSUM
+    | VIRTIO_NET_F_HOST_TSO4
+    | VIRTIO_NET_F_HOST_TSO6
+    | VIRTIO_NET_F_GUEST_CSUM
+    | VIRTIO_NET_F_GUEST_TSO4
+    | VIRTIO_NET_F_GUEST_TSO6
+)
 
 HDR_F_NEEDS_CSUM: Final = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6 = 0, 1, 4
@@ -51,18 +61,30 @@ USUAL_SEGMENT: Final = 1460
 MAX_PENDING: Final = 1 << 20
 """Bytes of frames that wait for the guest to give room; more are lost, as on any network."""
 
-_HEADER: Final = struct.Struct("<BBHHHHH")
+DEFAULT_MAC: Final = b"\x52\x54\x00\x12\x34\x56"
+NO_OFFLOAD: Final = bytes(10)
+"""A header that says: the frame is whole and its checksum is complete."""
+
+_HEADER: Final = struct.Struct("<BBHHHH")
 _CONFIG: Final = struct.Struct("<6sHHH")
 
 
 class Network(Protocol):
-    """What the card is plugged into."""
+    """What the card is plugged into.
+
+    ``offloads``: it takes frames whose checksums and segmentation are still to be done.
+    """
+
+    offloads: bool
 
     def attach(self, adapter: VirtioNet) -> None:
         """A card is plugged in."""
 
-    def receive(self, frame: bytes) -> None:
-        """A frame of the guest; its checksums may be incomplete."""
+    def start(self) -> None:
+        """The card's driver is ready, its features are known."""
+
+    def transmit(self, header: bytes | memoryview, parts: Sequence[memoryview]) -> bool:
+        """A frame of the guest, in parts; False: not now, :meth:`VirtioNet.send_again` comes."""
 
     def room_again(self) -> None:
         """The card takes frames again."""
@@ -72,25 +94,27 @@ class Network(Protocol):
 
 
 class Pending(NamedTuple):
-    """A frame that waits for room in the guest's memory."""
+    """A frame that waits for room in the guest's memory, and the header's first ten bytes."""
 
-    flags: int
-    segment: int
+    header: bytes
     frame: bytes
 
-    def header(self, buffers: int) -> bytes:
-        """What stands before it in memory; checksums are completed in TCP segments only."""
-        if not self.flags:
-            return _HEADER.pack(0, GSO_NONE, 0, 0, 0, 0, buffers)
-        ipv6 = self.frame[12:14] == ETHERTYPE_IPV6
-        kind = (GSO_TCPV6 if ipv6 else GSO_TCPV4) if self.segment else GSO_NONE
-        start = TCP_START6 if ipv6 else TCP_START
-        places = (start + TCP_HEADER, self.segment, start, TCP_CHECKSUM)
-        return _HEADER.pack(self.flags, kind, *places, buffers)
+
+def offload_header(frame: bytes, *, partial: bool, segment: int) -> bytes:
+    """The header of a TCP segment whose checksum is incomplete, to be cut every ``segment``."""
+    if not partial:
+        return NO_OFFLOAD
+    ipv6 = frame[12:14] == ETHERTYPE_IPV6
+    kind = (GSO_TCPV6 if ipv6 else GSO_TCPV4) if segment else GSO_NONE
+    start = TCP_START6 if ipv6 else TCP_START
+    return _HEADER.pack(HDR_F_NEEDS_CSUM, kind, start + TCP_HEADER, segment, start, TCP_CHECKSUM)
 
 
 class VirtioNet(VirtioDevice):
-    """The card; ``network`` hears the guest's frames and calls :meth:`deliver`."""
+    """The card; ``network`` hears the guest's frames and calls :meth:`deliver` or :meth:`pass_on`.
+
+    ``mac``: its address, six bytes.
+    """
 
     device_type: ClassVar[int] = 1
     class_code: ClassVar[int] = 0x020000
@@ -101,12 +125,11 @@ class VirtioNet(VirtioDevice):
         memory: GuestMemory,
         clock: Clock,
         *,
-        mac: bytes = b"\x52\x54\x00\x12\x34\x56",
+        mac: bytes = DEFAULT_MAC,
         name: str = "virtio-net",
     ) -> None:
         features = VIRTIO_NET_F_MAC | VIRTIO_NET_F_STATUS | VIRTIO_NET_F_MRG_RXBUF
-        features |= VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_TSO4 | VIRTIO_NET_F_HOST_TSO6
-        features |= VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO4 | VIRTIO_NET_F_GUEST_TSO6
+        features |= OFFLOADS if network.offloads else 0
         super().__init__(name, memory, clock, queues=2, queue_size=QUEUE_SIZE, features=features)
         self.mac = mac
         self._network = network
@@ -117,6 +140,8 @@ class VirtioNet(VirtioDevice):
         """Somebody was told that there is no room, and hears when there is."""
         self._collected: list[Chain] = []
         """Buffers taken for a frame that needs more of them."""
+        self._unsent: list[Chain] = []
+        """The frame that the network had no room for."""
         network.attach(self)
 
     # -- what the network sees ---------------------------------------------------------------
@@ -142,13 +167,28 @@ class VirtioNet(VirtioDevice):
 
     def deliver(self, frame: bytes, *, partial: bool = False, segment: int = 0) -> None:
         """A frame for the guest; see :class:`vdisk.vm.net.user.Adapter`."""
+        self.pass_on(offload_header(frame, partial=partial, segment=segment), frame)
+
+    def pass_on(self, header: bytes, frame: bytes) -> None:
+        """A frame for the guest with the ten bytes that stand before it."""
         full = self._pending_bytes + len(frame) > MAX_PENDING
         if not self.running or not self._link or full:
             return
-        flags = HDR_F_NEEDS_CSUM if partial else 0
-        self._pending.append(Pending(flags, segment, frame))
+        if not self.completes_checksums:  # then nothing may be said about them (5.1.6.4.1)
+            header = NO_OFFLOAD
+        self._pending.append(Pending(header, frame))
         self._pending_bytes += len(frame)
         self.notify(RECEIVE)
+
+    def send_again(self) -> None:
+        """The network has room: send what it had none for, and what came meanwhile."""
+        slot, (*unsent,) = self.slots[TRANSMIT], self._unsent
+        self._unsent.clear()
+        for chain in unsent:
+            self._use_again(slot, chain)
+        if slot.stalled and not self._unsent:
+            slot.stalled = False
+            self.notify(TRANSMIT)
 
     def set_link(self, up: bool) -> None:
         """Plug the cable in, or pull it."""
@@ -159,7 +199,8 @@ class VirtioNet(VirtioDevice):
     # -- queues ------------------------------------------------------------------------------
 
     @property
-    def _header_length(self) -> int:
+    def header_length(self) -> int:
+        """Bytes of the header, as the driver has it."""
         merged = self.features & (VIRTIO_NET_F_MRG_RXBUF | VIRTIO_F_VERSION_1)
         return 12 if merged else 10
 
@@ -173,12 +214,16 @@ class VirtioNet(VirtioDevice):
         if slot.index == RECEIVE:  # of a loaded machine: held for the next frame
             self._collected.append(chain)
             return None
-        if sum(map(len, chain.readable)) > LARGEST_FRAME + self._header_length:
+        if sum(map(len, chain.readable)) > LARGEST_FRAME + self.header_length:
             raise BrokenQueueError(f"a frame of more than {LARGEST_FRAME} bytes")
-        _, frame = chain.head(self._header_length)
-        if self._link:
-            self._network.receive(b"".join(frame))
+        header, frame = chain.head(self.header_length)
+        if self._link and not self._network.transmit(header, frame):
+            self._unsent.append(chain)
+            return None
         return 0
+
+    def ready(self, slot: Slot) -> bool:
+        return slot.index == RECEIVE or not self._unsent
 
     def _fill(self, slot: Slot, ring: Virtqueue) -> None:
         """Put frames into the buffers that the driver gave; it notifies when we wait for more."""
@@ -195,7 +240,7 @@ class VirtioNet(VirtioDevice):
 
     def _collect(self, slot: Slot, ring: Virtqueue, length: int) -> bool:
         """Take buffers until there is room for a frame; False while there is not."""
-        wanted = length + self._header_length
+        wanted = length + self.header_length
         merged = self.features & VIRTIO_NET_F_MRG_RXBUF
         have = sum(chain.room for chain in self._collected)
         while have < wanted and (merged or not self._collected):
@@ -204,7 +249,7 @@ class VirtioNet(VirtioDevice):
                 if ring.await_notification():
                     continue
                 return False
-            if chain.room < self._header_length:
+            if chain.room < self.header_length:
                 raise BrokenQueueError("a buffer without room for a frame's header")
             self._collected.append(chain)
             slot.held[chain.key] = chain
@@ -213,8 +258,8 @@ class VirtioNet(VirtioDevice):
 
     def _put(self, slot: Slot, ring: Virtqueue, pending: Pending) -> None:
         """Write a frame; one that does not fit where buffers are not merged is lost."""
-        head = pending.header(len(self._collected))[: self._header_length]
-        data = memoryview(head + pending.frame)
+        buffers = len(self._collected).to_bytes(2, "little")[: self.header_length - len(NO_OFFLOAD)]
+        data = memoryview(pending.header + buffers + pending.frame)
         if len(data) > sum(chain.room for chain in self._collected):
             return
         for chain in self._collected:
@@ -234,7 +279,11 @@ class VirtioNet(VirtioDevice):
     def config(self) -> bytes:
         return _CONFIG.pack(self.mac, STATUS_LINK_UP if self._link else 0, 1, 0)
 
+    def started(self) -> None:
+        self._network.start()
+
     def stop(self) -> None:
+        self._unsent.clear()
         self._pending.clear()
         self._pending_bytes = 0
         self._crowded = False

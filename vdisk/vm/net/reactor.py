@@ -1,4 +1,4 @@
-"""The host's sockets of a network: a thread waits for them, and calls with the bus's lock held.
+"""The host's sockets of a network, or its TAP: a thread waits, and calls with the bus's lock held.
 
 Whoever holds the lock may watch and forget sockets; the thread alone touches the selector and
 closes sockets, so that no number of a socket is used again behind its back.
@@ -11,10 +11,17 @@ import socket
 import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class Watched(Protocol):
+    """A socket, or another file that can be waited for."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class Watch(NamedTuple):
@@ -40,16 +47,16 @@ class Reactor:
         self._wake_end.setblocking(False)
         self._wake.setblocking(False)
         self._selector.register(self._wake_end, selectors.EVENT_READ)
-        self._watches: dict[socket.socket, Watch] = {}
-        self._changed: set[socket.socket] = set()
-        self._leaving: list[socket.socket] = []
+        self._watches: dict[Watched, Watch] = {}
+        self._changed: set[Watched] = set()
+        self._leaving: list[Watched] = []
         self._applied = threading.Condition(lock)
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def watch(
         self,
-        sock: socket.socket,
+        sock: Watched,
         readable: Callable[[], None] | None = None,
         writable: Callable[[], None] | None = None,
     ) -> None:
@@ -61,7 +68,7 @@ class Reactor:
             self._changed.add(sock)
             self._notify()
 
-    def close_socket(self, sock: socket.socket) -> None:
+    def close_socket(self, sock: Watched) -> None:
         """Call nothing for it any more, and close it."""
         self._watches.pop(sock, None)
         self._leaving.append(sock)
@@ -91,15 +98,15 @@ class Reactor:
             ready = self._selector.select()
             with self._lock:
                 for key, events in ready:
-                    self._call(key.fileobj, events)
+                    self._call(cast("Watched", key.fileobj), events)
 
-    def _call(self, sock: object, events: int) -> None:
+    def _call(self, sock: Watched, events: int) -> None:
         if sock is self._wake_end:
             with suppress(BlockingIOError):
                 self._wake_end.recv(4096)
             return
-        watch = self._watches.get(sock) if isinstance(sock, socket.socket) else None
-        if watch is None or not isinstance(sock, socket.socket):
+        watch = self._watches.get(sock)
+        if watch is None:
             return
         if events & selectors.EVENT_READ and watch.readable is not None:
             watch.readable()
@@ -120,7 +127,7 @@ class Reactor:
         self._leaving.clear()
         self._applied.notify_all()
 
-    def _forget(self, sock: socket.socket) -> None:
+    def _forget(self, sock: Watched) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(sock)
 

@@ -26,7 +26,7 @@ from vdisk.vm.net.tcp import Connection
 from vdisk.vm.net.udp import UdpFlows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vdisk.vm.clock import Clock
     from vdisk.vm.net.forwards import Forward
@@ -76,6 +76,8 @@ class UserNetwork:
     ``lock`` are the machine's; everything but :meth:`close` is called with the lock held.
     """
 
+    offloads = True
+
     def __init__(
         self,
         clock: Clock,
@@ -121,7 +123,15 @@ class UserNetwork:
         self._adapter = adapter
         self._guest_mac = adapter.mac
 
+    def start(self) -> None:
+        """The card's driver is ready."""
+
     # -- from the guest ----------------------------------------------------------------------
+
+    def transmit(self, _header: bytes | memoryview, parts: Sequence[memoryview]) -> bool:
+        """A frame of the guest, in parts; segments of any size pass, checksums nobody looks at."""
+        self.receive(b"".join(parts))
+        return True
 
     def receive(self, frame: bytes) -> None:
         """A frame of the guest; what is not understood is dropped, as on any network."""
@@ -437,6 +447,10 @@ class UserNetwork:
     def forwards(self) -> list[Forward]:
         """Ports of the host that lead to the guest."""
         return self._host_ports.forwards
+
+    def describe(self) -> list[str]:
+        """What the network is, a line for it and one for each forward."""
+        return ["net0: user", *(f"  {forward}" for forward in self.forwards)]
 
     def add_forward(self, forward: Forward) -> None:
         """Lead another port of the host to the guest."""

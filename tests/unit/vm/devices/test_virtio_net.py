@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,20 +17,32 @@ from vdisk.vm.devices.virtio_net import (
     VirtioNet,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Cable:
     """What the card is plugged into."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, offloads: bool = True) -> None:
+        self.offloads = offloads
+        self.full = False
         self.frames: list[bytes] = []
+        self.headers: list[bytes] = []
         self.adapter: VirtioNet | None = None
-        self.resets = self.rooms = 0
+        self.resets = self.rooms = self.starts = 0
 
     def attach(self, adapter: VirtioNet) -> None:
         self.adapter = adapter
 
-    def receive(self, frame: bytes) -> None:
-        self.frames.append(frame)
+    def start(self) -> None:
+        self.starts += 1
+
+    def transmit(self, header: bytes | memoryview, parts: Sequence[memoryview]) -> bool:
+        if not self.full:
+            self.headers.append(bytes(header))
+            self.frames.append(b"".join(parts))
+        return not self.full
 
     def room_again(self) -> None:
         self.rooms += 1
