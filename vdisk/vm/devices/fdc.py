@@ -18,6 +18,7 @@ difference; SCAN commands are refused as invalid.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar
 
@@ -72,7 +73,7 @@ class Fdc(Execution):
         self._command: deque[int] = deque(maxlen=9)
         self._results: deque[int] = deque(maxlen=10)
         self._told: deque[int] = deque(maxlen=2 * DRIVES)
-        """What SENSE INTERRUPT has to tell: ST0 and the track, drive by drive."""
+        """What SENSE INTERRUPT has to tell: ST0 and the track, once for each drive at most."""
         self._specified, self._configuration = [0, 0], [DEFAULT_CONFIGURATION, 0]
         self._commands: dict[int, tuple[int, Callable[[list[int]], None]]] = {
             0x02: (8, self._read_track),
@@ -248,9 +249,19 @@ class Fdc(Execution):
     # -- the others --------------------------------------------------------------------------
 
     def _arrive(self, unit: int, track: int, st0: int) -> None:
-        """The head has moved."""
+        """The head has moved.
+
+        What the drive still had to tell, after a reset, is told no more: systems recalibrate at
+        once and expect to hear of that first.
+        """
         self.drives[unit].step_to(track)
-        self._told += (st0 | unit, self.drives[unit].track)
+        news = (st0 | unit, self.drives[unit].track)
+        waiting = [told & DOR_DRIVE for told in itertools.islice(self._told, 0, None, 2)]
+        if unit in waiting:
+            place = 2 * waiting.index(unit)
+            self._told[place], self._told[place + 1] = news
+        else:
+            self._told += news
         self._seeking |= 1 << unit
         self.interrupt()
 

@@ -99,6 +99,17 @@ def test_a_reset_is_told_drive_by_drive() -> None:
     assert not driver.irq.level  # the gate is closed
 
 
+def test_a_head_that_moved_is_told_in_place_of_the_reset() -> None:
+    driver = Driver()
+    driver.out(DOR, 0x1C)
+    driver.command(0x07, 0)  # as systems do that look for drives
+    assert driver.sense() == [0x20, 0]
+    driver.command(0x0F, 0, 5)
+    driver.command(0x0F, 0, 7)
+    assert [driver.sense() for _ in range(4)] == [[0xC1, 0], [0xC2, 0], [0xC3, 0], [0x20, 7]]
+    assert driver.sense() == [0x80]
+
+
 @pytest.mark.parametrize("sectors", [1, 5, 18])
 def test_reading_by_dma(driver: Driver, sectors: int) -> None:
     driver.seek(7)
