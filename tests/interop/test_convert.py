@@ -16,6 +16,7 @@ import pytest
 
 from tests.tools import qemu
 from tests.tools.command import vdisk
+from tests.tools.patience import PATIENCE, eventually
 from tests.tools.peers import requires_peer
 
 if TYPE_CHECKING:
@@ -300,11 +301,8 @@ def test_an_interrupt_removes_the_target(
     words = ["convert", "-r", "100k", "-f", "raw", "-O", format, str(raw), str(target)]
     process = subprocess.Popen([sys.executable, "-m", "vdisk.cli.main", *words])
     with contextlib.ExitStack() as stack:
-        stack.callback(process.wait, timeout=30)
-        deadline = time.monotonic() + 20
-        while not (target.exists() and target.stat().st_size):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        stack.callback(process.wait, timeout=PATIENCE)
+        assert eventually(lambda: target.exists() and target.stat().st_size)
         time.sleep(0.3)
         process.send_signal(number)
     assert process.returncode == 128 + number

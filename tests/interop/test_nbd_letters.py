@@ -69,22 +69,11 @@ def test_what_is_written_is_read(image: Path, options: tuple[str, ...]) -> None:
     qemu.check(image)
 
 
-def log_line(server: subprocess.Popen[bytes], wanted: bytes) -> bytes:
-    assert server.stdout is not None
-    for line in server.stdout:
-        if wanted in line:
-            return line
-    raise AssertionError("the server ended")
-
-
 @pytest.mark.parametrize("bound", [("-b", "127.0.0.1"), ("-b", "*"), ()])
 def test_b_and_p(image: Path, bound: tuple[str, ...]) -> None:
     """Where a client by TCP finds it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with nbd_server.process(*bound, "-p", str(port), "-r", image) as (_path, server):
-        log_line(server, f":{port}".encode())
+    with nbd_server.process(*bound, "-p", "0", "-r", image) as (_path, server):
+        port = nbd_server.tcp_port(server)
         said = peers.run("nbdinfo", "--size", f"nbd://127.0.0.1:{port}").stdout
         assert int(said) == SIZE
 
@@ -108,7 +97,7 @@ def test_e_1(image: Path) -> None:
             )
             time.sleep(0.3)
             assert second.poll() is None
-        said, _ = second.communicate(timeout=30)
+        said, _ = second.communicate(timeout=peers.TIMEOUT)
         assert int(said) == SIZE
 
 

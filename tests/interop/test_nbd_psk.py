@@ -32,7 +32,8 @@ HAS_PSK = "import ssl; raise SystemExit(not hasattr(ssl.SSLContext, 'set_psk_ser
 
 
 def _succeeds(python: str) -> bool:
-    done = subprocess.run([python, "-c", HAS_PSK], capture_output=True, check=False, timeout=20)
+    words = [python, "-c", HAS_PSK]
+    done = subprocess.run(words, capture_output=True, check=False, timeout=peers.TIMEOUT)
     return done.returncode == 0
 
 
@@ -99,7 +100,7 @@ def serving(*arguments: str | Path) -> Iterator[Path]:
         )
         with server:
             try:
-                qemu.wait_for_server(server, socket, timeout=30)
+                qemu.wait_for_server(server, socket)
                 yield socket
             finally:
                 server.terminate()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -159,11 +158,9 @@ def test_fio_verifies_what_it_wrote(tmp_path: Path, credentials: Path, kind: str
 @requires_peer("nbd-client")
 def test_nbd_client_lists_the_exports(tmp_path: Path, credentials: Path) -> None:
     (tmp_path / "disk.raw").write_bytes(bytes(4096))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--tls-certificates", credentials / "server", "-p", str(port), "-x", "hello"]
-    with nbd_server.process(*options, "-f", "raw", tmp_path / "disk.raw"):
+    options = ["--tls-certificates", credentials / "server", "-p", "0", "-x", "hello"]
+    with nbd_server.process(*options, "-f", "raw", tmp_path / "disk.raw") as (_path, server):
+        port = nbd_server.tcp_port(server)
         folder = credentials / "client"
         words = ["-enable-tls", "-tlshostname", "localhost", "-cacertfile", folder / "ca-cert.pem"]
         words += ["-certfile", folder / "client-cert.pem", "-keyfile", folder / "client-key.pem"]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.tools.fake_machine import FakeMachine, pattern
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import command, requires_peer
 from vdisk.vm.display.image import to_rgb
 from vdisk.vm.display.rfb.wire import Rect
@@ -80,17 +81,18 @@ def test_asyncvnc() -> None:
             asyncvnc.connect("127.0.0.1", port) as client,
         ):
             assert client.video.name == "vm"
-            for _ in range(2):
-                pixels = await client.screenshot()
-                assert pixels[:, :, :3].tobytes() == to_rgb(machine.screen.picture.pixels)
-                machine.screen.fill(Rect(0, 0, 100, 100), 0x123456)
-                await asyncio.sleep(0.2)
+            for colour in (0xABCDEF, 0x123456):
+                machine.screen.fill(Rect(0, 0, 100, 100), colour)
+                expected = to_rgb(machine.screen.picture.pixels)
+                async with asyncio.timeout(PATIENCE):  # it is looked at now and then
+                    while (await client.screenshot())[:, :, :3].tobytes() != expected:
+                        await asyncio.sleep(0.02)
             client.keyboard.write("hi!")
             client.keyboard.press("Ctrl", "c")
             client.mouse.move(10, 10)
             client.mouse.move(25, 5)
             client.mouse.right_click()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while len(machine.input.buttons) < 2:
                     await asyncio.sleep(0.01)
             assert machine.input.typed() == ["h", "i", "shift", "1", "ctrl", "c"]
@@ -159,7 +161,7 @@ def test_tigervnc(encoding: str) -> None:
                 await shows(display, machine.screen.picture)
                 # Without a window manager nothing has the keyboard's focus; the mouse needs none.
                 await run("xdotool", "mousemove", "50", "60", "click", "3", env=env)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     while len(machine.input.buttons) < 2:
                         await asyncio.sleep(0.02)
                 assert machine.input.buttons == [2, 0]
@@ -187,6 +189,6 @@ def contains(screen: bytes, stride: int, frame: Frame) -> bool:
 
 
 async def shows(display: str, frame: Frame) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not contains(*await window(display), frame):
             await asyncio.sleep(0.1)

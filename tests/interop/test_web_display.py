@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.tools.chromium import browsing
 from tests.tools.fake_machine import FakeMachine, pattern
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.vm.display.rfb.wire import Rect
 from vdisk.vm.display.web import WebDisplay
@@ -53,7 +54,7 @@ async def page_of(machine: FakeMachine, tmp_path: Path) -> AsyncIterator[tuple[P
 
 async def until(condition: object) -> None:
     assert callable(condition)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.02)
 

@@ -8,6 +8,7 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from tests.tools.patience import PATIENCE
 from vdisk.emu_blockdev import Operation, Request
 from vdisk.filters.passing import Passing
 
@@ -56,7 +57,7 @@ class Submitter:
         with self.done:
             self.done.notify_all()
 
-    def wait(self, *pending: Pending, seconds: float = 20) -> None:
+    def wait(self, *pending: Pending, seconds: float = PATIENCE) -> None:
         with self.done:
             assert self.done.wait_for(lambda: all(one.finished for one in pending), seconds)
 
@@ -129,7 +130,7 @@ class Gated(Passing):
             number, self._count = self._count, self._count + 1
         self.entered.set()
         if self._gated:
-            assert self._gates[number].wait(20)
+            assert self._gates[number].wait(PATIENCE)
         self.inner.writev(offset, views)
         self.events.append(f"written {number}")
 

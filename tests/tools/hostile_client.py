@@ -11,6 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
+from tests.tools.patience import PATIENCE
 from vdisk.nbd.wire import (
     IHAVEOPT,
     NBD_REP_FLAG_ERROR,
@@ -126,7 +127,7 @@ class HostileClient:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
+        self.socket.settimeout(PATIENCE)
         self.socket.connect(str(path))
 
     def __enter__(self) -> Self:

@@ -24,6 +24,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tests.tools.nbd_pair import answer_handshake, serve
+from tests.tools.patience import PATIENCE
 from vdisk.errors import VdiskError
 from vdisk.nbd.events import SessionStarted
 from vdisk.nbd.server_negotiation import ServerNegotiation
@@ -93,7 +94,7 @@ class HostileServer:
         self._listener.close()
         self.hang_up()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE)
         self._folder.cleanup()
 
 

@@ -6,6 +6,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
+from tests.tools.patience import PATIENCE
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import VirtualClock
 from vdisk.vm.devices.ide import PORTS, Piix3Ide
@@ -79,7 +80,7 @@ class IdeDriver:
     def select(self, bits: int = 0) -> None:
         self.put(6, 0xA0 | self.number << 4 | bits)
 
-    def wait(self, seconds: float = 20) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Wait until the drive is not busy; its status, which acknowledges the interrupt."""
         end = time.monotonic() + seconds
         while self.ports.read(self.control, 1) & BSY:
@@ -91,7 +92,7 @@ class IdeDriver:
             raise IdeError(self.get(1))
         return status
 
-    def wait_for_interrupt(self, seconds: float = 20) -> int:
+    def wait_for_interrupt(self, seconds: float = PATIENCE) -> int:
         end = time.monotonic() + seconds
         while not self.irq.level:
             if time.monotonic() > end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,10 +106,19 @@ def process(
         )
         with server:
             try:
-                wait_for_server(server, path, timeout=30)
+                wait_for_server(server, path)
                 yield path, server
             finally:
                 server.terminate()
                 said, _nothing = server.communicate(timeout=peers.TIMEOUT)
         if ends_well:
             assert server.returncode == 0, said.decode()
+
+
+def tcp_port(server: subprocess.Popen[bytes]) -> int:
+    """Where a server that was given port 0 (``-p 0``) listens: its log tells."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        if found := re.search(rb"listening on nbds?://\S+:(\d+)", line):
+            return int(found[1])
+    raise AssertionError("the server ended")

@@ -123,18 +123,18 @@ def nbd(
                 process.communicate(timeout=peers.TIMEOUT)
 
 
-def wait_for_server(process: subprocess.Popen[bytes], path: Path, timeout: float = 10) -> None:
+def wait_for_server(process: subprocess.Popen[bytes], path: Path) -> None:
     """Return once an NBD server that was started greets a client; fail if it ends first.
 
     That its socket exists is not enough: it may not listen yet, and a SIGTERM that reaches
     qemu-nbd before its main loop runs is lost.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + peers.TIMEOUT
     while not _greets(path):
         if process.poll() is not None:
             assert process.stdout is not None
             raise AssertionError(f"{process.args!r} ended: {process.stdout.read()!r}")
-        assert time.monotonic() < deadline, f"nobody answered on {path} in {timeout} s"
+        assert time.monotonic() < deadline, f"nobody answered on {path} in {peers.TIMEOUT} s"
         time.sleep(0.01)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tools.patience import PATIENCE
 from vdisk.formats._gate import Gate
 
 if TYPE_CHECKING:
@@ -28,21 +29,21 @@ class Entering:
     def _run(self) -> None:
         with self._way:
             self._inside.set()
-            self._leave.wait(30)
+            self._leave.wait(PATIENCE)
 
     @property
     def waits(self) -> bool:
         return not self._inside.wait(SOON)
 
     def is_let_in(self) -> bool:
-        return self._inside.wait(30)
+        return self._inside.wait(PATIENCE)
 
     def leave(self, *others: Entering) -> None:
         """With the others, in whatever order they come in."""
         for each in (self, *others):
             each._leave.set()
         for each in (self, *others):
-            each._thread.join(30)
+            each._thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize("fair", [False, True])

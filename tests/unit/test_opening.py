@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vdisk
+from tests.tools.leftovers import no_new_descriptors
 from vdisk.errors import (
     CorruptImageError,
     DeviceError,
@@ -49,10 +50,9 @@ SIZE = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_open() -> Iterator[None]:
-    """Whatever a test opens and fails to open, as many descriptors are open after it."""
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    """Whatever a test opens and fails to open."""
+    with no_new_descriptors():
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from tests.tools import bootable
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.vm import Machine
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-PATIENCE = 40
 
 engines = [engine for engine in guests.accelerators() if "llvm" in str(engine)]
 

@@ -11,6 +11,7 @@ import pytest
 import vdisk
 from tests.tools import bootable, peers
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError, NotFoundError
 from vdisk.vm import Machine
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-PATIENCE = 60
 ACCELERATORS = [each for each in guests.accelerators() if each != "kvm"]
 """A paravirtual KVM lacks instructions that boot loaders use."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.errors import FormatError, InvalidRequestError
 from vdisk.vm import Machine
@@ -25,7 +26,6 @@ pytestmark = [
     ),
 ]
 MIB = 1 << 20
-PATIENCE = 30
 
 CLOCKS = """
     ; print the low byte of the 8254's counter 200 times, and what arrives on the serial line

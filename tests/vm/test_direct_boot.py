@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError
 from vdisk.vm import Machine
@@ -15,7 +16,6 @@ from vdisk.vm.monitor.control import RunState
 
 pytestmark = requires_peer("nasm")
 MIB = 1 << 20
-PATIENCE = 30
 
 MULTIBOOT = """
 bits 32

@@ -14,6 +14,7 @@ import pytest
 import vdisk
 from tests.tools import qtest
 from tests.tools.ide_driver import DATA, IdeBoard, IdeDriver, IdeError
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from tests.tools.qtest_board import QEMU_SLOT, QemuIde, QemuVirtio
 from tests.tools.virtio_pci_driver import Board, PciDriver
@@ -210,7 +211,7 @@ class Blk:
         rooms = [room, 1] if room else [1]
         _, places = driver.add([header, data] if data else [header], rooms)
         driver.kick()
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while not (used := driver.queues[0].used()):
             assert time.monotonic() < end
             time.sleep(0.001)

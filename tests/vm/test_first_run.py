@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools import bootable, guests, small_guests
+from tests.tools.patience import eventually
 from tests.tools.peers import requires_peer
 from vdisk.cli.program import INTERRUPTED
 from vdisk.vm import Machine
@@ -173,10 +174,7 @@ def test_one_that_is_killed_leaves_what_it_made(echo: str, environment: dict[str
         children = first.children()
         first.process.kill()
         first.process.wait(PATIENCE)
-        deadline = time.monotonic() + PATIENCE
-        while any(Path(f"/proc/{child}").exists() for child in children):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        assert eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     (kept,) = (Path(environment["XDG_CACHE_HOME"]) / "vdisk").glob("code-*.bin")
     size = kept.stat().st_size
     assert size > 5_000
@@ -192,12 +190,10 @@ def test_one_that_is_killed_leaves_what_it_learned(
     many = f"%assign n 0\n%rep {2 * WORTH_KEEPING}\n mov ax, n\n%assign n n+1\n%endrep\n"
     bios = small_guests.assemble_bios(tmp_path, f"{many} hlt\n")
     with watched([*WORDS, bios], environment) as first:
-        deadline = time.monotonic() + PATIENCE
-        while not (files := list(cache.glob("instructions-*.bin"))):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        assert eventually(lambda: list(cache.glob("instructions-*.bin")))
         first.process.kill()
-    digest = files[0].stem.removeprefix("instructions-")
+    (file,) = cache.glob("instructions-*.bin")
+    digest = file.stem.removeprefix("instructions-")
     engine = InterpAccelerator(GuestMemory(MIB), Bus())
     InstructionStore(str(cache), digest).load(engine.translator)
     assert engine.arena.known.count >= 2 * WORTH_KEEPING

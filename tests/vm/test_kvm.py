@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.tools.patience import PATIENCE
 from vdisk.errors import DeviceError
 from vdisk.vm.accel.base import FpuState, Registers, Segment, SystemRegisters, VcpuExit
 from vdisk.vm.accel.kvm import KvmAccelerator
@@ -22,7 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 CODE = 0x1000
-PATIENCE = 20
 """Seconds until a guest that hangs is stopped, which then fails its test."""
 MIB = 1 << 20
 

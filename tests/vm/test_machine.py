@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.tools import small_guests as guests
+from tests.tools.leftovers import no_new_threads
+from tests.tools.patience import PATIENCE, eventually
 from tests.tools.peers import requires_peer
 from vdisk.errors import InvalidRequestError
 from vdisk.vm import Machine, MachineError, MachineTimeoutError
@@ -17,7 +18,6 @@ from vdisk.vm.monitor.control import MachineEvent, RunState
 
 pytestmark = requires_peer("nasm")
 MIB = 1 << 20
-PATIENCE = 20
 
 
 def test_a_guest_speaks_on_its_serial_line(make: guests.Make) -> None:
@@ -44,11 +44,15 @@ def test_instructions_are_counted_while_it_runs(make: guests.Make) -> None:
     if not machine.accelerator.counts_instructions:
         assert machine.statistics()["instructions"] == [0]
         return
-    deadline, counts = time.monotonic() + PATIENCE, [0]
-    while len(counts) < 4 and time.monotonic() < deadline:
+    counts = [0]
+
+    def counted() -> bool:
         (count,) = machine.statistics()["instructions"]
         if count != counts[-1]:
             counts.append(count)
+        return len(counts) > 3
+
+    assert eventually(counted)
     machine.pause()
     assert counts == sorted(counts)
     assert counts[3] <= machine.statistics()["instructions"][0]
@@ -234,8 +238,8 @@ def test_the_power_button_and_power_off(make: guests.Make, stay: bool) -> None:
     machine.subscribe(lambda event: names.append(event.name))
     machine.run_until(serial="?", timeout=PATIENCE)
     machine.press_power_button()
-    assert machine.wait(0.5 if stay else PATIENCE) is not stay
-    assert machine.state is RunState.SHUTDOWN
+    assert eventually(lambda: machine.state is RunState.SHUTDOWN)
+    assert machine.wait(0.1 if stay else PATIENCE) is not stay
     assert names == ["POWERDOWN", "SHUTDOWN"]
     if stay:
         machine.reset()
@@ -281,11 +285,10 @@ def test_pausing_and_resuming_a_busy_machine_loses_nothing(make: guests.Make) ->
 
 
 def test_closing_ends_all_threads(make: guests.Make) -> None:
-    before = set(threading.enumerate())
-    machine = make(guests.ECHO, cpus=2)
-    machine.start()
-    machine.close()
-    assert not {thread.name for thread in set(threading.enumerate()) - before}
+    with no_new_threads():
+        machine = make(guests.ECHO, cpus=2)
+        machine.start()
+        machine.close()
     assert machine.state is RunState.SHUTDOWN
     machine.close()
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.tools import bootable, qemu_machine
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.vm import Machine
 from vdisk.vm.display.base import TextFrame
@@ -25,7 +26,6 @@ pytestmark = requires_peer(
     "qemu-system-x86_64", "syslinux", "mformat", "mcopy", "grub-mkimage", "mke2fs", guests.SEABIOS
 )
 MIB = 1 << 20
-PATIENCE = 60
 LOOK_SECONDS = 0.2
 STILL_SECONDS = 1.0
 CELL_WIDTH, CELL_HEIGHT = 9, 16

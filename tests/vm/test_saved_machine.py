@@ -14,6 +14,7 @@ import zstandard
 import vdisk
 from tests.tools import peers
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.errors import (
     CorruptImageError,
@@ -30,7 +31,6 @@ from vdisk.vm.monitor.control import RunState
 
 pytestmark = requires_peer("nasm")
 MIB = 1 << 20
-PATIENCE = 10
 TABLES = 4
 """Clusters of tables that a machine's state needs, and that may stay."""
 

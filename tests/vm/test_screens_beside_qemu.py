@@ -10,7 +10,6 @@ import json
 import re
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import pytest
 
 from tests.tools import peers
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE, eventually
 from tests.tools.peers import requires_peer
 from vdisk.vm.display.image import to_rgb
 from vdisk.vm.machine import Machine
@@ -32,7 +32,6 @@ SCENES = re.findall(
 )
 PANNED = {"mode_13h_panned": ("mode_13h", 6), "mode_12h_panned": ("mode_12h", 5)}
 """Scenes that QEMU shows without panning: what they are of, and how many dots to the left."""
-PATIENCE = 60
 ROUNDING = 7
 """How far colours may be apart: QEMU widens five and six bits to eight without the upper ones."""
 
@@ -161,9 +160,14 @@ def test_a_scene(scene: str, pair: Pair) -> None:
     number = SCENES.index(scene)
     assert qemu.show(number) == ours.show(number) == "k"
     here = ours.picture()
-    deadline = time.monotonic() + 5
-    while (found := difference(here, qemu.picture())) and time.monotonic() < deadline:
-        time.sleep(0.1)  # its cursor blinks, and it draws now and then
+    found = ""
+
+    def same() -> bool:
+        nonlocal found
+        found = difference(here, qemu.picture())
+        return not found
+
+    eventually(same, pause=0.1)  # its cursor blinks, and it draws now and then
     assert not found
 
 

@@ -8,11 +8,11 @@ import pytest
 
 import vdisk
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.vm import Machine
 
 pytestmark = requires_peer("nasm")
-PATIENCE = 60
 
 PROGRAM = """
     mov al, 0xe0

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tools import small_guests as guests
+from tests.tools.patience import PATIENCE, connected_to, eventually, free_place
 from tests.tools.peers import requires_peer
 
 pytestmark = requires_peer("nasm")
-PATIENCE = 30
 COMMAND = [sys.executable, "-m", "vdisk.cli.vm"]
 
 
@@ -67,25 +67,13 @@ def end_by_serial_line(client: socket.socket, program: subprocess.Popen[bytes]) 
         assert program.wait(PATIENCE) == 15
 
 
-def until(there: Callable[[], bool]) -> None:
-    """Wait for something to be so."""
-    deadline = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_serial_line_into_a_file_and_at_a_socket(accel: str, echo: str, tmp_path: Path) -> None:
     path = tmp_path / "com2"
     program = subprocess.Popen(
         words(accel, "--bios", echo, "--serial", f"unix:{path}", "--serial", f"{tmp_path}/log")
     )
     try:
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(PATIENCE)
-        until(path.exists)
-        client.connect(os.fspath(path))
-        end_by_serial_line(client, program)
+        end_by_serial_line(connected_to(path), program)
     finally:
         program.kill()
         program.wait()
@@ -104,11 +92,9 @@ class Terminal:
         self.seen = b""
 
     def wait_for(self, text: bytes) -> None:
-        deadline = time.monotonic() + PATIENCE
         while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
-            if select.select([self.master], [], [], 1)[0]:
-                self.seen += os.read(self.master, 4096)
+            assert select.select([self.master], [], [], PATIENCE)[0], self.seen
+            self.seen += os.read(self.master, 4096)
         self.seen = self.seen.split(text, 1)[1]
 
     def type(self, data: bytes) -> None:
@@ -153,7 +139,7 @@ def test_ctrl_c_ends_a_machine_without_a_terminal(accel: str, echo: str, tmp_pat
         words(accel, "--bios", echo, "--serial", str(log)), stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )  # fmt: skip
-    until(lambda: log.exists() and log.read_bytes() != b"")
+    assert eventually(lambda: log.exists() and log.read_bytes() != b"")
     program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=PATIENCE)
     assert (program.returncode, errors) == (130, b"")
@@ -173,10 +159,7 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
     path = tmp_path / "qmp"
     program = subprocess.Popen(words(accel, "--display", "none", "--qmp", f"unix:{path}"))
     try:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            until(path.exists)
-            client.connect(os.fspath(path))
+        with connected_to(path) as client:
             answers = client.makefile("rb")
             assert b"QMP" in answers.readline()
             for command in (b"qmp_capabilities", b"query-status", b"quit"):
@@ -283,7 +266,7 @@ wait_a_while:
         terminal.type(b"\x01c")
         terminal.wait_for(b"(vdisk) ")
         said = also.stat().st_size
-        until(lambda: also.stat().st_size >= said + 3)
+        assert eventually(lambda: also.stat().st_size >= said + 3)
         terminal.type(b"stop\r")
         terminal.wait_for(b"(vdisk) ")
         assert b"." not in terminal.seen
@@ -305,10 +288,7 @@ def test_a_machine_that_ends_takes_its_monitor_along(accel: str, tmp_path: Path)
     )
     try:
         terminal.wait_for(b"(vdisk) ")
-        until(path.exists)
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            client.connect(os.fspath(path))
+        with connected_to(path) as client:
             client.send(b"\xff\xfd\x01info name\r\nquit\n")
             said = b""
             while data := client.recv(4096):
@@ -350,10 +330,7 @@ again:
     bios = guests.assemble_bios(tmp_path, source)
     program = subprocess.Popen(words(accel, "--bios", bios, "--serial", f"unix:{path}"))
     try:
-        until(path.exists)
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            client.connect(os.fspath(path))
+        with connected_to(path) as client:
             client.send(b"go")
             time.sleep(1)
             said = b""
@@ -390,21 +367,12 @@ def test_qemus_devices(accel: str, tmp_path: Path) -> None:
 
 
 def test_a_serial_line_at_a_tcp_port(accel: str, echo: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    host, port = free_place()
     program = subprocess.Popen(
-        words(accel, "--bios", echo, "--serial", f"tcp:127.0.0.1:{port},server=on,wait=off")
+        words(accel, "--bios", echo, "--serial", f"tcp:{host}:{port},server=on,wait=off")
     )
     try:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-                break
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        end_by_serial_line(client, program)
+        end_by_serial_line(connected_to((host, port)), program)
     finally:
         program.kill()
         program.wait()

@@ -12,6 +12,7 @@ import pytest
 
 import vdisk
 from tests.tools.disks import Gated, Submitter
+from tests.tools.patience import PATIENCE
 from vdisk.emu_blockdev import (
     MAX_REQUEST,
     EmuBlockDevice,
@@ -102,7 +103,7 @@ def test_a_flush_waits_for_writes_before_it_and_not_for_those_after() -> None:
     guest = Submitter(EmuBlockDevice(device))
     first = guest.write(0, b"a" * 512)
     flush = guest.flush()
-    device.entered.wait(10)
+    assert device.entered.wait(PATIENCE)
     second = guest.write(512, b"b" * 512)
     device.open(1)
     guest.wait(second)  # it overtakes both
@@ -170,7 +171,7 @@ def test_a_full_disk_stops_the_machine_until_it_resumes(threads: int) -> None:
 
     guest.disk.on_error = on_error
     write, flush = guest.write(0, b"x" * 512), guest.flush()
-    assert stopped.wait(10)
+    assert stopped.wait(PATIENCE)
     guest.disk.drain()
     assert isinstance(stops[0][1], NoSpaceError)
     assert guest.disk.stopped and not write.finished
@@ -242,7 +243,7 @@ def test_the_lock_is_free_while_draining() -> None:
     device = Gated(MemoryStore(bytes(4096), growable=False))
     guest = Submitter(EmuBlockDevice(device))
     write = guest.write(0, b"x" * 512)
-    device.entered.wait(10)
+    assert device.entered.wait(PATIENCE)
     threading.Timer(0.05, device.open, [0]).start()
     with guest.disk.lock, guest.disk.lock:
         guest.disk.drain()
@@ -265,12 +266,12 @@ def test_the_lock_is_free_while_firmware_waits(error: DeviceError | None) -> Non
 
     thread = threading.Thread(target=firmware)
     thread.start()
-    assert device.entered.wait(10)
+    assert device.entered.wait(PATIENCE)
     with disk.lock:  # nobody else holds it
         assert not done
         device.open(0)
         disk.drain()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert done == [True]
     assert request.error is error
     assert disk.statistics.operations[Operation.WRITE] == int(error is None)

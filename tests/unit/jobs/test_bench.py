@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
 
+from tests.tools.leftovers import no_new_threads
 from vdisk.errors import InvalidRequestError
 from vdisk.jobs.bench import Workload, bench
 from vdisk.stores.memory import MemoryStore
@@ -44,10 +44,9 @@ def test_reads_go_on_at_the_start_when_the_end_is_reached() -> None:
 
 def test_every_request_is_sent_once_by_all_threads() -> None:
     device = Recorder(1 << 20)
-    before = threading.active_count()
-    bench(device, Workload(requests=200, depth=8, buffer_size=512))
+    with no_new_threads():
+        bench(device, Workload(requests=200, depth=8, buffer_size=512))
     assert sorted(device.log) == [("r", 512 * number, 512) for number in range(200)]
-    assert threading.active_count() == before
 
 
 def test_writes_the_pattern_and_flushes_between_drained_batches() -> None:

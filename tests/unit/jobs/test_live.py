@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import vdisk
+from tests.tools.patience import PATIENCE, eventually
 from vdisk.errors import CancelledError, DeviceError
 from vdisk.filters.attended import Attended
 from vdisk.filters.faults import Faults, InjectError
@@ -72,9 +73,10 @@ class Guest:
 
     @contextmanager
     def living(self) -> Iterator[None]:
-        """In there it lives; afterwards it has ended."""
+        """In there it lives, and has begun to; afterwards it has ended."""
         self._thread.start()
         try:
+            assert eventually(lambda: self.changes, pause=0.001)
             yield
         finally:
             self._over = True
@@ -121,7 +123,6 @@ def test_stream(tmp_path: Path, first: str, base: int | None) -> None:
         os.unlink(name)
     with vdisk.open(names[-1]) as image:
         assert image.read(0, SIZE) == bytes(guest.content)
-        assert guest.changes
     assert vdisk.check(names[-1]).clean
 
 
@@ -135,8 +136,7 @@ def test_commit(tmp_path: Path, depth: int) -> None:
         guest = Guest(image, job.around, seed=4)
         with guest.living():
             job.run()
-            while guest.changes < 50:
-                time.sleep(0.001)
+            assert eventually(lambda: guest.changes >= 50, pause=0.001)
         job.catch_up()
         assert base.read(0, SIZE) == image.read(0, SIZE) == bytes(guest.content)
 
@@ -160,8 +160,6 @@ def test_mirror_and_backup(tmp_path: Path, kind: str, top_only: bool, job_of: ob
         job = job_of(image, copy, live.Pace(SIZE), top_only=top_only, target_is_zero=True)  # type: ignore[operator]
         guest = Guest(image, job.around, seed=5)
         with guest.living():
-            while not guest.changes:
-                time.sleep(0.001)
             job.run()
         if isinstance(job, live.Follow):
             job.catch_up()
@@ -233,7 +231,7 @@ class TestPace:
             pace.speed = 0
         else:
             getattr(pace, how)()
-        thread.join(10)
+        thread.join(PATIENCE)
         assert isinstance(result[0], CancelledError) == (how == "cancel")
 
     def test_a_pause(self) -> None:
@@ -243,7 +241,7 @@ class TestPace:
         time.sleep(0.05)
         assert not result
         pace.paused = False
-        thread.join(10)
+        thread.join(PATIENCE)
         assert result == [None]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
 
+from tests.tools.leftovers import no_new_threads
 from vdisk.jobs.parallel import in_order
 
 
@@ -49,8 +49,7 @@ def test_a_failure_comes_out_and_the_rest_is_dropped() -> None:
 
 
 def test_threads_have_ended_when_the_consumer_stops() -> None:
-    before = threading.active_count()
-    results = in_order(lambda item: time.sleep(0.01), range(100), 4, 8)
-    next(results)
-    results.close()
-    assert threading.active_count() == before
+    with no_new_threads():
+        results = in_order(lambda item: time.sleep(0.01), range(100), 4, 8)
+        next(results)
+        results.close()

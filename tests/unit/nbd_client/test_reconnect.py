@@ -19,6 +19,7 @@ from tests.tools.hostile_server import (
     tampered,
 )
 from tests.tools.nbd_pair import MemoryDisk
+from tests.tools.patience import PATIENCE
 from vdisk.errors import DeviceError, VdiskError
 from vdisk.stores._nbd.channel import ConnectionLostError
 from vdisk.stores._nbd.pool import PoolSettings
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from vdisk.nbd.wire import ErrorValue
 
 SIZE = 1 << 20
-ONCE = NbdSettings(PoolSettings(connections=1, request_timeout=2), extended_headers=False)
-AGAIN = ONCE._replace(pool=ONCE.pool._replace(reconnect_delay=5))
+ONCE = NbdSettings(
+    PoolSettings(connections=1, request_timeout=PATIENCE), extended_headers=False, timeout=PATIENCE
+)
+AGAIN = ONCE._replace(pool=ONCE.pool._replace(reconnect_delay=PATIENCE))
 
 
 class SlowDisk(MemoryDisk):
@@ -82,7 +85,7 @@ def test_many_requests_are_sent_again() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
     assert results == [True] * 4
 
 
@@ -174,19 +177,20 @@ def test_writes_are_not_repeated_behind_the_back_of_a_silent_server() -> None:
                 call(store)
 
 
-def test_a_server_that_does_not_come_back() -> None:
+def test_a_server_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdisk.stores._nbd.pool.REFUSING", PATIENCE)
     disk = MemoryDisk.of(SIZE)
-    settings = AGAIN._replace(pool=AGAIN.pool._replace(reconnect_delay=1), timeout=1)
+    settings = AGAIN._replace(pool=AGAIN.pool._replace(reconnect_delay=1), timeout=3)
     with HostileServer(in_turn(dying(disk, 0), stall)) as server:
         store = NbdStore(server.uri, settings=settings)
         begin = time.monotonic()
         with pytest.raises(ConnectionLostError, match="did not end"):
             store.read(0, 512)
-        assert 0.9 < time.monotonic() - begin < 5
-        begin = time.monotonic()
+        assert time.monotonic() - begin > 0.9
+        tried = server.connections
         with pytest.raises(VdiskError):  # and now without waiting once more
             store.read(0, 512)
-        assert time.monotonic() - begin < 0.5
+        assert server.connections == tried
         store.close()
 
 
@@ -212,7 +216,7 @@ def test_a_request_that_kills_every_server_fails_in_the_end() -> None:
 def test_opening_waits_for_a_server_to_come() -> None:
     disk = MemoryDisk.of(SIZE)
     server = HostileServer(honest(disk))
-    waiting = NbdSettings(PoolSettings(open_timeout=10))
+    waiting = NbdSettings(PoolSettings(open_timeout=PATIENCE))
     with pytest.raises(VdiskError, match="No such file"):
         NbdStore(server.uri)
     timer = threading.Timer(0.3, server.__enter__)
@@ -235,7 +239,7 @@ def test_the_last_of_several_connections_carries_on() -> None:
             together = threading.Barrier(8)
 
             def write(number: int) -> None:
-                together.wait(30)  # however slow the host starts them
+                together.wait(PATIENCE)  # however slow the host starts them
                 for part in range(4):  # each chooses a connection: the busy one, or another
                     start = number * 131072 + part * 32768
                     store.write(start, bytes([number + 1]) * 32768)
@@ -244,7 +248,7 @@ def test_the_last_of_several_connections_carries_on() -> None:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(30)
+                thread.join(PATIENCE)
             store.flush()
         assert server.connections >= 2
     for number in range(8):

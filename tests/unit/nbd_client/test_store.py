@@ -14,6 +14,7 @@ import pytest
 import vdisk
 from tests.tools.hostile_server import HostileServer, honest
 from tests.tools.nbd_pair import BLOCK, EVERYTHING, MemoryDisk
+from tests.tools.patience import PATIENCE
 from vdisk.block import Kind
 from vdisk.errors import (
     DeviceError,
@@ -242,7 +243,10 @@ def test_connections_are_opened_when_there_is_work() -> None:
         store.read(0, SIZE // 4)
         assert (store.connections, server.connections) == (1, 1)  # one thread: one connection
 
+        together = threading.Barrier(6)
+
         def keep_reading() -> None:
+            together.wait(PATIENCE)
             for _ in range(8):  # each of them chooses a connection
                 store.read(0, SIZE // 16)
 

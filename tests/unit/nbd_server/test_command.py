@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import pytest
 import vdisk
 from tests.tools import nbd_server
 from tests.tools.hostile_client import HostileClient, request
+from tests.tools.patience import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +120,7 @@ def test_one_shot_ends_with_its_last_client(image: Path) -> None:
         with HostileClient(path) as client:
             client.begin()
             assert server.poll() is None
-        assert server.wait(20) == 0
+        assert server.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -132,7 +132,7 @@ def test_signals_end_it_cleanly(image: Path, number: signal.Signals) -> None:
             assert len(client.receive(16)) == 16
             server.send_signal(number)
             assert client.closed()
-        assert server.wait(20) == 0
+        assert server.wait(PATIENCE) == 0
         assert not path.exists()
     assert image.read_bytes()[:4097] == b"w" * 4096 + b"d"
 
@@ -147,10 +147,7 @@ def test_fork_returns_when_the_server_is_ready(tmp_path: Path, image: Path) -> N
     with HostileClient(path) as client:
         assert client.begin() == SIZE
     os.kill(process, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while pid_file.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert eventually(lambda: not pid_file.exists())
     assert "uses export ''" in log.read_text()
 
 
@@ -173,7 +170,7 @@ def test_sockets_handed_over_by_systemd_are_used(tmp_path: Path, image: Path) ->
             with HostileClient(path) as client:
                 assert client.begin() == SIZE
             server.terminate()
-            assert server.wait(20) == 0
+            assert server.wait(PATIENCE) == 0
 
 
 def test_metrics_count_requests_bytes_and_errors(image: Path) -> None:
@@ -189,7 +186,7 @@ def test_metrics_count_requests_bytes_and_errors(image: Path) -> None:
             client.begin(b"disk")
             client.send(b"".join(request(cookie=n) for n in range(10)) + request(99))
             client.receive(10 * 4112 + 16)
-        text = urllib.request.urlopen(place, timeout=10).read().decode()
+        text = urllib.request.urlopen(place, timeout=PATIENCE).read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values['nbd_requests_total{command="read",export="disk"}']) == 10
     assert float(values['nbd_bytes_total{command="read",export="disk"}']) == 40960
@@ -211,7 +208,7 @@ def test_vsock_reaches_a_server_on_the_same_machine(image: Path) -> None:
         nbd_server.process("--vsock", "10899", "-r", "-f", "raw", image),
         socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client,
     ):
-        client.settimeout(10)
+        client.settimeout(PATIENCE)
         client.connect((loopback, 10899))
         assert client.recv(8) == b"NBDMAGIC"
 

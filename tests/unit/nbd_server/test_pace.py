@@ -253,7 +253,15 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def talk(tmp_path: Path) -> Iterator[Pipeline]:
+def free(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether processors are: for the server of ``talk`` from the beginning."""
+    found: bool = request.param
+    monkeypatch.setattr(Pace, "processors_are_free", lambda _: found)
+    return found
+
+
+@pytest.fixture
+def talk(free: bool, tmp_path: Path) -> Iterator[Pipeline]:
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     with (
         FileStore(tmp_path / "disk", readonly=False) as disk,
@@ -263,11 +271,10 @@ def talk(tmp_path: Path) -> Iterator[Pipeline]:
         yield found
 
 
-@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("free", [True, False], indirect=True)
 def test_a_client_is_not_woken_before_its_reply(
-    monkeypatch: pytest.MonkeyPatch, steps: list[str], talk: Pipeline, free: bool
+    free: bool, steps: list[str], talk: Pipeline
 ) -> None:
-    monkeypatch.setattr(Pace, "processors_are_free", lambda _: free)
     steps.clear()
     assert talk.one(talk.machine.read(0, 4096)).data == bytes(4096)
     assert talk.one(talk.machine.write(4096, b"w" * 4096)).error is None
@@ -276,10 +283,9 @@ def test_a_client_is_not_woken_before_its_reply(
     assert steps[: 2 * len(each) + 2] == [*each, *each, *each[:2]]  # the last is perhaps not over
 
 
-def test_what_is_large_is_received_at_once(
-    monkeypatch: pytest.MonkeyPatch, steps: list[str], talk: Pipeline
-) -> None:
-    monkeypatch.setattr(Pace, "processors_are_free", lambda _: True)
+@pytest.mark.parametrize("free", [True], indirect=True)
+@pytest.mark.usefixtures("free")
+def test_what_is_large_is_received_at_once(steps: list[str], talk: Pipeline) -> None:
     data = bytes(range(256)) * 256
     steps.clear()
     assert talk.one(talk.machine.write(512, data)).error is None

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools import images
+from tests.tools.patience import PATIENCE
 from vdisk.block import Extent, Kind
 from vdisk.errors import CorruptImageError
 from vdisk.formats._qcow2 import layout
@@ -198,7 +199,7 @@ def test_structure_does_not_change_while_somebody_overwrites(tmp_path: Path) -> 
             taking.join(0.1)
             assert taking.is_alive()
             assert image.locate_to_write(0, 512) is not None
-        taking.join(10)
+        taking.join(PATIENCE)
         assert not taking.is_alive()
         assert locate_to_write(image, 0, 512) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from tests.tools.patience import PATIENCE
 from vdisk.vm.clock import SECOND, RealClock, VirtualClock
 
 
@@ -74,7 +75,7 @@ def test_a_deadline_at_the_end_of_time_stops_no_other_timer() -> None:
     time.sleep(0.05)
     with lock:
         clock.timer(fired.set).arm(clock.now() + SECOND // 100)
-    assert fired.wait(10)
+    assert fired.wait(PATIENCE)
     clock.stop()
 
 
@@ -95,11 +96,11 @@ def test_a_timer_that_is_moved_to_and_fro_fires_once_and_in_time() -> None:
     with lock:
         tick.arm(100 * SECOND)  # the thread still wakes when it was going to
         tick.arm(first := SECOND // 10)
-        assert change.wait_for(lambda: fired, 30)
+        assert change.wait_for(lambda: fired, PATIENCE)
         tick.arm(clock.now() + 100 * SECOND)
         change.wait(0.01)  # it sleeps for so long now …
         tick.arm(second := clock.now() + SECOND // 100)  # … and is told of what is earlier
-        assert change.wait_for(lambda: len(fired) == 2, 30)
+        assert change.wait_for(lambda: len(fired) == 2, PATIENCE)
         change.wait(0.01)
     clock.stop()
     assert len(fired) == 2

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import vdisk
+from tests.tools.patience import PATIENCE
 from vdisk.emu_blockdev import OnError
 from vdisk.errors import InvalidRequestError, NotFoundError, UnsupportedFeatureError
 from vdisk.vm._machine import accelerators
@@ -209,7 +210,7 @@ def test_waiting_finds_what_comes_in_pieces_and_gives_up() -> None:
     console.write(b"log")
     timer = threading.Timer(0.05, console.write, [b"in: more"])
     timer.start()
-    assert console.wait_for(b"login:", 0, 10, lambda: False) == 6
+    assert console.wait_for(b"login:", 0, PATIENCE, lambda: False) == 6
     timer.join()
     assert console.wait_for(b"never", 0, 0.01, lambda: False) is None
     assert console.wait_for(b"never", 0, None, lambda: True) is None
@@ -337,7 +338,7 @@ def test_a_mistake_in_a_processor_is_reported_and_leaves_nothing_hanging() -> No
 
     threads = Threads([processor], bus, RealClock(bus.lock), report, {})
     threads.resume()
-    assert told.wait(10)
+    assert told.wait(PATIENCE)
     threads.pause()
     threads.close()
     assert reported == [VcpuExit.ERROR]

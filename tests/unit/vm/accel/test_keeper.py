@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.tools.patience import PATIENCE
 from tests.unit.vm.cpu.test_translate import bench
 from vdisk.vm.accel import keeper as module
 from vdisk.vm.accel.interp import InterpAccelerator
@@ -15,7 +16,6 @@ from vdisk.vm.accel.keeper import Keeper
 from vdisk.vm.cpu import known_store
 from vdisk.vm.cpu.known_store import InstructionStore
 
-PATIENCE = 30
 FEW, MORE = 4, 20
 
 

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tests.tools.patience import PATIENCE
 from tests.unit.vm.cpu.test_translate import LONG, START, bench
 from vdisk.vm.accel.interp import InterpAccelerator
 from vdisk.vm.bus import Bus
@@ -20,7 +21,6 @@ from vdisk.vm.memory import GuestMemory
 
 SOME = 40
 """Lines of the list that these tests make do with."""
-PATIENCE = 60
 KERNELS = {64: [Common.parse("64 9090c3 - nop")], 32: [Common.parse("32 40 - inc eax")]}
 
 

@@ -11,6 +11,7 @@ import pytest
 import vdisk
 from tests.tools.disks import Gated
 from tests.tools.ide_driver import DATA, MIB, TABLE, IdeBoard, IdeDriver, IdeError
+from tests.tools.patience import PATIENCE
 from vdisk.emu_blockdev import EmuBlockDevice, ErrorPolicy, Geometry, OnError
 from vdisk.errors import CorruptImageError, InvalidRequestError
 from vdisk.filters.faults import Faults, InjectError, IoType, Where
@@ -384,7 +385,7 @@ def test_stopping_dma_gives_the_transfer_up() -> None:
         driver.put(7, 0xCA)
         driver.start_dma(reading=WRITING)
         assert driver.ports.read(driver.control, 1) & BSY
-    device.entered.wait(10)
+    assert device.entered.wait(PATIENCE)
     device.open(0)
     driver.stop_dma()
     assert driver.wait() == 0x50

@@ -11,6 +11,7 @@ import pytest
 
 import vdisk
 from tests.tools.disks import Gated
+from tests.tools.patience import PATIENCE
 from tests.tools.virtio_pci_driver import Board, PciDriver
 from vdisk.emu_blockdev import EmuBlockDevice, ErrorPolicy, OnError
 from vdisk.filters.faults import Faults, InjectError, IoType, Where
@@ -86,7 +87,7 @@ class BlkDriver(PciDriver):
         return content[-1], content[:-1]
 
     def wait(self, queue: int = 0) -> list[Any]:
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             with self.board.bus.lock:
                 self.board.clock.advance(self.board.clock.now())
@@ -259,7 +260,7 @@ def test_a_reset_while_requests_are_in_work_leaves_memory_alone() -> None:
         _, places = driver.add([struct.pack("<IIQ", OUT, 0, 0), bytes(512)], [1])
         driver.memory.write(places[0][0], b"\xaa")
         driver.kick()
-    device.entered.wait(10)
+    assert device.entered.wait(PATIENCE)
     device.open(0)
     with driver.board.bus.lock:
         driver.status = 0

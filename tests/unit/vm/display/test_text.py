@@ -10,7 +10,6 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pyte
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools.fake_machine import FakeMachine, pattern
+from tests.tools.patience import PATIENCE, eventually
 from vdisk.errors import InvalidRequestError
 from vdisk.vm.display.ansi import CP437, TerminalPainter, message_frame
 from vdisk.vm.display.base import Cursor, TextFrame
@@ -178,11 +178,10 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 
 def read_until(outer: int, condition: Callable[[bytes], bool]) -> bytes:
-    seen, end = b"", time.monotonic() + 20
+    seen = b""
     while not condition(seen):
-        assert time.monotonic() < end, seen
-        if select.select([outer], [], [], 0.1)[0]:
-            seen += os.read(outer, 65536)
+        assert select.select([outer], [], [], PATIENCE)[0], seen
+        seen += os.read(outer, 65536)
     return seen
 
 
@@ -198,9 +197,7 @@ def test_a_display_on_a_terminal(terminal: tuple[int, int]) -> None:
         read_until(outer, lambda seen: b"login:" in seen)
         assert termios.tcgetattr(inner) != before
         os.write(outer, b"ab\x03\x1b[A\x1b")
-        end = time.monotonic() + 20
-        while "esc" not in machine.input.typed() and time.monotonic() < end:
-            time.sleep(0.01)
+        eventually(lambda: "esc" in machine.input.typed())
         assert machine.input.typed() == ["a", "b", "ctrl", "c", "up", "esc"]
         machine.screen.show(pattern(64, 48))
         machine.screen.characters = None
@@ -208,7 +205,7 @@ def test_a_display_on_a_terminal(terminal: tuple[int, int]) -> None:
         read_until(outer, lambda seen: b"64 x 48 Graphic mode" in seen)
     finally:
         display.close()
-        thread.join(20)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
     assert termios.tcgetattr(inner) == before
     assert read_until(outer, lambda seen: b"\x1b[?1049l" in seen)
@@ -220,7 +217,7 @@ def test_without_a_terminal() -> None:
 
 
 PROGRAM = """
-import sys, threading
+import signal, sys, threading
 from tests.tools.fake_machine import FakeMachine
 from tests.unit.vm.display.test_text import text_frame
 from vdisk.vm.display.text import TextDisplay
@@ -233,7 +230,7 @@ how = sys.argv[1]
 if how == "error":
     machine.screen.generation = lambda: 1 / 0
 elif how == "exit":
-    threading.Timer(0.5, display.close).start()
+    signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=display.close).start())
 display.run()
 print("calls", machine.calls, flush=True)
 """
@@ -250,6 +247,8 @@ def test_the_terminal_is_given_back(terminal: tuple[int, int], how: str) -> None
             read_until(outer, lambda seen: b"guest" in seen)
         if how == "SIGINT":
             process.send_signal(signal.SIGINT)
+        elif how == "exit":
+            process.send_signal(signal.SIGUSR1)
         elif how == "monitor":
             os.write(outer, b"\x1b2")
             seen = read_until(outer, lambda seen: b"(vdisk) " in seen)
@@ -263,5 +262,5 @@ def test_the_terminal_is_given_back(terminal: tuple[int, int], how: str) -> None
             read_until(outer, lambda seen: b"calls" in seen)
         else:
             read_until(outer, lambda seen: b"\x1b[?1049l" in seen)
-        assert process.wait(20) == {"exit": 0, "monitor": 0}.get(how, process.returncode)
+        assert process.wait(PATIENCE) == {"exit": 0, "monitor": 0}.get(how, process.returncode)
     assert termios.tcgetattr(inner) == before

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.tools.fake_machine import FakeInput, FakeScreen, pattern
+from tests.tools.patience import PATIENCE
 from tests.tools.rfb_client import Refused, RfbClient
 from vdisk.errors import InvalidRequestError, VdiskError
 from vdisk.vm.display.base import Frame
@@ -58,7 +59,7 @@ class Scene:
 @asynccontextmanager
 async def scene(picture: Frame | None = None, **options: Any) -> AsyncIterator[Scene]:
     screen, sink = FakeScreen(picture or pattern(150, 70)), FakeInput()
-    async with asyncio.timeout(60), VncServer(screen, sink, **options) as server:
+    async with asyncio.timeout(PATIENCE), VncServer(screen, sink, **options) as server:
         here = Scene(screen, sink, server, await server.listen(parse_address("127.0.0.1:0")))
         try:
             yield here
@@ -74,7 +75,7 @@ def shown(frame: Frame, wanted: PixelFormat = NATIVE) -> list[list[int]]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
 

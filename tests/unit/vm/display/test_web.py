@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools.fake_machine import FakeMachine, pattern
+from tests.tools.patience import PATIENCE
 from vdisk.errors import VdiskError
 from vdisk.vm.display import web
 from vdisk.vm.display.rfb.wire import Rect
@@ -54,7 +55,7 @@ async def browser(picture: Frame | None = None) -> AsyncIterator[Browser]:
     machine = FakeMachine()
     machine.screen.show(picture or pattern(100, 50))
     jar = aiohttp.CookieJar(unsafe=True)  # cookies of an address that is no name
-    async with asyncio.timeout(60), WebDisplay(machine) as display:
+    async with asyncio.timeout(PATIENCE), WebDisplay(machine) as display:
         url = await display.listen()
         async with aiohttp.ClientSession(cookie_jar=jar) as session:
             yield Browser(session, url, machine)
@@ -205,13 +206,13 @@ def test_keys_and_the_mouse() -> None:
                     await socket.send_json({"type": "key", "code": code, "down": True})
                 await socket.send_json({"type": "move", "dx": 3, "dy": -4, "wheel": 1})
                 await socket.send_json({"type": "buttons", "buttons": 5})
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     while not sink.buttons:
                         await asyncio.sleep(0.01)
                 assert sink.keys == [("shift", True), ("a", True)]
                 assert sink.moves == [(3, -4, 1)]
                 assert sink.buttons == [5]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while len(sink.buttons) < 2:  # released, as the browser has gone
                     await asyncio.sleep(0.01)
             assert sink.keys[2:] == [("a", False), ("shift", False)]
@@ -235,7 +236,7 @@ def test_several_look_at_once_and_what_one_does_the_others_see() -> None:
                             seen.add("paused")
                 await one.send_json({"type": "key", "code": "KeyA", "down": True})
                 await other.send_json({"type": "key", "code": "KeyB", "down": True})
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     while len(here.machine.input.keys) < 2:
                         await asyncio.sleep(0.01)
                 assert sorted(here.machine.input.typed()) == ["a", "b"]
@@ -261,7 +262,7 @@ def test_a_text_is_typed_as_fast_as_the_guest_takes_it_while_pictures_go_on() ->
                         await socket.send_json({"type": "shown"})
                 assert sink.keys == []
                 sink.busy = False
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     while ("b", True) not in sink.keys:
                         await asyncio.sleep(0.01)
                 assert sink.typed() == ["shift", "a", "shift", "slash", "ret", "b"]

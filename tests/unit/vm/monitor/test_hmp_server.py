@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from tests.tools.fake_machine import FakeMachine
+from tests.tools.patience import PATIENCE
 from vdisk.vm.display.serving import parse_address
 from vdisk.vm.monitor.hmp_server import HmpServer
 
@@ -19,7 +20,7 @@ PROMPT = b"(vdisk) "
 
 @asynccontextmanager
 async def clients(machine: FakeMachine) -> AsyncIterator[Callable[[], Awaitable[Streams]]]:
-    async with asyncio.timeout(30), HmpServer(machine) as server:
+    async with asyncio.timeout(PATIENCE), HmpServer(machine) as server:
         address = await server.listen(parse_address("127.0.0.1:0"))
         opened: list[asyncio.StreamWriter] = []
 

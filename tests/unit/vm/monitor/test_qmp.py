@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.tools.fake_machine import FakeMachine, pattern
+from tests.tools.patience import PATIENCE
 from vdisk.vm.display.image import encode_png, encode_ppm
 from vdisk.vm.display.serving import Address, parse_address
 from vdisk.vm.monitor import qmp
@@ -69,7 +70,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def serving(machine: FakeMachine) -> AsyncIterator[Address]:
-    async with asyncio.timeout(60), QmpServer(machine) as server:
+    async with asyncio.timeout(PATIENCE), QmpServer(machine) as server:
         yield await server.listen(parse_address("127.0.0.1:0"))
 
 
@@ -433,7 +434,7 @@ def test_a_connection_that_is_reset_harms_nobody(caplog: pytest.LogCaptureFixtur
         complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, one: complaints.append(one))
         machine = FakeMachine()
-        async with asyncio.timeout(60), QmpServer(machine) as server:
+        async with asyncio.timeout(PATIENCE), QmpServer(machine) as server:
             address = await server.listen(parse_address("127.0.0.1:0"))
             _, writer = await asyncio.open_connection(address.host, address.port)
             writer.write(b'{"execute": "qmp_capabilities"}')
