@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from vdisk.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, VdiskError
 from vdisk.filters.throttle import Throttle
+from vdisk.listening import stop_listening
 from vdisk.nbd.session import TlsMode
 from vdisk.nbd.wire import NBD_DEFAULT_PORT
 from vdisk.nbd_serving.access import parse_rule, peer_of, permits
@@ -125,6 +126,7 @@ class Server:
         self._shared = shared
         self._clients: set[Client] = set()
         self._listeners: list[socket.socket] = []
+        self._own: list[socket.socket] = []
         self._accepting: set[socket.socket] = set()
         self._unix_paths: list[tuple[str, int]] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -233,7 +235,7 @@ class Server:
     ) -> list[int]:
         """Listen on every address of ``host`` (None: all interfaces); the ports (for port 0)."""
         sockets = tcp_sockets(host, port)
-        self.listen_on(sockets)
+        self._listen(sockets)
         return [listener.getsockname()[1] for listener in sockets]
 
     async def listen_unix(self, path: str | os.PathLike[str]) -> None:
@@ -241,18 +243,23 @@ class Server:
         path = os.fspath(path)
         listener = unix_socket(path)
         self._unix_paths.append((path, os.stat(path).st_ino))
-        self.listen_on([listener])
+        self._listen([listener])
 
     async def listen_vsock(self, port: int = NBD_DEFAULT_PORT, cid: int | None = None) -> None:
         """Listen for machines on this host, or the host of this machine."""
-        self.listen_on([vsock_socket(port, cid)])
+        self._listen([vsock_socket(port, cid)])
 
     def listen_on(self, sockets: Sequence[socket.socket]) -> None:
-        """Use sockets that listen already; the server closes them."""
+        """Use sockets that listen already, perhaps for others, too; the server closes them."""
         for listener in sockets:
             listener.setblocking(False)
             self._listeners.append(listener)
         self._choose_accepting()
+
+    def _listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Use sockets that nobody else has."""
+        self._own += sockets
+        self.listen_on(sockets)
 
     def _choose_accepting(self) -> None:
         """Accept connections, or leave them waiting while as many as may are there."""
@@ -370,6 +377,8 @@ class Server:
 
     def _stop_listening(self) -> None:
         self._choose_accepting()
+        for listener in self._own:
+            stop_listening(listener)
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()

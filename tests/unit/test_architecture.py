@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "options": "errors units",
     "block": "errors",
     "tls": "errors options",
+    "listening": "",
     "nbd": _FOUNDATION,
     "stores": f"{_FOUNDATION} nbd",
     "filters": f"{_FOUNDATION} stores",
@@ -37,9 +38,9 @@ MAY_IMPORT = {
     "api": f"{_DEVICES} formats opening jobs fileobj",
     "aio": _FOUNDATION,
     "nbd_client": _DEVICES,
-    "nbd_server": f"{_DEVICES} formats opening jobs aio",
+    "nbd_server": f"{_DEVICES} formats opening jobs aio listening",
     "emu_blockdev": f"{_DEVICES} formats opening",
-    "vm": f"{_DEVICES} formats opening jobs emu_blockdev",
+    "vm": f"{_DEVICES} formats opening jobs emu_blockdev listening",
     "cli": f"{_DEVICES} formats opening jobs fileobj api aio nbd_client nbd_server vm",
 }
 """For each part of the package, the parts below it (itself is always allowed)."""

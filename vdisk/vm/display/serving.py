@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from vdisk.errors import InvalidRequestError, VdiskError, from_os_error
+from vdisk.listening import stop_listening
 from vdisk.vm.devices.keycodes import keys_for
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ class ConnectionServer(Generic[C]):
     def stop_listening(self) -> None:
         """Serve those that are connected, and nobody else."""
         while self._servers:
-            self._servers.pop().close()
+            server = self._servers.pop()
+            for listener in server.sockets:
+                stop_listening(listener)
+            server.close()
 
     async def close(self) -> None:
         """Stop listening and end all connections."""

@@ -13,6 +13,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+from vdisk.listening import stop_listening
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -123,6 +125,7 @@ class Reactor:
         self._changed.clear()
         for sock in self._leaving:
             self._forget(sock)
+            stop_listening(sock)
             sock.close()
         self._leaving.clear()
         self._applied.notify_all()
