@@ -89,7 +89,7 @@ class Together:
             image.add_bitmap("writes", 4096)
             snapshots = options.get("refcount_bits") != 1
             hammer = Hammer(image, rng.randrange(1 << 30), snapshots=snapshots, resizing=True)
-            hammer.run(SECONDS)
+            hammer.run(SECONDS, {"requests": 1})
         self.counts.update({f"hammered {name}": count for name, count in hammer.counts.items()})
 
     def processes(self, path: Path, rng: random.Random) -> None:

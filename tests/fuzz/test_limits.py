@@ -60,7 +60,7 @@ def test_defects_are_kept_once_each(
         "broken", "Any bytes.", _seeds, _mutate, _run, 4, True, slowness=1.0, prepare=lambda: None
     )
     monkeypatch.setattr(targets, "load", lambda _name: broken)
-    assert engine.run_plain("broken", 0.2, tmp_path, seed=1) == 1
+    assert engine.run_plain("broken", 1, tmp_path, seed=1) == 1
     (kept,) = tmp_path.iterdir()
     assert kept.read_bytes() == b"\0\0\0\1"
     assert "KeyError" in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """One of several processes that want the same image: ``contender.py IMAGE SECONDS SEED``.
 
-Time and again it opens the image, for writing or for reading, and prints a letter: "L" that the
-image is locked, "R" that it read, "W" that it added one to the counter in the image and closed it.
+For so many seconds, and until it has read and written at least once, it opens the image, for
+writing or for reading, and prints a letter: "L" that the image is locked, "R" that it read, "W"
+that it added one to the counter in the image and closed it.
 A second lock on a file beside the image, which nobody but contenders uses, tells whether the first
 kept out whom it should: whoever has opened the image must get it at once.
 """
@@ -22,11 +23,13 @@ PLACES = (0, 1 << 20)
 
 def main() -> None:
     path, seconds, seed = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-    rng, end = random.Random(seed), time.monotonic() + seconds
+    rng, end, missing = random.Random(seed), time.monotonic() + seconds, {"W", "R"}
     # Opened first, so that a killed process loses this lock before the image's.
     with open(f"{path}.witness", "rb") as witness:
-        while time.monotonic() < end:
-            print(once(path, witness.fileno(), rng, writing=rng.random() < 0.7), end="", flush=True)
+        while missing or time.monotonic() < end:
+            done = once(path, witness.fileno(), rng, writing=rng.random() < 0.7)
+            print(done, end="", flush=True)
+            missing.discard(done)
 
 
 def once(path: str, witness: int, rng: random.Random, *, writing: bool) -> str:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 SIZE = 2 << 20
 TOGETHER = 4
 """Processes at once."""
-START = 0.7
-"""Seconds that a process may take until it contends."""
 
 
 class Contended(NamedTuple):
@@ -38,13 +36,15 @@ def contend(path: Path, rng: random.Random, seconds: float, *, kills: int) -> Co
     """Processes want the new image at ``path``; one is killed every so many ``seconds``."""
     images.create(path, SIZE, cluster_size=4096)
     path.with_name(f"{path.name}.witness").touch()
-    end = (kills + 1) * (seconds + START)
+    end = (kills + 1) * seconds
     running = [_contender(path, end, rng.randrange(1 << 30)) for _ in range(TOGETHER)]
     said, killed = b"", 0
     try:
         for number in range(kills):
-            time.sleep(START + rng.uniform(0.5, 1) * seconds)
             victim = running.pop(0)
+            assert victim.stdout is not None
+            said += victim.stdout.read(1)  # it contends
+            time.sleep(rng.uniform(0.5, 1) * seconds)
             victim.kill()
             said += victim.communicate(timeout=peers.TIMEOUT)[0]
             killed += 1
@@ -66,7 +66,7 @@ def contend(path: Path, rng: random.Random, seconds: float, *, kills: int) -> Co
 def _contender(path: Path, seconds: float, seed: int) -> subprocess.Popen[bytes]:
     words = ["-m", "tests.tools.contender", str(path), str(seconds), str(seed)]
     return subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
 
 

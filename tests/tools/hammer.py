@@ -14,8 +14,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.tools.patience import eventually
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from vdisk.formats.qcow2 import Qcow2Image
 
@@ -46,7 +48,8 @@ class Hammer:
             *([self._resize] * resizing),
         ]
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float, least: Mapping[str, int] | None = None) -> None:
+        """For so many seconds, and until at least so many operations were carried out."""
         threads = [
             threading.Thread(target=self._guarded, args=(number, job), daemon=True)
             for number, job in enumerate(self._jobs)
@@ -54,6 +57,7 @@ class Hammer:
         for thread in threads:
             thread.start()
         self._over.wait(seconds)
+        eventually(lambda: self._over.is_set() or self._has_done(least or {}))
         self._over.set()
         for thread in threads:
             thread.join(JOIN)
@@ -82,6 +86,9 @@ class Hammer:
         except BaseException as error:
             self._failures.append(error)
             self._over.set()
+
+    def _has_done(self, least: Mapping[str, int]) -> bool:
+        return all(self.counts.get(what, 0) >= count for what, count in least.items())
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1

@@ -40,6 +40,7 @@ from tests.tools.cpu_state import (
     full_tag,
 )
 from tests.tools.host_cpu_worker import LINEAR, SELECTORS, STRIDE
+from tests.tools.patience import PATIENCE
 from vdisk.vm.accel.base import FpuState, Registers
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class HostCpu:
         """End the worker."""
         assert self._worker.stdin is not None and self._worker.stdout is not None
         self._worker.stdin.close()
-        self._worker.wait(timeout=10)
+        self._worker.wait(timeout=PATIENCE)
         self._worker.stdout.close()
         for record in self._records:
             record.release()
@@ -126,7 +127,7 @@ class HostCpu:
         assert self._worker.stdout is not None
         line = self._worker.stdout.readline().strip()
         if line != word:
-            code = self._worker.wait(timeout=10)
+            code = self._worker.wait(timeout=PATIENCE)
             raise RuntimeError(f"the process of the host CPU ended with {code}: {line!r}")
 
 

@@ -30,7 +30,7 @@ SLOT = 32 << 10
 """Bytes of the disk that each request of a batch has for itself, for they happen in any order."""
 BATCH = 12
 SHORTEST, LONGEST = 0.02, 0.4
-"""Seconds that a server lives once its client is connected."""
+"""Seconds that a server lives once it has answered a first batch."""
 
 
 class Killing:
@@ -54,11 +54,12 @@ class Killing:
         """Serve, write, kill, look."""
         with nbd_server.process("-f", self.format, self.path, ends_well=False) as (path, server):
             client = BlockingClient(_connected(path), ClientSettings())
+            self._batch(client, flush=True)  # however slow it is
             killer = threading.Timer(self.rng.uniform(SHORTEST, LONGEST), server.kill)
             killer.start()
             try:
                 while True:
-                    self._batch(client)
+                    self._batch(client, flush=self.rng.random() < 0.5)
             except (OSError, RemoteProtocolError):
                 pass  # that is the end of the server
             finally:
@@ -68,7 +69,7 @@ class Killing:
 
     # -- the client ------------------------------------------------------------------------------
 
-    def _batch(self, client: BlockingClient) -> None:
+    def _batch(self, client: BlockingClient, *, flush: bool) -> None:
         rng = self.rng
         slots = rng.sample(range(self.size // SLOT), BATCH + 1)
         quiet = slots.pop() * SLOT
@@ -80,7 +81,7 @@ class Killing:
         (done,) = self._answers(client, [client.machine.read(quiet, SLOT)])
         first = quiet // SECTOR
         assert done.data == b"".join(self.allowed.latest[first : first + SLOT // SECTOR])
-        if rng.random() < 0.5:
+        if flush:
             self._answers(client, [client.machine.flush()])
             self.allowed.on_acknowledged()
             self.flushes += 1

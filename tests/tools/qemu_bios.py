@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 OUT_LENGTH = 2
 GDB_ORDER = (0, 3, 1, 2, 6, 7, 5, 4, *range(8, 16))  # rax rbx rcx rdx rsi rdi rbp rsp r8 …
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
-START_UP = 10.0
+START_UP = 60.0
 WRITE_OUTPUT_BUFFER = 0xD2
 ENTER, DOWN = (0x1C,), (0xE0, 0x50)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from tests.tools.patience import PATIENCE
 from vdisk.vm.clock import RealClock
 from vdisk.vm.devices.virtio_net import offload_header
 from vdisk.vm.net.user import UserNetwork
@@ -109,7 +110,7 @@ class Namespace:
     def end(self) -> None:
         """End the process, not yet the TAP."""
         self._channel.close()
-        self._process.wait(20)
+        self._process.wait(PATIENCE)
 
     def __enter__(self) -> Self:
         return self
