@@ -125,7 +125,8 @@ class Reactor:
         self._changed.clear()
         for sock in self._leaving:
             self._forget(sock)
-            stop_listening(sock)
+            if isinstance(sock, socket.socket):
+                stop_listening(sock)
             sock.close()
         self._leaving.clear()
         self._applied.notify_all()
