@@ -154,8 +154,10 @@ class GuestMemory:
     def views(self, ranges: Sequence[Range]) -> Sequence[memoryview]:
         """As :meth:`view`, of several ranges: a guest's buffer may be some hundred pages."""
         everything, whole_to, found = self._bytes, self._whole_to, []
-        if type(ranges) is Ranges and ranges.lie_in(EXTENDED, whole_to):
-            return Views(ranges, everything, self.host_address)
+        if type(ranges) is Ranges:
+            iovec = ranges.placed(EXTENDED, whole_to, self.host_address)
+            if iovec is not None:
+                return Views(iovec, everything, self.host_address, ranges.total)
         for gpa, length in ranges:
             end = gpa + length
             if not EXTENDED <= gpa <= end <= whole_to and not self.is_ram(gpa, length):

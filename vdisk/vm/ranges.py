@@ -9,7 +9,8 @@ they come from, and are computed with all at once::
 
 An addition to each lane is one addition of a number that has the same in all lanes, a comparison
 is a subtraction that leaves the lanes' highest bits alone.  And with the host's address of gpa 0
-added, this is the array of ``struct iovec`` that ``preadv2`` takes.
+added, this is the array of ``struct iovec`` that ``preadv2`` takes, and a part of that array a part
+of the ranges.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ HIGHEST = 1 << LANE_BITS - 1
 """Of a lane, which no sum of a gpa and a length reaches."""
 MOST_CONSTANTS = 256
 """Kept; six for each length of a table, of which a guest's driver has few.  16 KiB at most each."""
+FEW = 2
+"""Lanes at the ends: a header and a status, say."""
 _RANGE = Struct("<QQ")
 
 
@@ -45,19 +48,27 @@ def in_each(count: int, value: int = 1) -> int:
     return int.from_bytes(value.to_bytes(LANE, "little") * count, "little")
 
 
+@lru_cache(maxsize=MOST_CONSTANTS)
+def _lengths_of(count: int) -> Struct:
+    return Struct("<" + "8xQ" * count)
+
+
 class Ranges(Sequence["Range"]):
-    """(gpa, bytes) of each of ``count`` ranges, in lanes of ``number``; slices are like it."""
+    """(gpa, bytes) of each of several ranges, in the lanes of ``data``; slices are like it.
 
-    __slots__ = ("_count", "number")
+    ``total``: bytes of all, where that is known already.
+    """
 
-    def __init__(self, number: int, count: int) -> None:
-        self.number, self._count = number, count
+    __slots__ = ("_total", "data")
+
+    def __init__(self, data: bytes, total: int | None = None) -> None:
+        self.data, self._total = data, total
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.data) // LANE
 
     def __iter__(self) -> Iterator[Range]:
-        return _RANGE.iter_unpack(self.packed())
+        return _RANGE.iter_unpack(self.data)
 
     @overload
     def __getitem__(self, index: int) -> Range: ...
@@ -65,67 +76,67 @@ class Ranges(Sequence["Range"]):
     def __getitem__(self, index: slice) -> Ranges: ...
     def __getitem__(self, index: int | slice) -> Range | Ranges:
         if isinstance(index, slice):
-            start, stop, step = index.indices(self._count)
-            if step != 1:
-                raise ValueError("a slice of ranges with gaps")
-            count = max(stop - start, 0)
-            number = self.number >> start * LANE_BITS & (1 << count * LANE_BITS) - 1
-            return Ranges(number, count)
-        place = range(self._count)[index] * LANE_BITS
-        return self.number >> place & HALF, self.number >> place + HALF_BITS & HALF
+            return Ranges(*part(self.data, self._total, index))
+        return _range_at(self.data, index)
 
     @property
     def total(self) -> int:
         """Bytes of all."""
-        lengths, count = self._lengths, self._count
-        while count > 1:  # the upper half of the lanes is added to the lower one
-            count = count + 1 >> 1
-            half = count * LANE_BITS
-            lengths = (lengths >> half) + (lengths & (1 << half) - 1)
-        return lengths
+        if self._total is None:
+            self._total = _total_of(self.data)
+        return self._total
 
-    @property
-    def any_empty(self) -> bool:
-        """Whether one of them has no bytes."""
-        highest = in_each(self._count, HIGHEST)
-        return self._lengths + in_each(self._count, HIGHEST - 1) & highest != highest
-
-    @property
-    def _lengths(self) -> int:
-        return self.number >> HALF_BITS & in_each(self._count, HALF)
-
-    def lie_in(self, start: int, end: int) -> bool:
-        """Whether all of them lie between two addresses, of less than 64 bits."""
-        count = self._count
-        begin = self.number & in_each(count, HALF)
+    def placed(self, start: int, end: int, base: int) -> bytes | None:
+        """The lanes, with a number added to each gpa; None unless all ranges lie between two
+        addresses, of less than 64 bits."""
+        count, number = len(self), int.from_bytes(self.data, "little")
+        begin = number & in_each(count, HALF)
         # The highest bit stays where ``end`` is not less, and comes where ``start`` is not more.
-        right = in_each(count, HIGHEST + end) - begin - self._lengths
+        right = in_each(count, HIGHEST + end) - begin - ((number ^ begin) >> HALF_BITS)
         right &= begin + in_each(count, HIGHEST - start)
         highest = in_each(count, HIGHEST)
-        return right & highest == highest
-
-    def packed(self, base: int = 0) -> bytes:
-        """The lanes, with a number added to each gpa."""
-        number = self.number + in_each(self._count, base) if base else self.number
-        return number.to_bytes(LANE * self._count, "little")
+        if right & highest != highest:
+            return None
+        return (number + in_each(count, base)).to_bytes(len(self.data), "little")
 
 
-def total(ranges: Sequence[Range]) -> int:
-    """Bytes of all."""
-    return ranges.total if type(ranges) is Ranges else sum(length for _, length in ranges)
+def part(data: bytes, total: int | None, index: slice) -> tuple[bytes, int | None]:
+    """Some lanes, and their total if it is soon told from that of all: only few are left out."""
+    start, stop, step = index.indices(len(data) // LANE)
+    if step != 1:
+        raise ValueError("a slice of ranges with gaps")
+    inside = data[start * LANE : stop * LANE]
+    if total is not None:
+        left_out = len(data) - len(inside)
+        rest = data[: start * LANE] + data[stop * LANE :] if left_out <= FEW * LANE else None
+        total = None if rest is None else total - _total_of(rest)
+    return inside, total
+
+
+def _range_at(data: bytes, index: int) -> Range:
+    place = range(len(data) // LANE)[index] * LANE
+    found: Range = _RANGE.unpack_from(data, place)
+    return found
+
+
+def _total_of(data: bytes) -> int:
+    return sum(_lengths_of(len(data) // LANE).unpack(data))
 
 
 class Views(Scattered):
     """The memory of ranges that were found to be RAM; each view is made when it is asked for.
 
-    ``everything``: the memory; ``base``: the host's address of its gpa 0.
+    ``iovec``: the ranges, each gpa with ``base`` added, the host's address of gpa 0;
+    ``everything``: the memory; ``total``: bytes of all, where that is known already.
     """
 
-    def __init__(self, ranges: Ranges, everything: memoryview, base: int) -> None:
-        self._ranges, self._everything, self._base = ranges, everything, base
+    def __init__(
+        self, iovec: bytes, everything: memoryview, base: int, total: int | None = None
+    ) -> None:
+        self._iovec, self._everything, self._base, self._total = iovec, everything, base, total
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self._iovec) // LANE
 
     @overload
     def __getitem__(self, index: int) -> memoryview: ...
@@ -133,21 +144,26 @@ class Views(Scattered):
     def __getitem__(self, index: slice) -> Views: ...
     def __getitem__(self, index: int | slice) -> memoryview | Views:
         if isinstance(index, slice):
-            return Views(self._ranges[index], self._everything, self._base)
-        gpa, length = self._ranges[index]
-        return self._everything[gpa : gpa + length]
+            iovec, total = part(self._iovec, self._total, index)
+            return Views(iovec, self._everything, self._base, total)
+        place, length = _range_at(self._iovec, index)
+        return self._view(place, length)
+
+    def _view(self, place: int, length: int) -> memoryview:
+        return self._everything[place - self._base : place - self._base + length]
 
     def __iter__(self) -> Iterator[memoryview]:
         return iter(self._views)
 
     @cached_property
     def _views(self) -> list[memoryview]:
-        everything = self._everything
-        return [everything[gpa : gpa + length] for gpa, length in self._ranges]
+        return [self._view(place, length) for place, length in _RANGE.iter_unpack(self._iovec)]
 
     @property
     def total(self) -> int:
-        return self._ranges.total
+        if self._total is None:
+            self._total = _total_of(self._iovec)
+        return self._total
 
     def iovec(self) -> bytes:
-        return self._ranges.packed(self._base)
+        return self._iovec

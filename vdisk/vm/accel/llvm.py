@@ -121,8 +121,8 @@ class LlvmAccelerator(SoftwareAccelerator):
         return self.native.handlers
 
     def may_touch_code(self, ranges: Ranges) -> bool:
-        packed = bytearray(ranges.packed())
-        place = ctypes.addressof(ctypes.c_char.from_buffer(packed))
+        data = bytearray(ranges.data)
+        place = ctypes.addressof(ctypes.c_char.from_buffer(data))
         return self.vcpus[0].routine("touches_code", place, len(ranges)) != 0
 
     @property

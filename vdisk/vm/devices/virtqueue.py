@@ -18,11 +18,12 @@ more.  Addresses and lengths are bytes.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vdisk.errors import OutOfRangeError, VdiskError
-from vdisk.vm.ranges import Ranges, in_each, total
+from vdisk.vm.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,9 @@ MANY: Final = 64
 
 MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.3.1: no more than 2^32 bytes in total
 
+MOST_TABLES: Final = 64
+"""Sizes of tables whose lengths are taken out at once; a driver uses few, and each takes 16 KiB."""
+
 DESCRIPTOR: Final = Struct("<QIHH")
 _U16: Final = Struct("<H")
 _READ: Final = bytes([VIRTQ_DESC_F_NEXT])
@@ -54,7 +58,6 @@ _WRITTEN: Final = bytes([VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE])
 _NEXT_LOW: Final = bytes(number & 0xFF for number in range(1, MAX_CHAIN))
 _NEXT_HIGH: Final = bytes(number >> 8 for number in range(1, MAX_CHAIN))
 """Columns of a table in order."""
-_ADDRESS_AND_LENGTH: Final = (1 << 96) - 1
 _FIELDS: Final = Struct("<QII")
 """The same: address, length, and in one number flags and (above them) the next one."""
 _USED: Final = Struct("<II")
@@ -243,19 +246,29 @@ class Parts:
             read = count
         elif last != VIRTQ_DESC_F_WRITE:
             return False
-        number = int.from_bytes(table, "little") & in_each(count, _ADDRESS_AND_LENGTH)
-        ranges = Ranges(number, count)
-        if ranges.any_empty:
+        lengths = _lengths_of(count).unpack(table)
+        if 0 in lengths:
             return False
-        self.readable, self.writable = _few_or_many(ranges[:read]), _few_or_many(ranges[read:])
-        self.room = total(self.writable)
-        self.count, self.total = count, total(self.readable) + self.room
+        self.count, self.total = count, sum(lengths)
         self._check()
+        before = sum(lengths[:read])
+        self.room = self.total - before
+        lanes = bytearray(table)
+        for column in range(12, 16):
+            lanes[column::16] = bytes(count)
+        self.readable = _few_or_many(bytes(lanes[: read << 4]), before)
+        self.writable = _few_or_many(bytes(lanes[read << 4 :]), self.room)
         return True
 
 
-def _few_or_many(ranges: Ranges) -> Sequence[Range]:
+def _few_or_many(lanes: bytes, total: int) -> Sequence[Range]:
+    ranges = Ranges(lanes, total)
     return ranges if len(ranges) >= MANY else list(ranges)
+
+
+@lru_cache(maxsize=MOST_TABLES)
+def _lengths_of(count: int) -> Struct:
+    return Struct("<" + "8xI4x" * count)
 
 
 def indirect_table(memory: GuestMemory, address: int, length: int) -> memoryview:

@@ -282,4 +282,4 @@ def test_what_a_device_writes_to_many_pages_drops_code_as_well(it):
 
 def many(pairs):
     data = b"".join(struct.pack("<QQ", *pair) for pair in pairs)
-    return Ranges(int.from_bytes(data, "little"), len(pairs))
+    return Ranges(data)
