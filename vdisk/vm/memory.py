@@ -22,7 +22,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.errors import InvalidRequestError, OutOfRangeError
 from vdisk.vm.ranges import Ranges, Views
@@ -56,6 +56,15 @@ _RAM = int(PageKind.RAM)  # compared on every access of a device: an enum costs 
 _RAM_BYTE = bytes([PageKind.RAM])
 
 
+class Gathered(NamedTuple):
+    """A descriptor table all of which is in order: what the device reads, what it writes, all in
+    RAM; ``total``: bytes of both."""
+
+    readable: Ranges
+    writable: Ranges
+    total: int
+
+
 class GuestMemory:
     """Guest physical memory: ``size`` bytes of RAM, low and (above 3 GiB) high.
 
@@ -79,7 +88,12 @@ class GuestMemory:
         self.kinds_address = ctypes.addressof(ctypes.c_char.from_buffer(self._kinds))
         self._on_change: list[Callable[[int, int], None]] = []
         self._on_dirtied: list[Callable[[Sequence[Range]], None]] = []
-        self._whole_to = EXTENDED  # from there to here all is RAM
+        self.whole_to = EXTENDED
+        """From :data:`EXTENDED` to here all is RAM."""
+        self.gather: Callable[[int, int], Gathered | None] | None = None
+        """Set by an engine that reads long descriptor tables faster than devices could: from the
+        gpa of one and how many it has; None for a table that has to be looked at more closely.
+        The bus is held."""
         self.set_kind(0, self.low_end, PageKind.RAM)
         if self.high_end > FOUR_GIB:
             self.set_kind(FOUR_GIB, self.high_end - FOUR_GIB, PageKind.RAM)
@@ -99,7 +113,7 @@ class GuestMemory:
             whole = not self._kinds[EXTENDED >> PAGE_SHIFT : self.low_end >> PAGE_SHIFT].strip(
                 _RAM_BYTE
             )
-            self._whole_to = self.low_end if whole else EXTENDED
+            self.whole_to = self.low_end if whole else EXTENDED
         for callback in self._on_change:
             callback(start, length)
 
@@ -129,7 +143,7 @@ class GuestMemory:
 
     def is_ram(self, gpa: int, length: int) -> bool:
         """True if the whole range is RAM; what a device checks before it touches memory."""
-        if EXTENDED <= gpa <= gpa + length <= self._whole_to:
+        if EXTENDED <= gpa <= gpa + length <= self.whole_to:
             return True
         last = gpa + length - 1
         if gpa < 0 or last >= self.top:
@@ -153,9 +167,9 @@ class GuestMemory:
 
     def views(self, ranges: Sequence[Range]) -> Sequence[memoryview]:
         """As :meth:`view`, of several ranges: a guest's buffer may be some hundred pages."""
-        everything, whole_to, found = self._bytes, self._whole_to, []
+        everything, whole_to, found = self._bytes, self.whole_to, []
         if type(ranges) is Ranges:
-            iovec = ranges.placed(EXTENDED, whole_to, self.host_address)
+            iovec = ranges.iovec or ranges.placed(EXTENDED, whole_to, self.host_address)
             if iovec is not None:
                 return Views(iovec, everything, self.host_address, ranges.total)
         for gpa, length in ranges:

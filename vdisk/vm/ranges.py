@@ -37,8 +37,6 @@ HIGHEST = 1 << LANE_BITS - 1
 """Of a lane, which no sum of a gpa and a length reaches."""
 MOST_CONSTANTS = 256
 """Kept; six for each length of a table, of which a guest's driver has few.  16 KiB at most each."""
-FEW = 2
-"""Lanes at the ends: a header and a status, say."""
 _RANGE = Struct("<QQ")
 
 
@@ -56,13 +54,14 @@ def _lengths_of(count: int) -> Struct:
 class Ranges(Sequence["Range"]):
     """(gpa, bytes) of each of several ranges, in the lanes of ``data``; slices are like it.
 
-    ``total``: bytes of all, where that is known already.
+    Where that is known already: ``total``, bytes of all; ``iovec``, where the host has them, all
+    of which is RAM then.
     """
 
-    __slots__ = ("_total", "data")
+    __slots__ = ("_total", "data", "iovec")
 
-    def __init__(self, data: bytes, total: int | None = None) -> None:
-        self.data, self._total = data, total
+    def __init__(self, data: bytes, total: int | None = None, iovec: bytes | None = None) -> None:
+        self.data, self._total, self.iovec = data, total, iovec
 
     def __len__(self) -> int:
         return len(self.data) // LANE
@@ -101,15 +100,15 @@ class Ranges(Sequence["Range"]):
 
 
 def part(data: bytes, total: int | None, index: slice) -> tuple[bytes, int | None]:
-    """Some lanes, and their total if it is soon told from that of all: only few are left out."""
-    start, stop, step = index.indices(len(data) // LANE)
+    """Some lanes, and their total where that of all tells it: but for one they are all."""
+    size = len(data)
+    start, stop, step = index.indices(size // LANE)
     if step != 1:
         raise ValueError("a slice of ranges with gaps")
     inside = data[start * LANE : stop * LANE]
-    if total is not None:
-        left_out = len(data) - len(inside)
-        rest = data[: start * LANE] + data[stop * LANE :] if left_out <= FEW * LANE else None
-        total = None if rest is None else total - _total_of(rest)
+    if total is not None and len(inside) != size:  # a header or a status is left out, say
+        alone = size - len(inside) == LANE
+        total = total - _RANGE.unpack_from(data, 0 if start else size - LANE)[1] if alone else None
     return inside, total
 
 

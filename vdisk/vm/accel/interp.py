@@ -85,7 +85,7 @@ class InterpVcpu(SoftwareVcpu):
     def pointers(self) -> dict[str, int]:
         return {**super().pointers(), "memory": 0, "arena": self.engine.arena.base}
 
-    def routine(self, name: str, *arguments: int) -> int:
+    def routine(self, name: str, *arguments: int | bytes) -> int:
         return self.names[name](self.state.view, *arguments) or 0
 
     def remember_code_page(self, linear: int) -> None:

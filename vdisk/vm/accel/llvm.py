@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import contextmanager
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from vdisk.vm.accel.hotspots import Hotspots
@@ -14,7 +15,10 @@ from vdisk.vm.cpu import paging
 from vdisk.vm.cpu.codegen import native_code
 from vdisk.vm.cpu.compiler import Level
 from vdisk.vm.cpu.events import NO_VECTOR
+from vdisk.vm.cpu.gather import TOTALS
 from vdisk.vm.cpu.known_store import InstructionStore
+from vdisk.vm.memory import Gathered
+from vdisk.vm.ranges import LANE, Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,9 +30,11 @@ if TYPE_CHECKING:
     from vdisk.vm.cpu.context import Shape
     from vdisk.vm.cpu.decode import Mode
     from vdisk.vm.memory import GuestMemory
-    from vdisk.vm.ranges import Ranges
 
 
+MOST_GATHERED = 1024
+"""Descriptors of one table: as many as devices take."""
+_TOTALS = Struct("<QQ")
 _U64 = ctypes.c_uint64
 MMIO_READ = ctypes.CFUNCTYPE(_U64, _U64, _U64, _U64)
 MMIO_WRITE = ctypes.CFUNCTYPE(None, _U64, _U64, _U64, _U64)
@@ -72,7 +78,7 @@ class LlvmVcpu(SoftwareVcpu):
         self.engine.start()
         return super().run(budget)
 
-    def routine(self, name: str, *arguments: int) -> int:
+    def routine(self, name: str, *arguments: int | bytes) -> int:
         return self.engine.native.routines[name](self.state.address, *arguments) or 0
 
     def remember_code_page(self, linear: int) -> None:
@@ -103,8 +109,11 @@ class LlvmAccelerator(SoftwareAccelerator):
         self.native = native_code(progress, bits)
         self.hotspots = Hotspots(self, eager=level if eager else None) if hot or eager else None
         self._keep: list[object] = []
+        room = ctypes.create_string_buffer(TOTALS + 2 * MOST_GATHERED * LANE)
+        self._gathered, self._gathered_at = memoryview(room).cast("B"), ctypes.addressof(room)
         self.callbacks = self._make_callbacks()
         super().__init__(memory, bus)
+        memory.gather = self._gather
         store = InstructionStore(self.native.directory, self.native.digest)
         store.load(self.translator)
         self._keeper = Keeper(store, self.translator, self.lock)
@@ -121,9 +130,22 @@ class LlvmAccelerator(SoftwareAccelerator):
         return self.native.handlers
 
     def may_touch_code(self, ranges: Ranges) -> bool:
-        data = bytearray(ranges.data)
-        place = ctypes.addressof(ctypes.c_char.from_buffer(data))
-        return self.vcpus[0].routine("touches_code", place, len(ranges)) != 0
+        return self.vcpus[0].routine("touches_code", ranges.data, len(ranges)) != 0
+
+    def _gather(self, table: int, count: int) -> Gathered | None:
+        if count > MOST_GATHERED:
+            return None
+        memory, room = self.memory, self._gathered
+        place, end = memory.host_address + table, memory.whole_to
+        found = self.vcpus[0].routine("gather", place, count, self._gathered_at, end)
+        if not found:
+            return None
+        total, written = _TOTALS.unpack_from(room)
+        read, size = (found - 1) * LANE, count * LANE
+        ranges, iovec = room[TOTALS : TOTALS + size], room[TOTALS + size :]
+        readable = Ranges(bytes(ranges[:read]), total - written, bytes(iovec[:read]))
+        writable = Ranges(bytes(ranges[read:]), written, bytes(iovec[read:size]))
+        return Gathered(readable, writable, total)
 
     @property
     def direct(self) -> bool:

@@ -57,8 +57,11 @@ class SoftwareVcpu(Core):
         """Execute records until one leaves: from an address on, or (0) from ``rip``."""
 
     @abstractmethod
-    def routine(self, name: str, *arguments: int) -> int:
-        """Call a routine of the run-time (:mod:`vdisk.vm.cpu.routines`)."""
+    def routine(self, name: str, *arguments: int | bytes) -> int:
+        """Call a routine of the run-time (:mod:`vdisk.vm.cpu.routines`).
+
+        An address on the host may be given as the bytes themselves.
+        """
 
     def pointers(self) -> dict[str, int]:
         engine = self.engine

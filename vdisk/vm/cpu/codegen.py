@@ -152,7 +152,10 @@ class NativeCode:
         for name in native.C_ROUTINES:
             called = native.KNOWN[name]
             result = None if called.result == "void" else u64
-            prototype = ctypes.CFUNCTYPE(result, pointer, *([u64] * len(called.arguments)))
+            # Soon done, and without a lock: waiting for the interpreter's again takes longer.
+            kind = ctypes.PYFUNCTYPE if name in native.SHORT else ctypes.CFUNCTYPE
+            # Pointers, so that bytes may be given as well as numbers.
+            prototype = kind(result, *([pointer] * (1 + len(called.arguments))))
             self.routines[name] = prototype(addresses[f"c_{name}"])
 
     # -- what is kept ----------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from vdisk.vm.cpu import (
     delivery_real,
     faults,
     flags,
+    gather,
     mmu,
     paging,
     segments,
@@ -63,6 +64,7 @@ _REGISTER_ROUTINES = (
     tlb,
     translation,
     code_pages,
+    gather,
 )
 GOTO_PARAMETERS = "ptr noalias %st, i64 %linear, i64 %bud, i64 %tlb"
 
@@ -329,8 +331,10 @@ C_ROUTINES = (
     "load_pdptes",
     *("drop_write_entries", "find_code_page", "deliver_long", "deliver_flat"),
     *("translate_page", "translate_bytes", "code_array", "drop_code", "touches_code"),
+    "gather",
     *("lock_arena", "unlock_arena"),
 )
+SHORT = {"touches_code", "gather"}
 
 
 def runtime_module() -> str:

@@ -8,8 +8,11 @@ import struct
 import pytest
 
 from tests.tools.virtio_driver import Allocator, DriverQueue, PackedDriver, SplitDriver
+from vdisk.vm.accel.llvm import LlvmAccelerator
+from vdisk.vm.bus import Bus
 from vdisk.vm.devices import virtqueue
 from vdisk.vm.devices.virtqueue import (
+    FEW,
     LARGEST_QUEUE,
     BrokenQueueError,
     Chain,
@@ -18,7 +21,7 @@ from vdisk.vm.devices.virtqueue import (
     Virtqueue,
 )
 from vdisk.vm.devices.virtqueue_packed import PackedQueue
-from vdisk.vm.memory import GuestMemory
+from vdisk.vm.memory import Gathered, GuestMemory
 
 MIB = 1 << 20
 RINGS, DATA = 1 * MIB, 2 * MIB
@@ -213,9 +216,21 @@ def test_a_table_read_at_once_means_what_it_does_followed(
     driver.memory.write(DATA, random.Random(1).randbytes(0x180000))
     driver.memory.write(at, b"".join(struct.pack("<QIHH", *entry) for entry in table))
     driver.write_descriptor(0, at, 16 * len(table), INDIRECT, 0)
+    engine = LlvmAccelerator(driver.memory, Bus(), hot=False)
+    engine.vcpu(0)
+    gather, taken = driver.memory.gather, []
+
+    def noted(place: int, count: int) -> Gathered | None:
+        assert gather is not None
+        taken.append(gather(place, count))
+        return taken[-1]
+
+    driver.memory.gather = noted
     found = []
-    for followed in (False, True):
-        if followed:
+    for how in ("gathered", "at once", "followed"):
+        if how == "at once":
+            driver.memory.gather = None
+        elif how == "followed":
             monkeypatch.setattr(virtqueue.Parts, "add_in_order", lambda *_: False)
         try:
             chain = device._read_chain(0)
@@ -228,7 +243,21 @@ def test_a_table_read_at_once_means_what_it_does_followed(
             chain.dirtied(driver.memory)
             read = hash(b"".join(chain.readable))
             found.append(f"{sizes} {chain.room} {joined(dirtied)} {read}")
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
+    if len(table) < FEW:
+        assert not taken
+    elif _is_in_order(table):
+        assert taken[0] is not None
+
+
+def _is_in_order(table: list[list[int]]) -> bool:
+    """Whether a table is what an engine reads, having 2 MiB from DATA on."""
+    flags = [entry[2] for entry in table]
+    wanted = sorted(flags[:-1]) == flags[:-1] and {*flags[:-1]} <= {NEXT, NEXT | WRITE}
+    wanted &= flags[-1] == (WRITE if WRITE & flags[-2] else flags[-1] & WRITE)
+    following = [entry[3] for entry in table[:-1]] == [*range(1, len(table))]
+    inside = all(at >= DATA and at + size <= DATA + 0x200000 and size for at, size, *_ in table)
+    return wanted and following and inside
 
 
 def test_a_header_wherever_it_is_cut() -> None:
