@@ -94,6 +94,20 @@ def test_the_table_grows_and_counts_itself(bits: int) -> None:
     assert all(refcounts.count(cluster) == 1 for cluster in own)
 
 
+def test_where_a_table_stood_that_grew_is_free_when_the_image_is_closed() -> None:
+    store = MemoryStore(growable=True)
+    images.create(store, 5 << 20, cluster_size=512)
+    with images.open_image(store) as image:
+        old = image.header.refcount_table_offset
+        image.write(0, bytes(image.size))
+        image.create_snapshot("keeps it")
+        image.write(0, bytes(image.size))
+    content = MemoryStore(store.content())
+    with images.open_image(content, readonly=True) as image:
+        assert image.header.refcount_table_offset != old
+        assert image.check().clean
+
+
 def test_a_file_that_cannot_grow_is_full() -> None:
     small = MemoryStore(growable=True)
     images.create(small, 1 << 20)

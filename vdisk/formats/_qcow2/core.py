@@ -265,6 +265,10 @@ class Core:
         else:
             frees.append((cluster, count, ticket))
 
+    def free_saved(self, cluster: int, count: int) -> None:
+        """The last reference to each cluster is gone from the disk, too."""
+        self._stable_frees.append((cluster, count, self.at_work.now()))
+
     def free_unused(self, cluster: int, count: int) -> None:
         """Give back clusters that nothing ever referred to."""
         with self.lock:

@@ -85,7 +85,7 @@ class Saving:
                 header.refcount_table_offset = write.table.offset
                 header.refcount_table_clusters = len(write.table.words) * 8 // core.cluster_size
             core.refcounts.table_moved_from = None
-            core.free_later(moved[0] >> core.cluster_bits, moved[1])
+            core.free_saved(moved[0] >> core.cluster_bits, moved[1])
 
     def end(self) -> None:
         """It is all on the disk."""
