@@ -43,7 +43,7 @@ def test_runs_are_clipped(data: bytes, one: int, other: int) -> None:
 
 @given(
     size=st.integers(1, 1 << 20),
-    writes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 100_000)), max_size=20),
+    writes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1 << 20)), max_size=20),
     shift=st.integers(9, 12),
     steps=st.integers(0, 6),
 )

@@ -75,10 +75,23 @@ def test_images_that_cannot_hold_bitmaps_say_so() -> None:
         image.add_bitmap("b")
     with new_image(0) as image, pytest.raises(errors.InvalidRequestError):
         image.add_bitmap("b")
-    with new_image(1 << 40) as image:
+    with new_image(4 << 40) as image:
         with pytest.raises(errors.InvalidRequestError, match="larger granularity"):
-            image.add_bitmap("b", 1024)
-        image.add_bitmap("b", 2048)
+            image.add_bitmap("b", 512)
+        image.add_bitmap("b", 1024)
+
+
+def test_the_largest_bitmap_records_and_is_stored() -> None:
+    image = new_image(2 << 40, cluster_size=2 << 20)
+    image.add_bitmap("b", 512)
+    image.write((1 << 40) - 512, bytes(1024))
+    image.write((2 << 40) - 1, b"x")
+    with reopened(image) as image:
+        assert list(image.dirty_ranges("b")) == [
+            ((1 << 40) - 512, 1024),
+            ((2 << 40) - 512, 512),
+        ]
+        assert is_sound(image)
 
 
 def test_a_header_without_room_is_left_as_it_was() -> None:
@@ -326,7 +339,7 @@ def test_tail_bits_are_cleared_when_their_cluster_is_rewritten() -> None:
 def test_a_resize_that_a_bitmap_cannot_follow_is_refused() -> None:
     with new_image(cluster_size=65536) as image:
         image.add_bitmap("b", 512)
-        for size in (1 << 40, 0):
+        for size in (4 << 40, 0):
             with pytest.raises(errors.InvalidRequestError):
                 image.resize(size)
         assert image.size == SIZE

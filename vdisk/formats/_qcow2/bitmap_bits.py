@@ -6,12 +6,14 @@ memory as in the file.  Nothing here loops over bits where whole bytes are alike
 
 from __future__ import annotations
 
+import mmap
 import re
 import threading
 from functools import cache
 from typing import TYPE_CHECKING
 
 from vdisk.block import ZERO_CHUNK, ZEROES
+from vdisk.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 _BLOCK = 4096
 """Bytes compared with zeroes at once when looking for set bits."""
 _SLICE = 64 << 10
-"""Bytes of recorded bits coarsened at once."""
+"""Bytes of recorded bits set or coarsened at once."""
+_ONES = b"\xff" * _SLICE
 _NOT_ZERO = re.compile(rb"[^\x00]\xff*")
 
 
@@ -93,6 +96,18 @@ def is_zero(data: Bits) -> bool:
     )
 
 
+def _zeroes_on_demand(length: int) -> mmap.mmap:
+    """Bytes of which only those that are written to take memory, where the system can do that."""
+    private = hasattr(mmap, "MAP_PRIVATE")
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
+    try:
+        return mmap.mmap(-1, length, **flags)
+    except OSError as error:
+        raise DeviceError(
+            f"no memory for the {length} bytes of a bitmap", errno=error.errno
+        ) from error
+
+
 class Marks:
     """What was written to a disk of ``size`` bytes, in chunks of 1 << ``shift`` bytes.
 
@@ -101,7 +116,7 @@ class Marks:
 
     def __init__(self, size: int, shift: int) -> None:
         self.shift = shift
-        self._bits = bytearray(-(-size // (8 << shift)))
+        self._bits = _zeroes_on_demand(max(-(-size // (8 << shift)), 1))
         self._lock = threading.Lock()
 
     def add(self, offset: int, length: int) -> None:
@@ -119,7 +134,9 @@ class Marks:
                 bits[low] |= head & tail
             else:
                 bits[low] |= head
-                bits[low + 1 : high] = b"\xff" * (high - low - 1)
+                for start in range(low + 1, high, _SLICE):
+                    end = min(start + _SLICE, high)
+                    bits[start:end] = _ONES[: end - start]
                 bits[high] |= tail
 
     def coarse(self, first: int, end: int, shift: int) -> bytes:
@@ -134,7 +151,7 @@ class Marks:
         )
 
     def _coarse_slice(self, first: int, end: int, steps: int) -> bytes:
-        data = bytes(self._bits[first << steps : end << steps])
+        data = self._bits[first << steps : end << steps]
         if is_zero(data):
             return bytes(end - first)
         data = data.ljust((end - first) << steps, b"\0")

@@ -121,6 +121,17 @@ class BitmapData:
                 changed = True
         return self._with_table(change, entry, words) if changed else entry
 
+    def filled(self, change: Change, entry: Entry) -> Entry:
+        """The bitmap with every bit set."""
+        size = self._core.cluster_size
+        whole, rest = divmod(entry.bits_for(self._core.header.size), 8 * size)
+        for host in self.clusters(entry):
+            change.release(host, size)
+        words = array("Q", [layout.BITMAP_ALL_ONES]) * whole
+        if rest:
+            words.append(change.write(trim(b"\xff" * -(-rest // 8), rest)))
+        return self._with_table(change, entry, words)
+
     def resized(self, change: Change, entry: Entry, old_size: int) -> Entry:
         """The bitmap of a disk that had ``old_size`` bytes, for the disk as it is now."""
         size = self._core.cluster_size

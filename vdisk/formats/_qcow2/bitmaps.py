@@ -330,9 +330,7 @@ class Bitmaps:
                 flags = entries[name].flags & ~layout.BITMAP_IN_USE
                 entry = self._data.resized(change, entries[name]._replace(flags=flags), old_size)
                 if replaced and _is_recorded(entry):
-                    everything = Marks(self._core.header.size, entry.granularity_bits)
-                    everything.add(0, self._core.header.size)
-                    entry = self._data.merged(change, entry, everything)
+                    entry = self._data.filled(change, entry)
                 entries[name] = entry
             return entries
 

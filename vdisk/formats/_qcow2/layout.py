@@ -109,8 +109,9 @@ MAX_BITMAP_NAME = 1023
 MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * (24 + MAX_BITMAP_NAME + 1)
 MAX_BITMAP_DATA_BYTES = 512 << 20
 """Of one bitmap, as its table has room for."""
-MAX_BITMAP_BITS = 1 << 29
-"""Of a bitmap that is used: what is written is recorded in at most 64 MiB of memory."""
+MAX_BITMAP_BITS = MAX_BITMAP_DATA_BYTES * 8
+"""Of a bitmap that is used.  Of the memory in which is recorded what is written, as much is taken
+as was written to: a page for 128 MiB of a disk where a bit stands for 4 KiB of it."""
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 
 TABLE_SLICE = 64 << 10
