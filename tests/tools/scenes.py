@@ -333,8 +333,9 @@ def amend_version(image: Qcow2Image) -> None:
     else:
         for bitmap in image.bitmaps():
             image.remove_bitmap(bitmap.name)
-        image.delete_snapshot("first")
         image.amend({"refcount_bits": 16, "lazy_refcounts": False})
+        image.write_zeroes(7 * image.cluster_size, 2 * image.cluster_size)
+        image.create_snapshot("zeroes")
         image.amend({"compat": "0.10"})
 
 

@@ -479,12 +479,16 @@ class Qcow2Image(BlockDevice):
                 header.backing_file, header.backing_format = name, format
 
     def expand_zero_clusters(self, progress: Callable[[int, int], None]) -> None:
-        """Write out every zero cluster of the disk, so that none is left (version 2)."""
+        """Write out every zero cluster of disk and snapshots, so that none is left (version 2)."""
         with self._core.gate.alone:
             for run in self._mapping.runs(0, self.size):
                 if run.kind is Kind.ZERO:
                     self._writer.expand_zeroes(run.start, run.length)
                 progress(run.start, self.size)
+            if self.header.nb_snapshots:
+                from vdisk.formats._qcow2.expansion import expand_snapshots
+
+                expand_snapshots(self._core, 0 if self.backing is None else self.backing.size)
 
 
 DRIVER = Qcow2Driver(Qcow2Image)

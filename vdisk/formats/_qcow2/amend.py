@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vdisk.block import Kind
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.formats._qcow2 import layout
 from vdisk.formats._qcow2.create import DEFAULT_REFCOUNT_BITS, is_version_2, refcount_order
@@ -167,14 +166,6 @@ def _upgrade(image: Qcow2Image) -> None:
 
 def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
     """Version 3 to 2: zero clusters, which version 2 lacks, are written out first."""
-    for snapshot in image.snapshots():
-        with image.open_snapshot(snapshot.id) as view:
-            if any(run.kind is Kind.ZERO for run in view.own_runs()):
-                raise UnsupportedFeatureError(
-                    f"snapshot {snapshot.name!r} has zero clusters, which version 2 lacks; "
-                    "delete it or convert the image",
-                    path=image.name,
-                )
     image.expand_zero_clusters(report)
     core = image._core
     with core.gate.alone:

@@ -26,7 +26,7 @@ from vdisk.errors import (
 )
 from vdisk.formats._qcow2 import layout, trees
 from vdisk.formats._qcow2.compression import CompressedClusters
-from vdisk.formats._qcow2.mapping import Mapping, Run
+from vdisk.formats._qcow2.mapping import Mapping
 from vdisk.formats._qcow2.tables import Table, words_from_bytes, words_to_bytes
 from vdisk.formats._qcow2.text import decoded, encoded
 from vdisk.formats._qcow2.zeroing import Writer
@@ -357,10 +357,6 @@ class SnapshotView(BlockDevice):
 
     def _map(self, start: int, length: int) -> Iterator[Extent]:
         return self._mapping.extents(start, length)
-
-    def own_runs(self) -> Iterator[Run]:
-        """What the snapshot's own tables say of its disk, without backing files."""
-        return self._mapping.runs(0, self._size)
 
     def read_vm_state(self, offset: int, length: int) -> bytes:
         """Part of the machine state saved with the snapshot, ``snapshot.vm_state_size`` bytes.
