@@ -85,6 +85,7 @@ class Qcow2Image(BlockDevice):
             self._core.data = data_file
         self._core.encryption = encryption
         self._core.discard_freed = bool(self._options.get("pass-discard-request", True))
+        self._core.lazy_refcounts = self._options.get("lazy-refcounts", header.lazy_refcounts)
         below = backing._mapping if isinstance(backing, Qcow2Image) else None
         self._mapping: Mapping = Mapping(self._core, self._core.l1, backing, below)
         self._compressed = CompressedClusters(self._mapping)

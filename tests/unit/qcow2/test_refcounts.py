@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools import images
-from vdisk.errors import CorruptImageError, DeviceError, NoSpaceError, UnsupportedFeatureError
+from vdisk.errors import (
+    CorruptImageError,
+    DeviceError,
+    InvalidRequestError,
+    NoSpaceError,
+    UnsupportedFeatureError,
+)
 from vdisk.filters.faults import Faults, InjectError, IoType, Where
 from vdisk.formats._qcow2.refcounts import Refcounts, pack_counts, unpack_counts
 from vdisk.formats._qcow2.tables import words_to_bytes
@@ -106,6 +112,34 @@ def test_where_a_table_stood_that_grew_is_free_when_the_image_is_closed() -> Non
     with images.open_image(content, readonly=True) as image:
         assert image.header.refcount_table_offset != old
         assert image.check().clean
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_whoever_opens_an_image_says_whether_counts_are_lazy(
+    stored: bool, asked: bool | None
+) -> None:
+    store = MemoryStore(growable=True)
+    images.create(store, 1 << 20, lazy_refcounts=stored)
+    options = {} if asked is None else {"lazy_refcounts": asked}
+    lazy = stored if asked is None else asked
+    with images.open_image(store, **options) as image:
+        image.write(0, b"x")
+        image.flush()
+        cut = store.content()
+    with images.open_image(MemoryStore(cut), readonly=True) as image:
+        assert image.dirty == lazy
+        assert bool(image.check().corruptions) == lazy
+        assert image.header.lazy_refcounts == stored
+    with images.open_image(MemoryStore(cut)) as image:
+        assert image.check().clean
+
+
+def test_version_2_is_never_lazy() -> None:
+    store = MemoryStore(growable=True)
+    images.create(store, 1 << 20, compat="0.10")
+    with pytest.raises(InvalidRequestError, match="Lazy refcounts require"):
+        images.open_image(store, lazy_refcounts=True)
 
 
 def test_a_file_that_cannot_grow_is_full() -> None:

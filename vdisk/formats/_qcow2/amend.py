@@ -146,6 +146,8 @@ def _set_features(image: Qcow2Image, options: Mapping[str, Any]) -> None:
         with image._core.header_file.changing():
             header.compatible_features, header.autoclear_features = compatible, autoclear
             header.data_file_name = name
+    if "lazy_refcounts" in options:
+        image._core.lazy_refcounts = header.lazy_refcounts
 
 
 def _upgrade(image: Qcow2Image) -> None:
@@ -173,6 +175,7 @@ def _downgrade(image: Qcow2Image, report: Callable[[int, int], None]) -> None:
         with core.header_file.changing() as header:
             header.version = 2
             header.compatible_features = header.autoclear_features = 0
+        core.lazy_refcounts = False
 
 
 def _change_refcounts(image: Qcow2Image, order: int) -> None:

@@ -76,6 +76,8 @@ class Core:
         self.l2 = TableCache(l2_cache, self.slice_bytes, self._make_room)
         self._refcount_cache = refcount_cache
         self.refcounts = self._load_refcounts()
+        self.lazy_refcounts = header.lazy_refcounts
+        """Counts may be left behind: as the image says, or whoever opened it."""
         self.stale_counts = bool(header.incompatible_features & layout.DIRTY)
         """The image was dirty when it was opened: its counts are not to be trusted."""
         self.discard_freed = False
@@ -251,7 +253,7 @@ class Core:
 
         Where reference counts are lazy, the image is marked dirty first.
         """
-        if self.header.lazy_refcounts and not self.header.incompatible_features & layout.DIRTY:
+        if self.lazy_refcounts and not self.header.incompatible_features & layout.DIRTY:
             self.mark_dirty()
         self.check_usable()
         self.file.note("cluster_alloc")
@@ -435,8 +437,7 @@ class Core:
     @property
     def lazy(self) -> bool:
         """Counts on the disk may be stale now: lazy refcounts, and the dirty bit says so."""
-        header = self.header
-        return header.lazy_refcounts and bool(header.incompatible_features & layout.DIRTY)
+        return self.lazy_refcounts and bool(self.header.incompatible_features & layout.DIRTY)
 
     def _save(self, *, counts: bool) -> None:
         """Write all unsaved metadata (reference counts if ``counts``); holds ``flush_lock``."""

@@ -47,7 +47,7 @@ class Qcow2Driver:
                 backing=parts.backing,
                 data_file=parts.data_file,
                 encryption=parts.encryption,
-                options=typed_options(context.options, parts.header.cluster_size),
+                options=typed_options(context.options, parts.header),
             )
             opened.callback(image.close)
             if not context.readonly:

@@ -15,11 +15,13 @@ from vdisk.options import OptionBag
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vdisk.formats._qcow2.header import Header
 
-def typed_options(options: Mapping[str, Any], cluster_size: int) -> dict[str, Any]:
-    """``options`` with sizes as ints and switches as bools; refuses those it does not know.
 
-    Raises :class:`InvalidRequestError`.
+def typed_options(options: Mapping[str, Any], header: Header) -> dict[str, Any]:
+    """``options`` for the image of that header: sizes as ints, switches as bools.
+
+    Raises :class:`InvalidRequestError`, for those it does not know, too.
     """
     own = {name: value for name, value in options.items() if name.partition(".")[0] != "encrypt"}
     bag = OptionBag(own, "driver 'qcow2'")
@@ -27,7 +29,12 @@ def typed_options(options: Mapping[str, Any], cluster_size: int) -> dict[str, An
     l2 = bag.size("l2-cache-size")
     refcounts = bag.size("refcount-cache-size")
     discard = bag.boolean("pass-discard-request", True)
-    _take_others(bag, cluster_size)
+    lazy = bag.boolean("lazy-refcounts", header.lazy_refcounts)
+    if lazy and header.version < 3:
+        raise InvalidRequestError(
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
+        )
+    _take_others(bag, header.cluster_size)
     bag.finish()
     if both is not None:
         l2, refcounts = _shares(both, l2, refcounts)
@@ -35,6 +42,7 @@ def typed_options(options: Mapping[str, Any], cluster_size: int) -> dict[str, An
         "l2-cache-size": layout.DEFAULT_L2_CACHE if l2 is None else l2,
         "refcount-cache-size": layout.DEFAULT_REFCOUNT_CACHE if refcounts is None else refcounts,
         "pass-discard-request": discard,
+        "lazy-refcounts": lazy,
     }
 
 
@@ -49,16 +57,16 @@ def _take_others(bag: OptionBag, cluster_size: int) -> None:
     """QEMU's options about how QEMU does it: read, so that its command lines work here.
 
     What they turn on or off is always done here (metadata is never overwritten, whatever
-    ``overlap-check`` says), never (counts are not left behind), or by other means.
+    ``overlap-check`` says) or by other means.
     """
-    for name in ("lazy-refcounts", "pass-discard-snapshot", "pass-discard-other"):
+    for name in ("pass-discard-snapshot", "pass-discard-other"):
         bag.boolean(name, False)
     bag.size("cache-clean-interval")
     entry = bag.size("l2-cache-entry-size")
     if entry is not None and (not MIN_ENTRY <= entry <= cluster_size or entry & (entry - 1)):
         raise InvalidRequestError(
             f"L2 cache entry size must be a power of two between {MIN_ENTRY} and the cluster "
-            f"size ({cluster_size}): l2-cache-entry-size={entry}"
+            f"size ({cluster_size})"
         )
     for key in ("overlap-check", "overlap-check.template"):
         bag.choice(key, ("none", "constant", "cached", "all"), "cached")
