@@ -328,6 +328,8 @@ def test_amend_renames_the_data_file_alike(name: str) -> None:
         found: Any = program("amend", "--image-opts", "-o", f"data_file={name}", tree)
         done = peers.run("qemu-img", "info", "--output=json", "--image-opts", tree)
         facts.append((found[0], json.loads(done.stdout)["format-specific"]["data"]))
+        shown = cli.run("info", "--output=json", "--image-opts", tree)
+        assert json.loads(shown)["format-specific"]["data"] == facts[-1][1]
         peers.run("qemu-io", "--image-opts", "-c", "read -P 1 0 64k", tree)
         qemu.create("without", "2M")
         found = program("amend", "-o", "data_file=other", "without")

@@ -112,6 +112,8 @@ def test_convert_preserves_content_and_zeroes(
         if how.get("sparse_size") != 0:
             unit = max(target[1].get("cluster_size", 65536), 65536)
             before = zero_clusters(first, source[0], unit)
+            if target[0] == "raw":  # whose first block is always there
+                before.discard(0)
             assert before <= zero_clusters(second, target[0], unit)
 
 

@@ -155,6 +155,11 @@ class RawImage(BlockDevice):
         self.file.close()
 
 
+FIRST_BLOCK = 4096
+"""Bytes at the beginning of a new file that are written: programs that bypass the page cache find
+out by reading them how they must align, which not every file system tells of a hole."""
+
+
 def preallocate(file: BlockDevice, start: int, end: int, mode: str) -> None:
     """Give [start, end) of ``file`` room on its disk: "falloc" reserves, "full" writes zeroes."""
     allocate = getattr(file, "allocate", None)
@@ -205,6 +210,8 @@ class RawDriver:
         size = round_up(size, SECTOR)
         file.truncate(0)
         file.truncate(size)
+        if size and file.growable:
+            file.write(0, bytes(min(size, FIRST_BLOCK)))
         if size:
             preallocate(file, 0, size, options.get("preallocation", "off"))
 

@@ -121,7 +121,8 @@ def info(
     while len(found) < MAX_CHAIN_DEPTH:
         files, above = [], files
         context = context._replace(chain=(*context.chain, *above), files=files)
-        with open_node(tree if format is None else with_format(tree, format), context) as image:
+        stated = tree if format is None else with_format(tree, format)
+        with open_node(_without_unknown(stated, passphrases), context) as image:
             found.append(describe_image(image, tree, files[0].directory if files else None))
         below = found[-1].full_backing_filename
         if not chain or below is None:
@@ -131,6 +132,15 @@ def info(
     while found:
         described = found.pop()._replace(backing=described)
     return described
+
+
+def _without_unknown(tree: Mapping[str, Any], passphrases: Mapping[str, bytes]) -> dict[str, Any]:
+    """``tree`` without references to secrets that nobody defined: none is needed here."""
+    return {
+        key: _without_unknown(value, passphrases) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if key.rpartition(".")[2] != "key-secret" or value in passphrases
+    }
 
 
 def describe_image(

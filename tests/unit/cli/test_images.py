@@ -73,7 +73,35 @@ def test_create_without_looking_at_the_backing_file(tmp_path: Path) -> None:
     assert vdisk.info(path).backing_filename == "absent"
 
 
+def test_a_new_raw_file_begins_with_a_written_block(tmp_path: Path) -> None:
+    """By reading it, programs that bypass the page cache find out how they must align."""
+    cli.run("create", "-q", tmp_path / "large.raw", "1M")
+    with vdisk.open(tmp_path / "large.raw", format="raw") as image:
+        assert [(extent.reads_zero, extent.length) for extent in image.map()] == [
+            (False, 4096),
+            (True, SIZE - 4096),
+        ]
+    cli.run("create", "-q", tmp_path / "small.raw", "512")
+    cli.run("create", "-q", tmp_path / "empty.raw", "0")
+    assert (tmp_path / "small.raw").read_bytes() == bytes(512)
+    assert (tmp_path / "empty.raw").read_bytes() == b""
+
+
 # -- info ------------------------------------------------------------------------------------------
+
+
+def test_info_needs_no_secret_that_a_name_mentions(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    secret = ("--object", "secret,id=s,data=x")
+    cli.run("create", "-q", *secret, "-f", "qcow2", "-o", options, path, "1M")
+    tree = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
+    shown = [
+        json.loads(cli.run("info", *words, "--output=json", "--image-opts", tree))
+        for words in ((), secret)
+    ]
+    assert shown[0] == shown[1]
+    assert shown[0]["encrypted"]
 
 
 def test_info_of_a_chain(disk: Path, tmp_path: Path) -> None:

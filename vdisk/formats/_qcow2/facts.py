@@ -29,7 +29,8 @@ def facts(image: Qcow2Image) -> dict[str, Any]:
         info["encrypt"] = image.encryption.info()
     if header.version >= 3:
         if header.external_data:
-            info["data-file"] = header.data_file_name
+            if header.data_file_name is not None:
+                info["data-file"] = header.data_file_name
             info["data-file-raw"] = header.data_file_raw
         info["corrupt"] = bool(header.incompatible_features & layout.CORRUPT)
         info["extended-l2"] = header.extended_l2
