@@ -126,7 +126,7 @@ def _check(args: Namespace) -> None:
     if args.skip_broken_bitmaps and not args.bitmaps:
         raise InvalidRequestError("--skip-broken-bitmaps is about --bitmaps: give both")
     if args.exists and args.options:
-        warn("-o is about making the target, and with -n it exists: ignored")
+        raise InvalidRequestError("-o has no effect when skipping image creation (-n)")
 
 
 def _target_name(args: Namespace, name: str) -> str | dict[str, Any]:

@@ -129,7 +129,7 @@ def convert(
             secrets=secrets,
             warn=tell,
         )
-        disk = _one_disk(images, snapshot)
+        disk = _one_disk(images, snapshot, copying)
         chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []
         return _copy(images, disk, chosen, place, copying, progress)
 
@@ -175,13 +175,20 @@ def _check(copying: CopyOptions, target_exists: bool) -> None:
         raise InvalidRequestError("the system cannot compress while copying: leave -C or -c out")
 
 
-def _one_disk(images: Sequence[BlockDevice], snapshot: str | None) -> BlockDevice:
+def _one_disk(
+    images: Sequence[BlockDevice], snapshot: str | None, copying: CopyOptions
+) -> BlockDevice:
     """The disk to be copied: the image's, its snapshot's, or that of several in a row."""
     if not images:
         raise InvalidRequestError("there is no image to convert")
     if len(images) > 1:
         if snapshot is not None:
             raise InvalidRequestError("a snapshot (-l) is of one image, and there are several")
+        if copying.over_backing:
+            raise InvalidRequestError(
+                "Having a backing file for the target makes no sense when concatenating multiple "
+                "input images"
+            )
         return Concatenation(images)
     if snapshot is None:
         return images[0]

@@ -180,7 +180,8 @@ def _unit(target: BlockDevice, options: CopyOptions) -> int:
 def _encoder(target: BlockDevice, unit: int, options: CopyOptions) -> Encoder:
     zero = bool(options.target_is_zero)
     if options.compress:
-        return Compressed(_compressor(target), unit, target_is_zero=zero)
+        keep = options.zeroes is Zeroes.DATA
+        return Compressed(_compressor(target), unit, target_is_zero=zero, keep_zeroes=keep)
     if not options.sparse_size:
         return verbatim
     return Sparse(options.sparse_size, target_is_zero=zero)
@@ -197,7 +198,7 @@ def _compressor(target: BlockDevice) -> CompressingDevice:
 def _chooser(options: CopyOptions) -> Callable[[Extent], Action]:
     """What to do with each extent of the source; see the table above."""
     zero = Action.SKIP if options.target_is_zero else Action.ZERO
-    if options.zeroes is Zeroes.DATA and not options.compress:
+    if options.zeroes is Zeroes.DATA:
         zero = Action.COPY
 
     def choose(extent: Extent) -> Action:

@@ -79,14 +79,23 @@ class Sparse:
 
 
 class Compressed:
-    """Compressed clusters; plain ones where compression does not help, nothing for zeroes."""
+    """Compressed clusters; plain ones where compression does not help, nothing for zeroes.
+
+    ``keep_zeroes``: they are compressed like any other bytes.
+    """
 
     def __init__(
-        self, device: CompressingDevice, cluster_size: int, *, target_is_zero: bool
+        self,
+        device: CompressingDevice,
+        cluster_size: int,
+        *,
+        target_is_zero: bool,
+        keep_zeroes: bool = False,
     ) -> None:
         self._device = device
         self._cluster_size = cluster_size
         self._target_is_zero = target_is_zero
+        self._keep_zeroes = keep_zeroes
 
     def __call__(
         self, buffer: bytearray, position: int, offset: int, length: int
@@ -95,7 +104,7 @@ class Compressed:
         for start in range(position, position + length, self._cluster_size):
             size = min(self._cluster_size, position + length - start)
             where = offset + start - position
-            if is_zero(buffer, start, size):
+            if not self._keep_zeroes and is_zero(buffer, start, size):
                 if not self._target_is_zero:
                     yield Write(where, size)
                 continue

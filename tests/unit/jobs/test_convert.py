@@ -86,6 +86,28 @@ def test_sparse_size_0_allocates_everything(source: str, target: str) -> None:
         assert [extent.kind for extent in image.map()] == [Kind.DATA]
 
 
+def test_sparse_size_0_compresses_zeroes_too(source: str, target: str) -> None:
+    convert(source, target, format="raw", target_format="qcow2", compress=True, sparse_size=0)
+    with vdisk.open(target, format="qcow2") as image:
+        kinds = {extent.kind for extent in image.map()}
+    assert kinds <= {Kind.COMPRESSED, Kind.DATA}
+    assert Kind.COMPRESSED in kinds
+    assert content(target, "qcow2") == content(source)
+
+
+def test_several_sources_have_no_backing_file_in_common(source: str, target: str) -> None:
+    with pytest.raises(InvalidRequestError, match="makes no sense when concatenating"):
+        convert(
+            [source, source],
+            target,
+            format="raw",
+            target_format="qcow2",
+            backing_file=source,
+            backing_format="raw",
+        )
+    assert not os.path.exists(target)
+
+
 def test_several_sources_follow_one_another(source: str, target: str) -> None:
     result = convert([source, source], target, format="raw", target_format="qcow2")
     assert result.size == 8 * MIB
