@@ -34,7 +34,14 @@ class VdiskError(Exception):
         self.operation = operation
         self.errno = self.default_errno if errno is None else errno
 
+    @property
+    def reason(self) -> str:
+        """What is wrong, of a file that is known to who reads it."""
+        return self.message if self.offset is None else f"{self.message} (at {self.offset:#x})"
+
     def __str__(self) -> str:
+        if self.operation == "open" and self.path is not None:  # in the words of QEMU's tools
+            return f"Could not open '{self.path}': {self.reason}"
         where = [] if self.path is None else [self.path]
         if self.offset is not None:
             where.append(f"offset {self.offset:#x}")
@@ -145,7 +152,9 @@ def from_os_error(
 ) -> VdiskError:
     """Translate an ``OSError`` of a file at ``path`` into the error to raise ``from`` it."""
     number = error.errno or _errno.EIO
-    message = f"cannot {operation}: {error.strerror or error}"
+    message = error.strerror or str(error)
+    if operation != "open":
+        message = f"cannot {operation}: {message}"
     kind: type[VdiskError] = DeviceError
     if number in _FULL:
         kind = NoSpaceError

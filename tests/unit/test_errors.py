@@ -34,6 +34,17 @@ def test_the_text_names_the_place() -> None:
     assert str(VdiskError("is bad", offset=0)) == "offset 0x0: is bad"
 
 
+def test_what_could_not_be_opened_is_said_in_the_words_of_qemu() -> None:
+    error = VdiskError("is bad", path="a.img", operation="open")
+    assert str(error) == "Could not open 'a.img': is bad"
+    error = VdiskError("is bad", path="a.img", offset=512, operation="open")
+    assert str(error) == "Could not open 'a.img': is bad (at 0x200)"
+    assert error.reason == "is bad (at 0x200)"
+    absent = from_os_error(OSError(errno.ENOENT, "No such file"), path="a.img", operation="open")
+    assert str(absent) == "Could not open 'a.img': No such file"
+    assert str(VdiskError("is bad", operation="open")) == "is bad"
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [

@@ -178,7 +178,7 @@ def test_qmp_ends_a_machine(accel: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere.qcow2"], "/nowhere.qcow2: cannot open: No such file"),
+        (["/nowhere.qcow2"], "Could not open '/nowhere.qcow2': No such file"),
         (["--disk", "x,if=scsi"], "a disk is on ide or on virtio"),
         (["--disk", "x,speed=9"], "has no option 'speed'"),
         (["--memory", "lots"], "lots"),

@@ -93,12 +93,15 @@ def open_node(options: Mapping[str, Any], context: NodeContext) -> BlockDevice:
         raise InvalidRequestError(f"nodes are stacked more than {MAX_OPTION_DEPTH} deep")
     own, context = _take_common(options, context)
     name = own.pop("driver", None)
-    if name is None or name in formats.names():
-        return _open_image(name, own, context)
-    protocol = stores.protocol(as_string(name, "driver"))
-    if protocol is not None:
-        return _open_store(name, own, context)
-    return _open_filter(name, own, context)
+    try:
+        if name is None or name in formats.names():
+            return _open_image(name, own, context)
+        if stores.protocol(as_string(name, "driver")) is not None:
+            return _open_store(name, own, context)
+        return _open_filter(name, own, context)
+    except VdiskError as error:
+        error.operation = error.operation or "open"
+        raise
 
 
 def _take_common(options: Mapping[str, Any], context: NodeContext) -> tuple[Options, NodeContext]:

@@ -99,7 +99,7 @@ class FileStore(BlockDevice):
         except OSError as error:
             raise from_os_error(error, path=self.name, operation="open") from error
         except ValueError as error:  # a NUL in the name
-            raise NotFoundError(f"cannot open: {error}", path=self.name) from error
+            raise NotFoundError(str(error), path=self.name, operation="open") from error
 
     def _find_size(self) -> int:
         status = os.fstat(self._fd)

@@ -59,7 +59,7 @@ def fails(*arguments: str | Path) -> str:
         (("--tls-creds", "t", "x"), "defines no 't'"),
         (("-n", "--cache=unsafe", "x"), "give one of them"),
         (("-l", "snap", "-s", "x"), "can only be read"),
-        (("--fork", "/nonexistent/image"), "cannot open"),
+        (("--fork", "/nonexistent/image"), "Could not open"),
         (("--partition=1", "-o", "1M", "x"), "sets the offset"),
     ],
 )
