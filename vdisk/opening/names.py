@@ -103,7 +103,7 @@ def with_format(tree: dict[str, Any], format: str) -> dict[str, Any]:
     from vdisk import formats
 
     driver = tree.get("driver")
-    if driver is not None and driver not in formats.names():  # the tree is but the file
+    if driver not in (None, format, *formats.names()):  # the tree is but the file
         return {"driver": format, "file": tree}
     return {**tree, "driver": format}
 

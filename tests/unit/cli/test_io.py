@@ -343,6 +343,41 @@ class TestCommand:
         assert io("-c", "reopen -c none -o cache.direct=on", "overlay.qcow2") == 1
         assert capsys.readouterr().err.count("Cannot set both") == 2
 
+    @pytest.mark.parametrize(
+        ("option", "changes"),
+        [
+            ("node-name=other", True),
+            ("file.node-name=other", True),
+            ("driver=qcow2", False),
+            ("driver=raw", True),
+            ("file.driver=file", False),
+            ("file.driver=qcow2", True),
+            ("backing.driver=raw", False),
+            ("backing.driver=file", True),
+        ],
+    )
+    def test_nodes_stay_what_they_are(
+        self, option: str, changes: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status = io("overlay.qcow2", "-c", f"reopen -o {option}", "-c", "read -P 0x61 0 8k")
+        assert status == changes
+        name = option.partition("=")[0].rpartition(".")[2]
+        said = capsys.readouterr().err
+        assert said == (f"vdisk io: Cannot change the option '{name}'\n" if changes else "")
+
+    @pytest.mark.parametrize("node", ["", "file.", "backing."])
+    def test_a_name_that_a_node_has_can_be_repeated(self, node: str) -> None:
+        opened = f"open -o {node}node-name=one overlay.qcow2"
+        assert io("-c", opened, "-c", f"reopen -o {node}node-name=one", "-c", "reopen") == 0
+        assert io("-c", opened, "-c", f"reopen -o {node}node-name=two") == 1
+
+    def test_a_format_that_a_tree_states_itself_is_no_node_above_it(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tree = "json:{'driver': 'null-co', 'size': 65536}"
+        assert io("-f", "null-co", "-c", "reopen", "-c", "length", tree) == 0
+        assert capsys.readouterr().out == "64 KiB\n"
+
     def test_backing_files_can_be_forbidden(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert io("--no-backing", "overlay.qcow2", "-c", "length") == 1
         assert "forbidden" in capsys.readouterr().err

@@ -94,11 +94,15 @@ class Session:
         """Open an image where none is open."""
         if self._device is not None:
             raise CommandFailed("vdisk io: file open already, try 'help close'", to_stderr=True)
+        name = "" if settings.name is None else f" device {settings.name}"
+        self._open(settings, f"can't open{name}: ")
+
+    def _open(self, settings: Settings, complaint: str) -> None:
         try:
             self._device = self._opener(settings)
         except VdiskError as error:
-            name = "" if settings.name is None else f" device {settings.name}"
-            raise CommandFailed(f"vdisk io: can't open{name}: {error}", to_stderr=True) from error
+            why = error.reason if error.path and error.path == settings.name else error
+            raise CommandFailed(f"vdisk io: {complaint}{why}", to_stderr=True) from error
         self._settings = settings
 
     def reopen(self, settings: Settings) -> None:
@@ -106,7 +110,7 @@ class Session:
         before = self._settings
         self.close()
         try:
-            self.open(settings)
+            self._open(settings, "")
         except CommandFailed:
             self.open(before)
             raise

@@ -14,6 +14,8 @@ from vdisk.cli._io.report import size_text
 from vdisk.cli._io.requests import failure
 from vdisk.cli._io.session import Settings
 from vdisk.errors import VdiskError
+from vdisk.options import flatten
+from vdisk.stores.file import FileStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -197,11 +199,31 @@ def reopen(session: Session, arguments: Arguments) -> None:
         raise CommandFailed("vdisk io: Cannot set both -r/-w and 'read-only'", to_stderr=True)
     if arguments.has("c") and "cache" in added:
         raise CommandFailed("vdisk io: Cannot set both -c and the cache options", to_stderr=True)
+    _refuse_other_nodes(session, added)
     if arguments.has("r") or arguments.has("w"):
         settings = settings._replace(readonly=arguments.has("r"))
     if arguments.has("c"):
         settings = settings._replace(cache=cache_mode(arguments.options["c"]))
     session.reopen(settings._replace(options=_joined(settings.options, added)))
+
+
+def _refuse_other_nodes(session: Session, added: Mapping[str, Any]) -> None:
+    """What a node is, and what it is called, is not changed while it is open."""
+    device, before = session.image, dict(flatten(session.settings.options))
+    for key, value in flatten(added):
+        path, _, name = key.rpartition(".")
+        if name == "node-name":
+            now = before.get(key)
+        elif name == "driver":
+            node: Any = device
+            for child in filter(None, path.split(".")):
+                node = getattr(node, child, None)
+            kind = "file" if isinstance(node, FileStore) else getattr(node, "format_name", value)
+            now = before.get(key, kind)
+        else:
+            continue
+        if value != now:
+            raise CommandFailed(f"vdisk io: Cannot change the option '{name}'", to_stderr=True)
 
 
 _CACHE_SIZES = frozenset({"cache-size", "l2-cache-size", "refcount-cache-size"})
