@@ -28,6 +28,8 @@ BIG_STACK = 0x4000  # D/B in the attributes of a segment
 PROTECTION = 1 << 0  # CR0.PE
 VIRTUAL_8086 = 1 << 17
 WORD = 0xFFFF
+FRAME = 6
+"""Bytes that INT pushes."""
 
 
 class Processor(Protocol):
@@ -178,5 +180,15 @@ class Call:
         self._translation.write(linear, data)
 
     def fill(self, linear: int, length: int, read_into: Callable[[int, memoryview], None]) -> None:
-        """Let ``read_into(done, view)`` fill a range in place."""
-        self._translation.fill(linear, length, read_into)
+        """Let ``read_into(done, view)`` fill a range in place.
+
+        The frame to return by stays what it is: there are boot sectors that read over their own
+        stack, and know only BIOSes that have left it.
+        """
+        at = self.stack_address()
+        frame = self.read(at, FRAME)
+        try:
+            self._translation.fill(linear, length, read_into)
+        finally:
+            if self.read(at, FRAME) != frame:
+                self.write(at, frame)

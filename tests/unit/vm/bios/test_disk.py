@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from tests.tools.bios_machine import BiosMachine
+from tests.tools.bios_machine import STACK, STACK_SEGMENT, BiosMachine
 from vdisk.emu_blockdev import EmuBlockDevice, ErrorPolicy, OnError, Operation
 from vdisk.errors import DeviceError
 from vdisk.filters.faults import Faults, InjectError, IoType, Where
@@ -70,6 +70,15 @@ class TestChs:
         assert not done.carry and done.ah == 0 and done.al == 3
         first = (2 * 16 + 1) * 63 + 4
         assert first_numbers(pc, 3) == [first, first + 1, first + 2]
+
+    def test_reading_over_the_stack_leaves_the_way_back(self, pc: BiosMachine) -> None:
+        """There are boot sectors that do, some with the whole frame in what is read."""
+        frame = (STACK_SEGMENT << 4) + STACK - 6
+        segment = (frame >> 9 << 5) - 0x20
+        done = pc.interrupt(0x13, ax=0x0203, cx=0x0001, dx=0x0080, es=segment)
+        assert not done.carry
+        assert pc.memory.read(frame, 4) == bytes.fromhex("34120000")
+        assert pc.memory.read(frame - 1, 1) == pc.memory.read(segment << 4 | 5, 1) == b"\x11"
 
     def test_writes(self, pc: BiosMachine, device: MemoryStore) -> None:
         pc.memory.write(BUFFER << 4, b"new" * 200)
