@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from vdisk.vm.cpu.arena import MARKED, MOST_DROPS, ArenaFullError
+from vdisk.vm.cpu.arena import MARKED, MOST_DROPS, ArenaFullError, entries_of
 from vdisk.vm.cpu.compiler import CompilerProcess, Level
 from vdisk.vm.cpu.hot import REGION_LIMIT
 from vdisk.vm.cpu.orders import HandlersOrder, RegionOrder, RuntimeOrder
@@ -59,13 +59,13 @@ MOST_REGIONS = 20_000
 
 
 MOST_WAITING = 1000
-"""Each with a copy of its page."""
+"""Each with a copy of its page, and of its code array: 20 KiB."""
 MOST_COUNTED = 100_000
 """Blocks that were met but are not hot yet."""
 
 
-HotBlock = tuple[tuple[int, "Mode"], bytes, frozenset[int]]
-"""A block, and what was in its page when it became hot: the bytes, and where blocks began."""
+HotBlock = tuple[tuple[int, "Mode"], bytes, bytes]
+"""A block, and what was in its page when it became hot: the bytes, and the code array."""
 QuickRegion = tuple[KeptRegion, int]
 """And the number of a page that it is used in."""
 
@@ -95,8 +95,8 @@ class Hotspots:
         """Pages of which something was dropped since the last sample."""
         self._waiting: Counter[tuple[int, Mode]] = Counter()
         """What is hot and not compiled yet, and how often it was met."""
-        self._pages: dict[tuple[int, Mode], tuple[bytes, frozenset[int]]] = {}
-        """What was in its page then, and where blocks began."""
+        self._pages: dict[tuple[int, Mode], tuple[bytes, bytes]] = {}
+        """What was in its page then, and its code array."""
         self._quick: Counter[KeptRegion] = Counter()
         """How often regions were met that may be made better."""
         self._quick_page: dict[KeptRegion, int] = {}
@@ -216,12 +216,11 @@ class Hotspots:
         regions = self.engine.arena.regions.get(physical >> PAGE_SHIFT, ())
         return any(region.touches(offset, offset + 1) for region in regions)
 
-    def _look_at(self, physical: int, mode: Mode) -> tuple[bytes, frozenset[int]]:
-        """The page of a block, and the places of all blocks in it."""
+    def _look_at(self, physical: int, mode: Mode) -> tuple[bytes, bytes]:
+        """The page of a block, and its code array: copies, as a vCPU stands still meanwhile."""
         arena, page_number = self.engine.arena, physical >> PAGE_SHIFT
         content = self._content(page_number)
-        codes = arena.codes(page_number, mode)
-        return content, arena.entries(codes) if codes else frozenset()
+        return content, arena.code_array(arena.codes(page_number, mode))
 
     def forget(self, page_number: int) -> None:
         """Something that was made from a page is gone: it may become hot again."""
@@ -258,8 +257,8 @@ class Hotspots:
             if region is not None:
                 self._make_best(*region)
             elif hottest is not None:
-                (physical, mode), content, entries = hottest
-                self._compile(physical, mode, content, entries)
+                (physical, mode), content, code_array = hottest
+                self._compile(physical, mode, content, code_array)
             more_to_refine = bool(region or hottest) or self._refine()
 
     def _most_urgent(self, *, wait: bool) -> tuple[QuickRegion | None, HotBlock | None]:
@@ -324,10 +323,10 @@ class Hotspots:
     def compile(self, physical: int, mode: Mode) -> bool:
         """Compile the region around a block; False where there is none (any more)."""
         with self.engine.lock:
-            content, entries = self._look_at(physical, mode)
-        return self._compile(physical, mode, content, entries)
+            content, code_array = self._look_at(physical, mode)
+        return self._compile(physical, mode, content, code_array)
 
-    def _compile(self, physical: int, mode: Mode, content: bytes, entries: frozenset[int]) -> bool:
+    def _compile(self, physical: int, mode: Mode, content: bytes, code_array: bytes) -> bool:
         """Compile the region as it was when the block was found to be hot: if other code stands
         there by now, later runs can use it when they are as far."""
         engine, arena = self.engine, self.engine.arena
@@ -339,7 +338,7 @@ class Hotspots:
             if not self.eager and self._recall(physical, mode):
                 return True
         order = RegionOrder(
-            *(mode, offset, content, entries, self._limit, self._level),
+            *(mode, offset, content, entries_of(code_array), self._limit, self._level),
             enter=self._is_covered(physical),
         )
         used = self._carry_out_region(order, page_number, generation)
@@ -443,7 +442,7 @@ class Hotspots:
             with self.engine.lock:
                 for mode in self.engine.translator.modes:
                     codes = arena.codes(page_number, mode)
-                    for offset in arena.entries(codes) if codes else ():
+                    for offset in arena.entries(codes):
                         self._recall_unless_entered((page_number << PAGE_SHIFT) + offset, mode)
 
     def _recall_unless_entered(self, physical: int, mode: Mode) -> None:

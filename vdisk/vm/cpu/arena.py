@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdisk.vm.cpu import known
@@ -112,6 +113,12 @@ def mark(code: bytes) -> int:
         return code[0]
     mixed = int.from_bytes(code[:MARKED], "little") * MARK_FACTOR & 0xFFFF_FFFF
     return 256 + (mixed >> 24)
+
+
+def entries_of(code_array: bytes) -> frozenset[int]:
+    """The offsets for which a copy of a code array names a record."""
+    numbers = memoryview(code_array).cast("i").tolist()  # those of stubs are negative
+    return frozenset([at for at in compress(range(len(numbers)), numbers) if numbers[at] > 0])
 
 
 class HotRegion(NamedTuple):
@@ -249,10 +256,13 @@ class Arena:
         number = self._halves[codes // 4 + offset]
         return 0 if number >> 31 else number
 
+    def code_array(self, codes: int) -> bytes:
+        """A copy of a code array, which costs next to nothing; ``codes``: where it is, or 0."""
+        return self.bytes[codes : codes + ARRAY_SIZE].tobytes() if codes else b""
+
     def entries(self, codes: int) -> frozenset[int]:
         """The offsets for which a code array names a record."""
-        numbers = self._halves[codes // 4 : codes // 4 + PAGE_SIZE].tolist()
-        return frozenset(at for at, number in enumerate(numbers) if number and not number >> 31)
+        return entries_of(self.code_array(codes))
 
     def record_address(self, number: int) -> int:
         """What generated code calls a record."""
