@@ -31,7 +31,18 @@ from vdisk.emu_block.drive import Drive, Identity, Stacking
 from vdisk.emu_block.geometry import DiskGeometry, Geometry, Translation
 from vdisk.emu_block.policy import ErrorPolicy, OnError
 from vdisk.emu_block.quick import Quick
-from vdisk.emu_block.requests import ID_LENGTH, MODIFYING, Operation, Request
+from vdisk.emu_block.requests import (
+    DISCARD,
+    FLUSH,
+    GET_ID,
+    ID_LENGTH,
+    MODIFYING,
+    READ,
+    WRITE,
+    WRITE_ZEROES,
+    Operation,
+    Request,
+)
 from vdisk.emu_block.scatter import total
 from vdisk.emu_block.statistics import Statistics
 from vdisk.emu_block.workers import Workers
@@ -173,7 +184,7 @@ class EmuBlockDevice(Drive):
             self._barrier.begin_write(request)
             if self._belongs_here(request):
                 return self._write_here(request)
-        elif request.operation is Operation.FLUSH and self._barrier.hold_flush(request):
+        elif request.operation is FLUSH and self._barrier.hold_flush(request):
             return False
         return self._start(request)
 
@@ -220,33 +231,33 @@ class EmuBlockDevice(Drive):
         if not self.room:
             return DeviceError("too many requests")
         operation, mask = request.operation, self.sector_size - 1
-        if operation is Operation.FLUSH or operation is Operation.GET_ID:
+        if operation is FLUSH or operation is GET_ID:
             return None
         if (request.offset | request.length) & mask or request.offset < 0 or request.length < 0:
             return InvalidRequestError(f"{request} is not whole sectors")
         if request.offset + request.length > self.size:
             return OutOfRangeError(f"{request} reaches past the end of the disk")
-        if operation is Operation.READ:
+        if operation is READ:
             return _unfit_buffers(request)
         if self.readonly:
             return ReadOnlyError("the disk is read-only")
-        return _unfit_buffers(request) if operation is Operation.WRITE else None
+        return _unfit_buffers(request) if operation is WRITE else None
 
     def _at_once(self, request: Request) -> bool:
         """Read what needs no waiting, answer what needs no disk; False where it is not so."""
         quick, operation = self._quick, request.operation
         if quick is None:
             return False
-        if operation is Operation.READ:
+        if operation is READ:
             return quick.read(request.offset, request.length, request.views)
-        if operation is Operation.GET_ID:
+        if operation is GET_ID:
             self._give_id(request)
             return True
-        return operation is Operation.DISCARD and not self.discard_enabled
+        return operation is DISCARD and not self.discard_enabled
 
     def _belongs_here(self, request: Request) -> bool:
         """Whether a write is better made in this thread than handed over."""
-        if request.operation is not Operation.WRITE or request.fua or not self.write_cache:
+        if request.operation is not WRITE or request.fua or not self.write_cache:
             return False
         return self._quick is not None and self._quick.may_write(request.length, request.began)
 
@@ -300,18 +311,18 @@ class EmuBlockDevice(Drive):
         if device is None:
             raise NotFoundError("there is no medium")
         operation = request.operation
-        if operation is Operation.READ:
+        if operation is READ:
             device.readv(request.offset, request.views)
-        elif operation is Operation.FLUSH:
+        elif operation is FLUSH:
             if not self.readonly:
                 device.flush()
         else:
-            if operation is Operation.WRITE:
+            if operation is WRITE:
                 device.writev(request.offset, request.views)
-            elif operation is Operation.WRITE_ZEROES:
+            elif operation is WRITE_ZEROES:
                 unmap = request.unmap and self.discard_enabled
                 device.write_zeroes(request.offset, request.length, unmap=unmap)
-            elif operation is Operation.DISCARD:
+            elif operation is DISCARD:
                 device.discard(request.offset, request.length)
             if request.fua or not self.write_cache:
                 device.flush()

@@ -26,7 +26,10 @@ class Operation(enum.IntEnum):
     GET_ID = 5
 
 
-MODIFYING = frozenset((Operation.WRITE, Operation.WRITE_ZEROES, Operation.DISCARD))
+READ, WRITE, WRITE_ZEROES, DISCARD, FLUSH, GET_ID = Operation
+"""Looking one up in an enumeration takes a tenth of a microsecond each time."""
+
+MODIFYING = frozenset((WRITE, WRITE_ZEROES, DISCARD))
 
 
 class Request:

@@ -75,7 +75,7 @@ class Ranges(Sequence["Range"]):
     def __getitem__(self, index: slice) -> Ranges: ...
     def __getitem__(self, index: int | slice) -> Range | Ranges:
         if isinstance(index, slice):
-            return Ranges(*part(self.data, self._total, index))
+            return Ranges(part(self.data, index))
         return _range_at(self.data, index)
 
     @property
@@ -99,17 +99,12 @@ class Ranges(Sequence["Range"]):
         return (number + in_each(count, base)).to_bytes(len(self.data), "little")
 
 
-def part(data: bytes, total: int | None, index: slice) -> tuple[bytes, int | None]:
-    """Some lanes, and their total where that of all tells it: but for one they are all."""
-    size = len(data)
-    start, stop, step = index.indices(size // LANE)
+def part(data: bytes, index: slice) -> bytes:
+    """Some lanes."""
+    start, stop, step = index.indices(len(data) // LANE)
     if step != 1:
         raise ValueError("a slice of ranges with gaps")
-    inside = data[start * LANE : stop * LANE]
-    if total is not None and len(inside) != size:  # a header or a status is left out, say
-        alone = size - len(inside) == LANE
-        total = total - _RANGE.unpack_from(data, 0 if start else size - LANE)[1] if alone else None
-    return inside, total
+    return data[start * LANE : stop * LANE]
 
 
 def _range_at(data: bytes, index: int) -> Range:
@@ -143,10 +138,16 @@ class Views(Scattered):
     def __getitem__(self, index: slice) -> Views: ...
     def __getitem__(self, index: int | slice) -> memoryview | Views:
         if isinstance(index, slice):
-            iovec, total = part(self._iovec, self._total, index)
-            return Views(iovec, self._everything, self._base, total)
+            return Views(part(self._iovec, index), self._everything, self._base)
         place, length = _range_at(self._iovec, index)
         return self._view(place, length)
+
+    def without_last(self) -> tuple[Views, memoryview]:
+        """All but the last one, and that."""
+        place, length = _RANGE.unpack_from(self._iovec, len(self._iovec) - LANE)
+        total = None if self._total is None else self._total - length
+        others = Views(self._iovec[:-LANE], self._everything, self._base, total)
+        return others, self._view(place, length)
 
     def _view(self, place: int, length: int) -> memoryview:
         return self._everything[place - self._base : place - self._base + length]

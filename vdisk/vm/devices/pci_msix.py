@@ -11,6 +11,7 @@ Table and pending bits lie in one BAR, the pending bits behind the table.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, ClassVar
 
 from vdisk.errors import InvalidRequestError
@@ -24,6 +25,7 @@ ENTRY = 16
 LARGEST_TABLE = 2048
 ENABLE, FUNCTION_MASK = 0x80, 0x40  # in the upper byte of message control
 VECTOR_MASKED = 1
+_MESSAGE = Struct("<QI")
 
 
 class MsixTable(Device):
@@ -64,16 +66,13 @@ class MsixTable(Device):
 
         A vector that is not there (drivers write 0xFFFF for none) sends nothing.
         """
-        if not 0 <= vector < self.vectors or not self.enabled:
+        control, entry = self._function.config[self.control], vector * ENTRY
+        if not control & ENABLE or not 0 <= vector < self.vectors:
             return
-        entry = vector * ENTRY
-        if self._masked(entry):
+        if control & FUNCTION_MASK or self._table[entry + 12] & VECTOR_MASKED:
             self._pending[vector >> 3] |= 1 << (vector & 7)
             return
-        address = int.from_bytes(self._table[entry : entry + 8], "little")
-        self._function.send_msi(
-            address, int.from_bytes(self._table[entry + 8 : entry + 12], "little")
-        )
+        self._function.send_msi(*_MESSAGE.unpack_from(self._table, entry))
 
     def control_written(self) -> None:
         """Message control has changed: what waited may go."""

@@ -224,14 +224,14 @@ class VirtioDevice(Device):
         budget = ROUNDS * ring.size
         ring.pause_notifications()
         while True:
-            while budget and self.ready(slot) and (chain := ring.pop()) is not None:
+            while (room := budget and self.ready(slot)) and (chain := ring.pop()) is not None:
                 budget -= 1
                 written = self.use(slot, chain)
                 if written is None:
                     slot.held[chain.key] = chain
                 else:
                     ring.push(chain, written)
-            if not budget or not self.ready(slot):
+            if not room:
                 slot.stalled = True
                 break
             if not ring.await_notification():

@@ -15,12 +15,24 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from vdisk.emu_block.requests import (
+    DISCARD,
+    FLUSH,
+    GET_ID,
+    ID_LENGTH,
+    READ,
+    WRITE,
+    WRITE_ZEROES,
+    Request,
+)
 from vdisk.emu_block.scatter import total
-from vdisk.emu_blockdev import ID_LENGTH, MAX_REQUEST, EmuBlockDevice, Operation, Request
+from vdisk.emu_blockdev import MAX_REQUEST, EmuBlockDevice
 from vdisk.vm.devices.virtio import VirtioDevice
 from vdisk.vm.devices.virtqueue import BrokenQueueError, Chain
+from vdisk.vm.ranges import Views
 
 if TYPE_CHECKING:
+    from vdisk.emu_block.requests import Operation
     from vdisk.vm.clock import Clock
     from vdisk.vm.devices.base import State
     from vdisk.vm.devices.virtio import Slot
@@ -118,7 +130,7 @@ class VirtioBlk(VirtioDevice):
         """Tell the guest how it went: the bytes written."""
         status[0] = VIRTIO_BLK_S_OK if request.error is None else VIRTIO_BLK_S_IOERR
         chain.dirtied(self.memory)
-        reads = request.operation is Operation.READ or request.operation is Operation.GET_ID
+        reads = request.operation is READ or request.operation is GET_ID
         return (request.length if reads else 0) + 1
 
     def _done(self, request: Request) -> None:
@@ -184,37 +196,37 @@ def _status_byte(chain: Chain) -> tuple[Sequence[memoryview], memoryview]:
     parts = chain.writable
     if not parts:
         raise BrokenQueueError("a request without room for its status")
-    last = parts[-1]
+    others, last = parts.without_last() if type(parts) is Views else (parts[:-1], parts[-1])
     if len(last) == 1:
-        return parts[:-1], last
-    return [*parts[:-1], last[:-1]], last[-1:]
+        return others, last
+    return [*others, last[:-1]], last[-1:]
 
 
 Buffers = Sequence[memoryview]
 
 
 def _read(sector: int, _data: Buffers, room: Buffers, size: int) -> Request:
-    return Request(Operation.READ, sector * SECTOR, size, room)
+    return Request(READ, sector * SECTOR, size, room)
 
 
 def _write(sector: int, data: Buffers, _room: Buffers, _size: int) -> Request:
-    return Request(Operation.WRITE, sector * SECTOR, total(data), data)
+    return Request(WRITE, sector * SECTOR, total(data), data)
 
 
 def _flush(_sector: int, _data: Buffers, _room: Buffers, _size: int) -> Request:
-    return Request(Operation.FLUSH)
+    return Request(FLUSH)
 
 
 def _get_id(_sector: int, _data: Buffers, room: Buffers, size: int) -> Request:
-    return Request(Operation.GET_ID, 0, min(size, ID_LENGTH), room)
+    return Request(GET_ID, 0, min(size, ID_LENGTH), room)
 
 
 def _discard(_sector: int, data: Buffers, _room: Buffers, _size: int) -> Request | None:
-    return _zeroing(Operation.DISCARD, 0, data)
+    return _zeroing(DISCARD, 0, data)
 
 
 def _write_zeroes(_sector: int, data: Buffers, _room: Buffers, _size: int) -> Request | None:
-    return _zeroing(Operation.WRITE_ZEROES, SEGMENT_UNMAP, data)
+    return _zeroing(WRITE_ZEROES, SEGMENT_UNMAP, data)
 
 
 def _zeroing(operation: Operation, known: int, data: Buffers) -> Request | None:

@@ -383,6 +383,7 @@ class SplitQueue(Virtqueue):
         self._table = self._area(layout.descriptors, DESCRIPTOR.size * size, 16)
         self._avail = self._area(layout.driver, 4 + 2 * size + events, 2)
         self._used = self._area(layout.device, 4 + 8 * size + events, 4)
+        self._used_ring = ((layout.device, len(self._used)),)
         self._used_event = 4 + 2 * size
         self._avail_event = 4 + 8 * size
         self._next_avail = 0
@@ -445,7 +446,7 @@ class SplitQueue(Virtqueue):
         if new == old:
             return False
         _U16.pack_into(self._used, 2, new)
-        self.memory.dirtied(self.layout.device, len(self._used))
+        self.memory.all_dirtied(self._used_ring)
         self._published = new
         if self.layout.event_index:
             return need_event(_U16.unpack_from(self._avail, self._used_event)[0], new, old)
