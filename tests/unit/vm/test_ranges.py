@@ -77,6 +77,11 @@ def test_views_of_memory() -> None:
         view[:4] = struct.pack("<I", number)
         assert bytes(other[:4]) == bytes(views[number][:4]) == struct.pack("<I", number)
     assert [bytes(view) for view in views[3:7]] == [bytes(view) for view in plain[3:7]]
+    others, last = views.without_last()
+    assert [bytes(view) for view in others] == [bytes(view) for view in plain[:-1]]
+    assert (others.total, last) == (sum(map(len, plain[:-1])), plain[-1])
+    assert others[:1].without_last()[1] == plain[0]
+    assert others[:1].without_last()[0].total == 0
 
 
 def test_memory_with_holes_is_looked_at_one_by_one() -> None:
