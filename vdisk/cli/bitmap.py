@@ -67,15 +67,22 @@ def _merge(source: str) -> tuple[str, str]:
 def run(args: Namespace) -> int:
     actions: list[tuple[str, str | None]] = args.actions or []
     _check(args, [name for name, _ in actions])
+    from vdisk.opening import Backing, open_image
+
     with contextlib.ExitStack() as opened:
-        device = opened.enter_context(open_source(args, args.image, readonly=False))
+        # What is below is not looked at: it may be absent, or the image that is changed.
+        device = opened.enter_context(
+            open_source(args, args.image, readonly=False, backing=Backing.LEAVE)
+        )
         image = as_qcow2(device, "bitmaps")
         source = image
         if args.source_image is not None:
-            from vdisk.opening import open_image
-
             found = open_image(
-                args.source_image, format=args.source_format, secrets=secrets(args), warn=warn
+                args.source_image,
+                format=args.source_format,
+                backing=Backing.REFUSE if args.no_backing else Backing.LEAVE,
+                secrets=secrets(args),
+                warn=warn,
             )
             source = as_qcow2(opened.enter_context(found), "bitmaps")
         for name, other in actions:

@@ -12,6 +12,7 @@ import vdisk
 from tests.tools import cli
 from vdisk.block import Kind
 from vdisk.cli.main import main
+from vdisk.formats.qcow2 import Qcow2Image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +86,27 @@ def test_a_new_raw_file_begins_with_a_written_block(tmp_path: Path) -> None:
     cli.run("create", "-q", tmp_path / "empty.raw", "0")
     assert (tmp_path / "small.raw").read_bytes() == bytes(512)
     assert (tmp_path / "empty.raw").read_bytes() == b""
+
+
+# -- bitmap ----------------------------------------------------------------------------------------
+
+
+def test_bitmaps_of_an_overlay_are_merged_into_its_backing_file(disk: Path, tmp_path: Path) -> None:
+    top = overlay(tmp_path / "top.qcow2", disk)
+    cli.run("bitmap", "--add", top, "b")
+    with vdisk.open(top, "r+") as image:
+        image.write(3 * CLUSTER, b"y" * CLUSTER)
+    cli.run("bitmap", "--add", "--merge", "b", "-b", top, "-F", "qcow2", disk, "kept")
+    with vdisk.open(disk) as image:
+        assert isinstance(image, Qcow2Image)
+        assert list(image.dirty_ranges("kept")) == [(3 * CLUSTER, CLUSTER)]
+
+
+def test_bitmaps_need_no_backing_file(disk: Path, tmp_path: Path) -> None:
+    top = overlay(tmp_path / "top.qcow2", disk)
+    disk.unlink()
+    cli.run("bitmap", "--add", top, "b")
+    assert "forbidden" in cli.fail("bitmap", "--no-backing", "--clear", top, "b")
 
 
 # -- info ------------------------------------------------------------------------------------------
