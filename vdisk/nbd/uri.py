@@ -6,7 +6,7 @@
     nbds+unix:///export?socket=/run/nbd.sock&tls-hostname=example.com
     nbd+vsock://2:10809/export
 
-    scheme     nbd, nbds           TCP; port 10809
+    scheme     nbd, nbds           TCP; port 10809 (QEMU also says nbd+tcp)
                nbd+unix, ...       a unix socket, the parameter "socket"
                nbd+vsock, ...      AF_VSOCK; host is the context id (CID), default 2, the host
                The s: TLS, or no connection; without it TLS is used where both sides can.
@@ -111,7 +111,7 @@ _SCHEMES: Final = {
     secure + transport.value: (transport, secure == "nbds")
     for transport in Transport
     for secure in ("nbd", "nbds")
-}
+} | {"nbd+tcp": (Transport.TCP, False)}
 _TEXT_PARAMETERS: Final = {
     "socket": "socket",
     "tls-hostname": "tls_hostname",

@@ -28,7 +28,8 @@ _SCHEMES = {
     "file": "file",
     "null-aio": "null-aio",
     "null-co": "null-co",
-    **dict.fromkeys(("nbd", "nbd+unix", "nbd+vsock", "nbds", "nbds+unix", "nbds+vsock"), "nbd"),
+    **dict.fromkeys(("nbd", "nbd+tcp", "nbd+unix", "nbd+vsock"), "nbd"),
+    **dict.fromkeys(("nbds", "nbds+unix", "nbds+vsock"), "nbd"),
 }
 """What stands before the colon of a name, and the protocol that reads such names."""
 

@@ -53,6 +53,7 @@ def test_uris_and_what_they_mean(text: str, uri: NbdUri) -> None:
     ("text", "canonical"),
     [
         ("NBD://example.com/", "nbd://example.com"),
+        ("nbd+tcp://example.com:77/x", "nbd://example.com:77/x"),
         ("nbd://example.com:10809/", "nbd://example.com"),
         ("nbd://example.com:/", "nbd://example.com"),
         ("nbd+unix://?socket=s", "nbd+unix:///?socket=s"),
@@ -73,7 +74,6 @@ def test_other_spellings(text: str, canonical: str) -> None:
         "nbd:h:10809",
         "nbd:/h",
         "http://h",
-        "nbd+tcp://h",
         "nbd://h#fragment",
         "nbd://h:port",
         "nbd://h:65536",
