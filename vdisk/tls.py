@@ -78,7 +78,7 @@ def password_of_key(bag: OptionBag, secrets: Mapping[str, bytes]) -> bytes | Non
     if identity is None:
         return None
     if identity not in secrets:
-        raise NotFoundError(f"{bag.owner}: there is no secret {identity!r}")
+        raise NotFoundError(f"{bag.owner}: No secret with id {identity!r}")
     return secrets[identity]
 
 

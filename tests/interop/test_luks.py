@@ -274,7 +274,7 @@ def test_passphrases_changed_by_qemu(tmp_path: Path, format: str):
     qemu_amend(state="inactive", keyslot=0)
     with vdisk_open(path, format, secret="new", readonly=True) as image:
         assert image.read(0, 4) == b"kept"
-    with pytest.raises(AuthenticationError, match="wrong passphrase"):
+    with pytest.raises(AuthenticationError, match="Invalid password"):
         vdisk_open(path, format)
 
 

@@ -227,4 +227,4 @@ def test_an_encrypted_key_is_opened_by_a_secret(
     wrong = ["--object", "secret,id=s,data=guess"]
     vdisk("info", *wrong, "--object", f"{creds},passwordid=s", *image, fails=True)
     vdisk("info", "--object", f"{creds},passwordid=none", *image, fails=True)
-    assert "there is no secret 'none'" in capsys.readouterr().err
+    assert "No secret with id 'none'" in capsys.readouterr().err

@@ -100,7 +100,7 @@ def test_create_options():
     ("options", "error", "message"),
     [
         ({"key_secret": None}, AuthenticationError, "option key-secret"),
-        ({"key_secret": "absent"}, NotFoundError, "no secret 'absent'"),
+        ({"key_secret": "absent"}, NotFoundError, "No secret with id 'absent'"),
         ({"cipher_alg": "serpent-256"}, UnsupportedFeatureError, "serpent-256"),
         ({"cipher_alg": "aes"}, InvalidRequestError, "aes-256"),
         ({"hash_alg": "whirlpool"}, UnsupportedFeatureError, "'whirlpool'"),
@@ -233,10 +233,10 @@ def test_a_locked_image_shows_its_header_and_keeps_its_data(empty: bytes):
 
 
 def test_secrets_are_looked_up(empty: bytes):
-    with pytest.raises(NotFoundError, match="no secret 't'"):
+    with pytest.raises(NotFoundError, match="No secret with id 't'"):
         DRIVER.open(MemoryStore(empty), OpenContext(options={"key-secret": "t"}, secrets=SECRETS))
     file = MemoryStore(empty)
-    with pytest.raises(AuthenticationError, match="wrong passphrase"):
+    with pytest.raises(AuthenticationError, match="Invalid password"):
         DRIVER.open(file, OpenContext(options={"key-secret": "s"}, secrets={"s": b"wrong"}))
     assert file.closed
     with pytest.raises(InvalidRequestError, match="no option 'colour'"):

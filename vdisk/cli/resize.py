@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
                 "beyond: give --shrink if nothing there is needed"
             )
         if size <= image.size and args.preallocation != "off":
-            raise InvalidRequestError("--preallocation is about growing, and this would not grow")
+            raise InvalidRequestError("Preallocation can only be used for growing images")
         resize_device(image, size, args.preallocation)
     if not args.quiet:
         print("Image resized.")

@@ -34,9 +34,7 @@ class CopyOnRead(Passing):
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner)
         if inner.readonly:
-            raise InvalidRequestError(
-                f"{inner.name} is opened read-only, and copying on read writes to it"
-            )
+            raise InvalidRequestError(f"Can't use copy-on-read on read-only device {inner.name}")
         self._lock = threading.Lock()
         self._unit: int = getattr(inner, "subcluster_size", 1)
 

@@ -105,14 +105,14 @@ class FileStore(BlockDevice):
         status = os.fstat(self._fd)
         if stat.S_ISDIR(status.st_mode):
             raise InvalidRequestError(
-                "is a directory: 'file' driver requires it to be a regular file", path=self.name
+                f"'file' driver requires '{self.name}' to be a regular file, not a directory"
             )
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         if self.is_block_device:
             return os.lseek(self._fd, 0, os.SEEK_END)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidRequestError(
-                "'file' driver requires it to be a regular file, or a block device", path=self.name
+                f"'file' driver requires '{self.name}' to be a regular file, or a block device"
             )
         self.growable = True
         return status.st_size

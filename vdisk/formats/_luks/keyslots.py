@@ -91,7 +91,7 @@ class KeySlots:
         for _, key in self.matches(passphrase):
             return key
         raise AuthenticationError(
-            "wrong passphrase: it opens none of the volume's key slots", path=self._area.name
+            "Invalid password, cannot unlock any keyslot", path=self._area.name
         )
 
     def matches(
@@ -150,7 +150,7 @@ class KeySlots:
         if slot is None:
             if not free:
                 raise InvalidRequestError(
-                    "all key slots are in use: erase one first", path=self._area.name
+                    "Can't add a keyslot - all keyslots are in use", path=self._area.name
                 )
             slot = free[0]
         self._check_number(slot)
@@ -158,7 +158,8 @@ class KeySlots:
             self._fill(slot, master_key, passphrase, iter_time)
         elif not force:
             raise InvalidRequestError(
-                f"key slot {slot} is active: erase it first, or use force", path=self._area.name
+                f"Refusing to overwrite active keyslot {slot} - please erase it first, or force it",
+                path=self._area.name,
             )
         elif self.header.active_slots == [slot]:
             spare = free[0]
@@ -177,8 +178,8 @@ class KeySlots:
             raise InvalidRequestError(f"key slot {slot} is not active", path=self._area.name)
         if active == [slot] and not force:
             raise InvalidRequestError(
-                f"key slot {slot} is the only active one: without it all data is lost; "
-                "add another passphrase first, or use force",
+                f"Attempt to erase the only active keyslot {slot} which will erase all the data in "
+                "the image irreversibly - refusing operation (add another passphrase, or force it)",
                 path=self._area.name,
             )
         self._erase(slot)
@@ -188,12 +189,14 @@ class KeySlots:
         found = [number for number, _ in self.matches(passphrase)]
         if not found:
             raise AuthenticationError(
-                "wrong old passphrase: it opens none of the key slots", path=self._area.name
+                "No keyslots match given (old) password for erase operation",
+                path=self._area.name,
             )
         if found == self.header.active_slots and not force:
             raise InvalidRequestError(
-                "the old passphrase opens all active key slots: without them all data is lost; "
-                "add another passphrase first, or use force",
+                "All the active keyslots match the (old) password that was given and erasing them "
+                "will erase all the data in the image irreversibly - refusing operation (add "
+                "another passphrase, or force it)",
                 path=self._area.name,
             )
         for number in found:

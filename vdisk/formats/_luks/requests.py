@@ -22,8 +22,8 @@ def find_secret(secrets: Mapping[str, bytes], identity: str) -> bytes:
         return secrets[identity]
     except KeyError:
         raise NotFoundError(
-            f"there is no secret {identity!r}: define it (--object secret,id={identity},file=…, "
-            "or secrets= in Python)"
+            f"No secret with id {identity!r}: define it (--object secret,id={identity},file=…, or "
+            "secrets= in Python)"
         ) from None
 
 
