@@ -111,6 +111,12 @@ class BootService:
         if self.hw.ebda.byte(layout.BOOT_STATE) == State.TRYING:
             self.video.print("Boot failed.\n")
 
+    def again(self, _call: Call) -> None:
+        """int 19h: a boot sector whose user has put another diskette in, perhaps."""
+        if self.hw.ebda.byte(layout.BOOT_STATE) != State.STARTING:
+            self.hw.ebda.set_byte(layout.BOOT_INDEX, 0)
+            self._enter(State.TRYING)
+
     def _enter(self, state: State) -> None:
         self.hw.ebda.set_byte(layout.BOOT_STATE, state)
 

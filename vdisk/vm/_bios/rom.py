@@ -49,8 +49,10 @@ post.boot:
 
 boot_failed:                    ; int 18h: try the next device
     trap boot_failed
-    nop
-bootstrap:                      ; int 19h
+    jmp bootstrap.go
+bootstrap:                      ; int 19h: begin with the first
+    trap boot_again
+bootstrap.go:
     cli
     xor ax, ax
     mov ss, ax

@@ -61,6 +61,7 @@ class Services:
             "option_rom": self.post.option_rom,
             "bootstrap": self.boot.service,
             "boot_failed": self.boot.failed,
+            "boot_again": self.boot.again,
             "video": self.video.service,
             "vbe_window": self.video.vbe.window,
             "equipment": self.system.equipment,

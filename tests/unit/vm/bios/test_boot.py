@@ -90,6 +90,16 @@ class TestOrder:
         pc.trap("boot_failed")
         assert boot(pc) and pc.memory.read(BOOT, 2) == b"HD"
 
+    def test_int_19h_begins_with_the_first(self) -> None:
+        pc = BiosMachine(floppies=[bootable(b"FD")], disks=[bootable(b"HD")])
+        pc.post()
+        pc.trap("boot_again")
+        for _ in range(2):
+            assert boot(pc) and pc.memory.read(BOOT, 2) == b"FD"
+            pc.trap("boot_failed")
+            assert boot(pc) and pc.memory.read(BOOT, 2) == b"HD"
+            pc.trap("boot_again")
+
     def test_nothing_at_all_waits_for_a_key(self) -> None:
         pc = BiosMachine(cdroms=[None])
         pc.post()
