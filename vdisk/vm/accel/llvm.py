@@ -142,9 +142,9 @@ class LlvmAccelerator(SoftwareAccelerator):
             return None
         total, written = _TOTALS.unpack_from(room)
         read, size = (found - 1) * LANE, count * LANE
-        ranges, iovec = room[TOTALS : TOTALS + size], room[TOTALS + size :]
-        readable = Ranges(bytes(ranges[:read]), total - written, bytes(iovec[:read]))
-        writable = Ranges(bytes(ranges[read:]), written, bytes(iovec[read:size]))
+        lanes = bytes(room[TOTALS : TOTALS + 2 * size])
+        readable = Ranges(lanes[:read], total - written, lanes[size : size + read])
+        writable = Ranges(lanes[read:size], written, lanes[size + read :])
         return Gathered(readable, writable, total)
 
     @property
