@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import struct
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuzz.mutate import change_bytes
 from vdisk.vm.clock import VirtualClock
-from vdisk.vm.net import ipv6, packets, tcp
+from vdisk.vm.net import ipv6, packets, tcp, tftp
 from vdisk.vm.net.user import UserNetwork
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ GUEST, GATEWAY, NAMES = bytes([10, 0, 2, 15]), bytes([10, 0, 2, 2]), bytes([10, 
 MAC = b"\x52\x54\0\0\0\1"
 GUEST6 = bytes.fromhex("fe800000000000005054000000000001")
 GATEWAY6, NAMES6 = (bytes.fromhex("fec0") + bytes(13) + bytes([number]) for number in (2, 3))
+
+
+FOLDER = str(Path(__file__).parent)
+FETCH = b"\0\1user_network.py\0octet\0blksize\x001000\0tsize\x000\0timeout\x003\0"
 
 
 class Card:
@@ -163,6 +168,8 @@ def seeds() -> dict[str, bytes]:
         _frame(0x0806, arp),
         _ip(packets.UDP, asked, b"\xff" * 4),
         _ip(packets.UDP, packets.udp((GUEST, 999), (NAMES, 53), query), NAMES),
+        _ip(packets.UDP, packets.udp((GUEST, 998), (GATEWAY, 69), FETCH)),
+        _ip(packets.UDP, packets.udp((GUEST, 998), (GATEWAY, 60001), b"\0\4\0\0")),
         _ip(packets.ICMP, echo),
         syn,
     )
@@ -224,7 +231,7 @@ def run(data: bytes) -> None:
 
 def _run_gateway(data: bytes) -> None:
     lock, clock = threading.RLock(), VirtualClock()
-    network = UserNetwork(clock, lock, restrict=True, server="")
+    network = UserNetwork(clock, lock, restrict=True, server="", tftp=FOLDER, bootfile="target.py")
     card = Card()
     try:
         network.attach(card)
@@ -234,6 +241,8 @@ def _run_gateway(data: bytes) -> None:
             assert len(card.frames) - before <= 3
         clock.advance(10**9)
         assert not network._connections
+        transfers = network._tftp
+        assert transfers is not None and len(transfers._transfers) <= tftp.MAX_TRANSFERS
     finally:
         network.close()
 

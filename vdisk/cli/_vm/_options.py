@@ -46,7 +46,8 @@ def add_hardware(parser: Parser) -> None:
         help="the monitor's favourite, which most systems choose for their graphics")  # fmt: skip
     add("--net", "--nic", metavar="none|user[,…]|tap[,…]", default="none",
         help="network card; user: this process speaks for the guest, "
-        "hostfwd=tcp:[HOST]:PORT-[GUEST]:PORT leads connections to it; tap: a TAP of the host, "
+        "hostfwd=tcp:[HOST]:PORT-[GUEST]:PORT leads connections to it, restrict=on lets it reach "
+        "nobody, tftp=FOLDER and bootfile=NAME are what it may boot; tap: a TAP of the host, "
         "ifname=NAME or fd=NUMBER, vnet_hdr=off; both: mac=ADDRESS")  # fmt: skip
     add("--rng", action="store_true", help="a virtio source of randomness")
     add("--device", metavar="NAME,OPTION…", action="append", default=[],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from vdisk.errors import InvalidRequestError, UnsupportedFeatureError
 from vdisk.options import as_bool, as_size, split_commas
 from vdisk.vm.devices.virtio_net import DEFAULT_MAC
+from vdisk.vm.net.dhcp import LONGEST_BOOTFILE
 
 if TYPE_CHECKING:
     import threading
@@ -32,7 +33,8 @@ class NetworkSpec:
     """The machine's network card and what is behind it.
 
     ``kind``: ``none``, ``user`` or ``tap``.  ``mac``: the card's address, six bytes.
-    User: ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``.
+    User: ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``; ``restrict``: the guest reaches nobody
+    else; ``tftp``: a folder whose files it may fetch; ``bootfile``: what it is told to boot.
     Tap: ``ifname``: the interface, made if there is none; empty: the kernel names a new one.
     ``fd``: of a TAP that is open already, instead; a duplicate is used.  ``vnet_hdr`` False: no
     offloads; None: where the TAP can.
@@ -41,6 +43,9 @@ class NetworkSpec:
     kind: str = "none"
     mac: bytes = DEFAULT_MAC
     forwards: list[str] = field(default_factory=list)
+    restrict: bool = False
+    tftp: str | None = None
+    bootfile: str = ""
     ifname: str = ""
     fd: int | None = None
     vnet_hdr: bool | None = None
@@ -50,6 +55,8 @@ class NetworkSpec:
             raise InvalidRequestError(f"network {self.kind!r}: one of {', '.join(NETWORKS)}")
         if self.forwards and self.kind != "user":
             raise InvalidRequestError("forwarded ports need a user network")
+        if len(self.bootfile.encode()) > LONGEST_BOOTFILE:
+            raise InvalidRequestError(f"bootfile= has {LONGEST_BOOTFILE} bytes at most")
         if self.fd is not None and self.ifname:
             raise InvalidRequestError("a tap is named by ifname= or by fd=, not by both")
 
@@ -102,6 +109,18 @@ def _read_forward(spec: NetworkSpec, value: str) -> None:
     spec.forwards.append(value)
 
 
+def _read_restrict(spec: NetworkSpec, value: str) -> None:
+    spec.restrict = as_bool(value, "restrict")
+
+
+def _read_tftp(spec: NetworkSpec, value: str) -> None:
+    spec.tftp = value
+
+
+def _read_bootfile(spec: NetworkSpec, value: str) -> None:
+    spec.bootfile = value
+
+
 def _read_ifname(spec: NetworkSpec, value: str) -> None:
     spec.ifname = value
 
@@ -125,7 +144,12 @@ def _read_script(_spec: NetworkSpec, value: str) -> None:
 
 
 _WORDS: Final[dict[str, dict[str, Callable[[NetworkSpec, str], None]]]] = {
-    "user": {"hostfwd": _read_forward},
+    "user": {
+        "hostfwd": _read_forward,
+        "restrict": _read_restrict,
+        "tftp": _read_tftp,
+        "bootfile": _read_bootfile,
+    },
     "tap": {
         "ifname": _read_ifname,
         "fd": _read_fd,
@@ -147,7 +171,10 @@ def make_network(
     from vdisk.vm.net.user import UserNetwork
 
     forwards = [Forward.parse(text) for text in spec.forwards]
-    return UserNetwork(clock, lock, forwards=forwards, host_name=host_name)
+    return UserNetwork(
+        clock, lock, forwards=forwards, host_name=host_name,
+        restrict=spec.restrict, tftp=spec.tftp, bootfile=spec.bootfile,
+    )  # fmt: skip
 
 
 def _make_tap(spec: NetworkSpec, lock: threading.RLock) -> TapNetwork:

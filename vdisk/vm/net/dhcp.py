@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Final, NamedTuple
 
@@ -18,8 +19,12 @@ DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
 LEASE_SECONDS: Final = 86400
 
 OPTION_MASK, OPTION_ROUTER, OPTION_DNS, OPTION_HOST_NAME = 1, 3, 6, 12
+OPTION_TFTP_SERVER, OPTION_BOOTFILE = 66, 67
 OPTION_REQUESTED, OPTION_LEASE, OPTION_TYPE, OPTION_SERVER = 50, 51, 53, 54
 OPTION_END: Final = 255
+
+LONGEST_BOOTFILE: Final = 127
+"""Bytes of ``file``, with a NUL behind them."""
 
 _FIXED: Final = 240
 
@@ -32,6 +37,8 @@ class Lease(NamedTuple):
     router: bytes
     dns: bytes
     host_name: str = ""
+    bootfile: str = ""
+    """What to boot, by TFTP from the server itself, or a URI."""
 
 
 class Reply(NamedTuple):
@@ -68,7 +75,8 @@ def answer(request: bytes, lease: Lease) -> Reply | None:
     informed = kind == NAK or options.get(OPTION_TYPE) == bytes([INFORM])
     yours = bytes(4) if informed else lease.address
     head = bytes([BOOTREPLY, 1, 6, 0]) + request[4:8] + bytes(2) + request[10:12]
-    head += request[12:16] + yours + lease.router + request[24:28] + request[28:44] + bytes(192)
+    head += request[12:16] + yours + lease.router + request[24:28] + request[28:44]
+    head += bytes(64) + lease.bootfile.encode().ljust(128, b"\0")
     body = MAGIC + bytes([OPTION_TYPE, 1, kind, OPTION_SERVER, 4]) + lease.router
     if kind != NAK:
         body += _told(lease)
@@ -95,6 +103,8 @@ def _told(lease: Lease) -> bytes:
         (OPTION_DNS, lease.dns),
         (OPTION_LEASE, struct.pack("!I", LEASE_SECONDS)),
         (OPTION_HOST_NAME, lease.host_name.encode("ascii", "replace")[:63]),
+        (OPTION_TFTP_SERVER, lease.bootfile and socket.inet_ntoa(lease.router).encode()),
+        (OPTION_BOOTFILE, lease.bootfile.encode()),
     ):
         if value:
             found += bytes([option, len(value)]) + value

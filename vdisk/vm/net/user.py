@@ -14,18 +14,19 @@ host's loopback.  The other way, ports of the host can be led to ports of the gu
 from __future__ import annotations
 
 import socket
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vdisk.vm.net import dhcp, dns, ipv6, packets
 from vdisk.vm.net.addresses import Addresses, family
 from vdisk.vm.net.host_ports import HostPorts
+from vdisk.vm.net.names import Names
 from vdisk.vm.net.reactor import HostSocket, Reactor
 from vdisk.vm.net.tcp import Connection
+from vdisk.vm.net.tftp import TftpServer
 from vdisk.vm.net.udp import UdpFlows
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Sequence
 
     from vdisk.vm.clock import Clock
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 GATEWAY_MAC: Final = b"\x52\x55\x0a\x00\x02\x02"
 MAX_CONNECTIONS: Final = 256
 """Connections at once; the one that was quiet longest makes room for another."""
-MAX_NAMES: Final = 32
-"""Questions about names that wait for the host's resolver."""
 TICK: Final = 100_000_000
 FIRST_FORWARD_PORT: Final = 62000
 PORTS_FOR_FORWARDS: Final = 3000
@@ -72,8 +71,9 @@ class UserNetwork:
     """``network``: of at least 32 addresses.  ``forwards``: from the host to the guest.
 
     ``restrict``: the guest reaches the gateway's own services and nothing else.  ``server``: the
-    name server to ask (None: the host's; "": answer by the host's resolver).  ``clock`` and
-    ``lock`` are the machine's; everything but :meth:`close` is called with the lock held.
+    name server to ask (None: the host's; "": answer by the host's resolver).  ``tftp``: a folder
+    whose files it may fetch; ``bootfile``: what DHCP tells it to boot.  ``clock`` and ``lock`` are
+    the machine's; everything but :meth:`close` is called with the lock held.
     """
 
     offloads = True
@@ -88,13 +88,18 @@ class UserNetwork:
         restrict: bool = False,
         server: str | None = None,
         host_name: str = "",
+        tftp: str | None = None,
+        bootfile: str = "",
     ) -> None:
         self._clock = clock
         self._lock = lock
         self._restrict = restrict
         self._name_server = dns.host_server() if server is None else server or None
         who = self.addresses = Addresses(network, restrict=restrict, server=self._name_server)
-        self._lease = dhcp.Lease(who.guest, who.mask, who.gateway, who.name_server, host_name)
+        self._lease = dhcp.Lease(
+            who.guest, who.mask, who.gateway, who.name_server, host_name, bootfile
+        )
+        self._tftp = None if tftp is None else TftpServer(tftp, clock, self._send_udp)
         self._router = ipv6.Router(who, GATEWAY_MAC)
         self._advertising = clock.timer(self._advertise)
         self._adapter: Adapter | None = None
@@ -105,8 +110,8 @@ class UserNetwork:
         self._identifier = 0
         self._timer = clock.timer(self._tick)
         self._udp = UdpFlows(self._reactor, who.to_host, who.to_guest, self._send_udp, clock.now)
-        self._names: deque[tuple[Address, Address, dns.Question]] = deque()
-        self._resolver: threading.Thread | None = None
+        ask = self._udp.send if self._name_server and not restrict else None
+        self._names = Names(lock, ask, self._send_udp, restrict=restrict)
         self._forward_port = 0
         self._host_ports = HostPorts(
             self._reactor, who.guest, who.gateway, self._accept, self._send_udp
@@ -210,11 +215,20 @@ class UserNetwork:
             self._dhcp(data)
         elif who.is_name_server(target):
             if port == dns.PORT:
-                self._name(guest, target, data)
-        elif target == who.gateway and self._host_ports.answer(guest, port, data):
+                self._names.ask(guest, target, data)
+        elif self._is_for_us(guest, (target, port), data):
             return
         elif who.reachable(target):
             self._udp.send(guest, (target, port), data)
+
+    def _is_for_us(self, guest: Address, gateway: Address, data: bytes) -> bool:
+        """Whether it asks for a file, or answers to one of our own ports."""
+        if not self.addresses.is_gateway(gateway[0]):
+            return False
+        if self._tftp is not None and self._tftp.datagram(guest, gateway, data):
+            return True
+        ours = gateway[0] == self.addresses.gateway
+        return ours and self._host_ports.answer(guest, gateway[1], data)
 
     def _send_udp(self, source: Address, target: Address, data: bytes) -> None:
         self._send(source[0], target[0], packets.UDP, packets.udp(source, target, data))
@@ -224,36 +238,6 @@ class UserNetwork:
         if reply is not None:
             target = (b"\xff" * 4, dhcp.CLIENT_PORT)
             self._send_udp((self.addresses.gateway, dhcp.SERVER_PORT), target, reply.message)
-
-    def _name(self, guest: Address, server: bytes, query: bytes) -> None:
-        """Ask the host's name server; where it has none, its resolver."""
-        asked = (server, dns.PORT)
-        if self._name_server and not self._restrict:
-            self._udp.send(guest, asked, query)
-            return
-        question = dns.parse(query)
-        if question is None or len(self._names) >= MAX_NAMES:
-            return
-        if self._restrict:
-            answer = dns.response(question, dns.NAME_ERROR, [])
-            self._send_udp(asked, guest, answer)
-            return
-        self._names.append((guest, asked, question))
-        if self._resolver is None:
-            self._resolver = threading.Thread(target=self._resolve, name="vdisk-dns", daemon=True)
-            self._resolver.start()
-
-    def _resolve(self) -> None:
-        """In a thread of its own: answer what waits, then end."""
-        while True:
-            with self._lock:
-                if not self._names:
-                    self._resolver = None
-                    return
-                guest, asked, question = self._names.popleft()
-            answer = dns.resolve(question)
-            with self._lock:
-                self._send_udp(asked, guest, answer)
 
     # -- TCP ---------------------------------------------------------------------------------
 
@@ -486,6 +470,8 @@ class UserNetwork:
             connection.abort()
         self._udp.close()
         self._names.clear()
+        if self._tftp is not None:
+            self._tftp.reset()
         self._adapter = adapter
 
     def close(self) -> None:

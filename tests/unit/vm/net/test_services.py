@@ -85,6 +85,42 @@ def test_a_guest_gets_its_address(network: tuple[UserNetwork, Card]) -> None:
     assert asked(*network, dhcp_message(dhcp.RELEASE)) == {}
 
 
+def test_what_a_guest_is_told_to_boot(tmp_path: Path) -> None:
+    (tmp_path / "loader").write_bytes(b"content")
+    made, card = (
+        UserNetwork(
+            VirtualClock(), threading.RLock(), server="", tftp=str(tmp_path), bootfile="loader"
+        ),
+        Card(),
+    )
+    made.attach(card)
+    offer = asked(made, card, dhcp_message(dhcp.DISCOVER))
+    assert offer[66] == b"10.0.2.2" and offer[67] == b"loader"
+    message = bytes(udp_of(card.frames[0]).payload)
+    assert message[20:24] == GATEWAY and message[108:236] == b"loader".ljust(128, b"\0")
+    card.frames.clear()
+    made.receive(_ip(packets.UDP, packets.udp((GUEST, 99), (GATEWAY, 69), b"\0\1loader\0octet\0")))
+    (answer,) = map(udp_of, card.frames)
+    assert bytes(answer.payload) == b"\0\3\0\1content" and answer.target_port == 99
+    made.reset()
+    card.frames.clear()
+    made.receive(
+        _ip(packets.UDP, packets.udp((GUEST, 99), (GATEWAY, answer.source_port), b"\0\4\0\1"))
+    )
+    assert bytes(udp_of(card.frames[0]).payload).startswith(b"\0\5\0\5")
+    made.close()
+
+
+def test_nothing_to_boot(network: tuple[UserNetwork, Card]) -> None:
+    offer = asked(*network, dhcp_message(dhcp.DISCOVER))
+    assert 66 not in offer and 67 not in offer
+    made, card = network
+    card.frames.clear()
+    request = packets.udp((GUEST, 99), (GATEWAY, 69), b"\0\1loader\0octet\0")
+    made.receive(_ip(packets.UDP, request))
+    assert not card.frames
+
+
 def test_arp_for_the_gateway_and_nobody_else(network: tuple[UserNetwork, Card]) -> None:
     made, card = network
     for target in (GATEWAY, NAMES, bytes([10, 0, 2, 77])):
