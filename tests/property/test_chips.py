@@ -56,7 +56,9 @@ class Board:
         irqs = self.irqs = IsaIrqs(self.pic.set_irq, self.ioapic.set_irq)
         self.bridge = I440fx(self.bus, self.memory)
         self.piix3 = Piix3(self.bus, self.pci, irqs, lambda: say("reset"))
-        self.pm = AcpiPm(self.bus, self.clock, irqs.line(9), lambda: say("off"))
+        self.pm = AcpiPm(
+            self.bus, self.clock, irqs.line(9), lambda: say("off"), lambda: say("suspend")
+        )
         self.vga = Vga(self.bus, self.memory, self.clock, memory_size=1 << 20)
         for device, slot, function in (
             (self.bridge, 0, 0), (self.piix3, 1, 0), (self.pm, 1, 3), (self.vga, 2, 0)

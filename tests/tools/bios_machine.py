@@ -239,7 +239,13 @@ class BiosMachine:
         self.irqs = IsaIrqs(self.pic.set_irq)
         self.host = I440fx(bus, self.memory)
         self.piix3 = Piix3(bus, self.pci, self.irqs, lambda: self.log.append("reset"))
-        self.pm = AcpiPm(bus, clock, self.irqs.line(9), lambda: self.log.append("off"))
+        self.pm = AcpiPm(
+            bus,
+            clock,
+            self.irqs.line(9),
+            lambda: self.log.append("off"),
+            lambda: self.log.append("suspend"),
+        )
         self.pci.add(self.host, 0)
         self.pci.add(self.piix3, 1)
         self.pci.add(self.pm, 1, 3)

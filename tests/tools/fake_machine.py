@@ -169,6 +169,10 @@ class FakeMachine:
         self.calls.append("reset")
         self.emit("RESET", guest=False, reason="host-qmp-system-reset")
 
+    def wakeup(self) -> None:
+        self.calls.append("wakeup")
+        self.emit("WAKEUP")
+
     def powerdown(self) -> None:
         self.calls.append("powerdown")
         self.emit("POWERDOWN")

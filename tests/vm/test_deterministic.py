@@ -204,6 +204,88 @@ def test_a_journal_that_cannot_be_repeated_stops_the_machine(
         assert found.state is RunState.INTERNAL_ERROR and "at 0 ns" in found.error
 
 
+SLEEP = """
+    mov eax, 0x80000b40         ; power management, its registers at 600h
+    mov dx, 0xcf8
+    out dx, eax
+    mov dx, 0xcfc
+    mov eax, 0x601
+    out dx, eax
+    mov eax, 0x80000b80
+    mov dx, 0xcf8
+    out dx, eax
+    mov dx, 0xcfc
+    mov al, 1
+    out dx, al
+    mov al, 0x0f                ; was it a reset behind S3?
+    out 0x70, al
+    in al, 0x71
+    cmp al, 0xfe
+    je woken
+    mov al, 's'
+    call putc
+    jmp sleep
+woken:
+    mov dx, 0x600
+    in ax, dx
+    mov bx, ax
+    mov al, 'r'
+    cmp bx, 0x8400              ; WAK_STS and RTC_STS
+    je say
+    mov al, 'p'
+    cmp bx, 0x8100              ; WAK_STS and PWRBTN_STS
+    je say
+    mov al, '?'
+say:
+    call putc
+    inc byte [0x6000]           ; memory has stayed
+    cmp byte [0x6000], 3
+    je finished
+sleep:
+    mov dx, 0x602
+    mov ax, 0x400               ; RTC_EN
+    out dx, ax
+    mov cx, 3
+    mov bl, 1                   ; the alarm: each second
+alarm:
+    mov al, bl
+    out 0x70, al
+    mov al, 0xc0
+    out 0x71, al
+    add bl, 2
+    loop alarm
+    mov al, 0x0b
+    out 0x70, al
+    mov al, 0x22
+    out 0x71, al
+    mov dx, 0x604
+    mov ax, 0x2401              ; SLP_EN, the type of S3
+    out dx, ax
+    jmp hang
+finished:
+    mov al, 1
+    out 0xf4, al
+    jmp hang
+"""
+
+
+def test_sleep_and_waking_are_repeated(tmp_path: Path) -> None:
+    """By the alarm, by a button at some time before it, by the alarm again."""
+    journal = str(tmp_path / "journal")
+    with machine(tmp_path, SLEEP) as found:
+        found.run_until(serial="sr", timeout=PATIENCE)
+        found.pause()
+        assert found.state is RunState.PAUSED
+        found.press_power_button()
+        found.run_until(timeout=PATIENCE)
+        assert found.serial[0].output() in {b"srpr", b"srrp"}
+        found.save_journal(journal)
+        seen = footprint(found)
+    with machine(tmp_path, SLEEP, replay=journal) as found:
+        found.run_until(timeout=PATIENCE)
+        assert footprint(found) == seen
+
+
 def test_what_cannot_be_deterministic_says_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="has no network"):
         machine(tmp_path, "jmp hang", network="user")

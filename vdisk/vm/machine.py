@@ -20,26 +20,28 @@ from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import InvalidRequestError, VdiskError
 from vdisk.vm import loader
-from vdisk.vm._machine import accelerators, configuration
+from vdisk.vm._machine import accelerators, configuration, networks
 from vdisk.vm._machine.block_jobs import BlockJobs
-from vdisk.vm._machine.board import Board, Requests, Video
+from vdisk.vm._machine.board import Board, Video
 from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import SerialConsole
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.firmware import FirmwareFile, OwnBios
 from vdisk.vm._machine.hands import Hands
 from vdisk.vm._machine.life import Life
-from vdisk.vm._machine.networks import (
-    NetworkSpec,
-    make_network,
-    network_spec,
-    parse_mac,
-    parse_network,
-)
+from vdisk.vm._machine.networks import NetworkSpec, parse_mac, parse_network
 from vdisk.vm._machine.options import Options
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Running, Threads
-from vdisk.vm._machine.specs import DiskSpec, disk_of_words, disk_spec, parse_disk
+from vdisk.vm._machine.sleeping import Sleep
+from vdisk.vm._machine.specs import (
+    DiskSpec,
+    cdrom_spec,
+    disk_of_words,
+    disk_spec,
+    floppy_spec,
+    parse_disk,
+)
 from vdisk.vm._machine.turns import Journal, TurnClock, Turns, load_journal
 from vdisk.vm.bus import Bus
 from vdisk.vm.clock import RealClock
@@ -158,7 +160,7 @@ class Machine(Life):
             bios=bios, boot=BootChoice.parse(boot), kernel=kernel, initrd=initrd, append=append,
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory,
             vga_size=vga_size, apic=apic, serial_ports=serial_ports, rng=rng, epoch=epoch,
-            network=network_spec(network, forwards),
+            network=networks.network_spec(network, forwards),
             deterministic=deterministic, replay=replay, progress=progress,
         )  # fmt: skip
         self.name = name
@@ -183,8 +185,8 @@ class Machine(Life):
     def _assemble(self, options: Options) -> None:
         real = isinstance(self.clock, RealClock)
         specs = [disk_spec(disk) for disk in options.disks]
-        specs += [_cdrom(cdrom) for cdrom in options.cdroms]
-        specs += [_floppy(floppy) for floppy in options.floppies]
+        specs += [cdrom_spec(cdrom) for cdrom in options.cdroms]
+        specs += [floppy_spec(floppy) for floppy in options.floppies]
         self.drives = Drives(
             specs,
             self.bus.lock,
@@ -210,7 +212,11 @@ class Machine(Life):
         firmware = None if options.bios is None else FirmwareFile(options.bios)
         self.board = self._make_board(options, firmware)
         self._make_processors(options.cpus, options.apic)
-        self.input = Hands(self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate)
+        self.sleep = Sleep(self.board, self.processors, self._emit)
+        self.input = Hands(
+            self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate,
+            self.sleep.wake_by_hand,
+        )  # fmt: skip
         floppies = [drive for drive in self.drives if drive.spec.media == "floppy"]
         self.board.plug_floppies(floppies)
         for drive in self.drives:
@@ -236,7 +242,7 @@ class Machine(Life):
         self.board.plug_rng(None if real else Random(0).randbytes)
 
     def _plug_network(self, spec: NetworkSpec) -> None:
-        self.network = network = make_network(spec, self.clock, self.bus.lock, self.name)
+        self.network = network = networks.make_network(spec, self.clock, self.bus.lock, self.name)
         self._closers.append(network.close)
         self.board.plug_network(network, spec.mac)
 
@@ -248,7 +254,7 @@ class Machine(Life):
             self.bus,
             self.clock,
             self.accelerator,
-            Requests(self._request_reset, self._request_power_off, self._request_debug_exit),
+            self._requests(),
             epoch=epoch if options.epoch is None else options.epoch,
             consoles=list(self.serial),
             debug_console=self.debug_console,
@@ -292,6 +298,7 @@ class Machine(Life):
             **self.input.handlers,
             "serial": lambda port, data: self.serial[port].arrive(bytes.fromhex(data)),
             "power": self.board.power.press_power_button,
+            "wake": self.sleep.wake_by_hand,
         }
         handlers: dict[str, Callable[..., object]] = {
             **{kind: self._locked(handler) for kind, handler in chips.items()},
@@ -486,17 +493,3 @@ class Machine(Life):
             "instructions": [processor.vcpu.executed() for processor in self.processors],
             "drives": {drive.name: drive.disk.statistics.as_dict() for drive in self.drives},
         }
-
-
-def _cdrom(cdrom: str | DiskSpec | None) -> DiskSpec:
-    if isinstance(cdrom, DiskSpec):
-        return cdrom
-    return DiskSpec(media="cdrom") if cdrom is None else parse_disk(cdrom, media="cdrom")
-
-
-def _floppy(floppy: str | DiskSpec | None) -> DiskSpec:
-    if isinstance(floppy, DiskSpec):
-        return floppy
-    if floppy is None:
-        return DiskSpec(interface="floppy")
-    return parse_disk(f"{floppy},if=floppy")

@@ -206,6 +206,7 @@ _SOURCES: list[tuple[str, Encoder]] = [
     (rf"push word {_ADDRESS}", _memory(0xFF, 6, 0)),
     (r"push (\d+)", _one_byte(0x6A)),
     (rf"call far {_ADDRESS}", _memory(0xFF, 3, 0)),
+    (rf"jmp far {_ADDRESS}", _memory(0xFF, 5, 0)),
     (rf"inc dword {_ADDRESS}", _memory(0xFF, 0, 0, b"\x66")),
     (rf"inc byte {_ADDRESS}", _memory(0xFE, 0, 0)),
     (rf"cmp dword {_ADDRESS}, (\w+)", _memory(0x81, 7, 4, b"\x66")),

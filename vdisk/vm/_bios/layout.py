@@ -72,7 +72,7 @@ MOUSE_FLAGS = 0x26  # bits 0-2: bytes of the packet so far
 MOUSE_FLAGS_2 = 0x27  # bit 7: a handler is set; bits 0-2: bytes of a packet, less one
 MOUSE_PACKET = 0x28  # up to eight bytes
 DISK_TABLES = 0x3D  # two fixed disk parameter tables of 16 bytes (vectors 41h and 46h)
-OPTION_ROM = 0x80  # far pointer to the entry that POST calls next
+OPTION_ROM = 0x80  # far pointer to the entry that POST calls next, or where a system resumes
 OPTION_ROM_NEXT = 0x84  # word: segment at which the scan goes on
 DEADLINE = 0x88  # qword: the clock's time at which int 15h AH=86h returns
 MOUSE_ARGUMENTS = 0x90  # words: status, X, Y

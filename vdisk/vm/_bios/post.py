@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vdisk.vm._bios.call import Call
     from vdisk.vm._bios.services import Services
 
+SHUTDOWN_STATUS, RESUMING = 0x0F, 0xFE  # in CMOS memory
+MIB = 1 << 20
 VECTOR_COUNT = 256
 UNUSED_VECTORS = range(0x60, 0x68)  # for programs: zero says free
 MASTER_BASE, SLAVE_BASE, CASCADE = 0x08, 0x70, 2
@@ -43,7 +45,12 @@ class Post:
         self.hw = services.hw
 
     def run(self, call: Call) -> None:
-        """The whole of it; the ROM goes on with option ROMs and int 19h."""
+        """The whole of it; the ROM goes on with option ROMs and int 19h, or where one resumes."""
+        resuming = self.hw.cmos(SHUTDOWN_STATUS) == RESUMING
+        vector = self.all.tables.waking_vector() if resuming else 0
+        if 0 < vector < MIB:
+            self.resume(call, vector)
+            return
         self.shadow()
         self.hw.outb(PORT_92, A20_OPEN)
         self.vectors()
@@ -62,6 +69,21 @@ class Post:
         self.all.tables.place()
         self.lock()
         self.all.boot.banner()
+
+    def resume(self, call: Call, vector: int) -> None:
+        """Behind S3: chips as firmware leaves them; memory belongs to the system, which goes on
+        in real mode with the paragraph of its vector in CS (ACPI 2.0, 5.2.9)."""
+        self.hw.set_cmos(SHUTDOWN_STATUS, 0)
+        self.hw.outb(PORT_92, A20_OPEN)
+        self.interrupt_controllers()
+        self.timer()
+        self.all.system.mouse.controller.initialize()
+        pci.Assigner(self.hw).run()
+        self.chipset()
+        self.all.video.initialize()
+        self.hw.ebda.set_dword(layout.OPTION_ROM, (vector >> 4) << 16 | vector & 0xF)
+        call.ds = self.hw.bda.word(layout.EBDA_SEGMENT)
+        call.wait = True
 
     # -- memory ------------------------------------------------------------------------------
 

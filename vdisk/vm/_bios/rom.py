@@ -38,7 +38,7 @@ post:
     mov ss, ax
     mov sp, 0x7000
     trap post
-    nop                         ; so that what follows one trap is not another
+    jc post.resume              ; DS is the EBDA's segment
 post.scan:                      ; option ROMs: far pointers, one at a time
     trap option_rom
     jnc post.boot               ; DS is the EBDA's segment
@@ -46,6 +46,8 @@ post.scan:                      ; option ROMs: far pointers, one at a time
     jmp post.scan
 post.boot:
     int 0x19
+post.resume:                    ; behind S3: the system's own code
+    jmp far [0x80]
 
 boot_failed:                    ; int 18h: try the next device
     trap boot_failed

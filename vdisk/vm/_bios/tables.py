@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 16
 PAGE = 4096
+FACS_SIZE, FIRMWARE_WAKING_VECTOR = 64, 12
+"""Of the first of the ACPI tables (ACPI 2.0, 5.2.9)."""
 MORE_PROCESSORS = 0x5F  # in CMOS: how many there are beside the first
 
 
@@ -60,11 +62,22 @@ class Tables:
 
     def _place_acpi(self, acpi: AcpiTables) -> Entry:
         """Write the ACPI tables; gives the memory that they take."""
-        address = (self.hw.low_end - len(acpi.tables)) & ~(PAGE - 1)
+        address = self._acpi_address(acpi)
         tables, rsdp = acpi.place(address)
         self.hw.space.write(address, tables)
         self.rsdp = self.put(rsdp)
-        return Entry(address, self.hw.low_end - address, MemoryType.ACPI)
+        return Entry(address, self.hw.low_end - address, MemoryType.NVS)  # FACS is written to
+
+    def _acpi_address(self, acpi: AcpiTables) -> int:
+        return (self.hw.low_end - len(acpi.tables)) & ~(PAGE - 1)
+
+    def waking_vector(self) -> int:
+        """Where a system wants to go on behind S3, as it wrote into the FACS; 0: nowhere."""
+        if self.acpi is None:
+            return 0
+        facs = self.hw.space.read(self._acpi_address(self.acpi), FACS_SIZE)
+        vector = facs[FIRMWARE_WAKING_VECTOR : FIRMWARE_WAKING_VECTOR + 4]
+        return int.from_bytes(vector, "little") if facs[:4] == b"FACS" else 0
 
     def put(self, table: bytes) -> int:
         """The address of a table's copy; 0 where there is no room left."""

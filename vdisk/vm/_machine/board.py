@@ -43,7 +43,7 @@ from vdisk.vm.devices.port92 import Port92
 from vdisk.vm.devices.ps2 import KeyboardController
 from vdisk.vm.devices.ps2_keyboard import Keyboard
 from vdisk.vm.devices.ps2_mouse import Mouse
-from vdisk.vm.devices.rtc import Rtc
+from vdisk.vm.devices.rtc import RESUMING, SHUTDOWN_STATUS, Rtc
 from vdisk.vm.devices.serial import COM_IRQS, COM_PORTS, Uart
 from vdisk.vm.devices.speaker import Speaker
 from vdisk.vm.devices.vga import MEMORY_SIZE as VGA_MEMORY
@@ -79,6 +79,7 @@ class Requests(NamedTuple):
 
     reset: Callable[[], None]
     power_off: Callable[[], None]
+    suspend: Callable[[], None]
     debug_exit: Callable[[int], None]
 
 
@@ -201,13 +202,16 @@ class Board:
         self.ide = Piix3Ide(self.bus, self.memory, self.clock, ide_irqs)
         self.plug(self.ide, *PIIX3_IDE)
         sci = self.irqs.line(SCI_IRQ)
-        self.power = AcpiPm(self.bus, self.clock, sci, self.requests.power_off)
+        self.power = AcpiPm(
+            self.bus, self.clock, sci, self.requests.power_off, self.requests.suspend
+        )
         self.plug(self.power, *PIIX3_PM)
 
     def _make_timers(self, epoch: int) -> None:
         gates = IrqGate(self.irqs.line(0)), IrqGate(self.irqs.line(8))
         self.pit = Pit(self.bus, self.clock, gates[0].input)
         self.rtc = Rtc(self.bus, self.clock, gates[1].input, epoch)
+        self.rtc.alarm = self.power.alarm
         legacy = self.irqs.line(0), self.irqs.line(8)
         self.hpet = Hpet(self.bus, self.clock, self.ioapic.set_pin, legacy, gates)
         self.speaker = Speaker(self.bus, self.clock, self.pit)
@@ -265,3 +269,13 @@ class Board:
         for device in self.devices:
             device.reset()
         self._accelerator.a20 = True
+
+    def wake(self) -> None:
+        """RESET# behind S3: the host bridge keeps what stands in RAM for ROM, as QEMU's does."""
+        events = self.power.wakers
+        for device in self.devices:
+            if device is not self.host_bridge:
+                device.reset()
+        self._accelerator.a20 = True
+        self.rtc.memory[SHUTDOWN_STATUS] = RESUMING
+        self.power.woken(events)

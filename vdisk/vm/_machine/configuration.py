@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vdisk.vm._boot.entry import MemoryRange
 from vdisk.vm._machine.boot_choice import NUMBERS
 from vdisk.vm.devices import fw_cfg
+from vdisk.vm.devices.acpi_pm import SLP_TYP_S3
 from vdisk.vm.devices.acpi_tables import PM_BASE, AcpiTables
 from vdisk.vm.devices.dsdt import Hardware
 from vdisk.vm.devices.fdc import FITTED
@@ -57,6 +58,7 @@ def describe(board: Board, memory: GuestMemory, cpus: int, boot: BootChoice) -> 
     config.add_memory_map(list(ram_ranges(memory)))
     tables = AcpiTables(described := hardware(board, memory, cpus))
     _offer_tables(board, described, tables)
+    config.add_file("etc/system-states", bytes([0x80, 0, 0, 0x80 | SLP_TYP_S3, 0, 0x80]))
     config.add_number(fw_cfg.BOOT_MENU, boot.menu)
     config.add_file("etc/boot-menu-wait", boot.menu_ms.to_bytes(2, "little"))
     if boot.retry_ms is not None:

@@ -53,6 +53,9 @@ class Control:
     def reset(self) -> None:
         self._machine.reset()
 
+    def wakeup(self) -> None:
+        self._machine.wake_up()
+
     def powerdown(self) -> None:
         self._machine.press_power_button()
 

@@ -27,6 +27,7 @@ NEEDED_ROOM = 8
 class Hands:
     """An :class:`~vdisk.vm.display.base.InputSink`.  ``lock``: of the bus.
 
+    ``wake()``: a key or button wakes a machine that sleeps, and is lost; False: none does.
     ``stimulate(kind, …)``: lets one of :attr:`handlers` happen when the machine is ready for it.
     """
 
@@ -36,15 +37,24 @@ class Hands:
         mouse: Mouse,
         lock: threading.RLock,
         stimulate: Callable[..., None],
+        wake: Callable[[], bool],
     ) -> None:
-        self._keyboard = keyboard
+        self._keyboard, self._mouse, self._wake = keyboard, mouse, wake
         self._lock = lock
         self._stimulate = stimulate
         self.handlers: dict[str, Callable[..., object]] = {
-            "key": lambda number, down: keyboard.key(int(number), bool(down)),
+            "key": self._take_key,
             "move": lambda dx, dy, wheel: mouse.move(int(dx), int(dy), int(wheel)),
-            "buttons": lambda buttons: mouse.buttons(int(buttons)),
+            "buttons": self._take_buttons,
         }
+
+    def _take_key(self, number: int, down: bool) -> None:
+        if not self._wake():
+            self._keyboard.key(int(number), bool(down))
+
+    def _take_buttons(self, buttons: int) -> None:
+        if not self._wake():
+            self._mouse.buttons(int(buttons))
 
     def key(self, qcode: str, down: bool) -> None:
         """Press or release a key; raises :class:`NotFoundError` for a name that is none."""

@@ -18,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vdisk.errors import InvalidRequestError
+from vdisk.vm._machine.board import Requests
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.monitor.control import MachineEvent, RunState
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vdisk.vm._machine.drives import Drives
     from vdisk.vm._machine.processor import Processor
     from vdisk.vm._machine.running import Running
+    from vdisk.vm._machine.sleeping import Sleep
     from vdisk.vm.bus import Bus
 
 
@@ -39,6 +41,7 @@ class Life:
     drives: Drives
     running: Running
     serial: list[SerialConsole]
+    sleep: Sleep
 
     def __init__(self, *, reboot: bool, stay: bool) -> None:
         self.error = ""
@@ -60,8 +63,9 @@ class Life:
 
     @property
     def state(self) -> RunState:
-        """What the machine is doing."""
-        return self._state
+        """What the machine is doing; one that sleeps (S3) is running but for that."""
+        asleep = self._state is RunState.RUNNING and self.sleep.asleep
+        return RunState.SUSPENDED if asleep else self._state
 
     def start(self) -> None:
         """Power on; does nothing to a machine that runs."""
@@ -97,6 +101,12 @@ class Life:
         """The guest may shut itself down."""
         self.running.stimulate("power")
         self._emit(MachineEvent("POWERDOWN"))
+
+    def wake_up(self) -> None:
+        """End the guest's sleep (S3); raises :class:`InvalidRequestError` if it does not sleep."""
+        with self.bus.lock:
+            self.sleep.check()
+        self.running.stimulate("wake")
 
     def stop(self) -> None:
         """Turn it off without asking the guest."""
@@ -237,6 +247,23 @@ class Life:
 
     def _request_power_off(self) -> None:
         self._order(lambda: self._turn_off(guest=True, reason="guest-shutdown"))
+
+    def _requests(self) -> Requests:
+        return Requests(
+            self._request_reset,
+            self._request_power_off,
+            self._request_suspend,
+            self._request_debug_exit,
+        )
+
+    def _request_suspend(self) -> None:
+        self._order(self._suspend)
+
+    def _suspend(self) -> None:
+        self.running.pause()
+        self.sleep.begin()
+        if self._state is RunState.RUNNING:  # nobody has paused it meanwhile
+            self.running.resume()
 
     def _request_debug_exit(self, status: int) -> None:
         self.exit_status = status

@@ -50,6 +50,8 @@ class Processor:
         self.wake = threading.Condition(bus.lock)
         self.halted = False
         self.waiting_for_startup = False
+        self.asleep = False
+        """Suspended with the whole machine; only RESET# ends it."""
         self._interruptible = False  # while halted: mostly RFLAGS.IF
         self._watching = False  # halted by MWAIT
         self._looks = 0  # at its line, so far
@@ -64,7 +66,7 @@ class Processor:
 
     def reset(self) -> None:
         """RESET#: the bootstrap processor runs, the others wait for a start-up IPI."""
-        self.halted = self._init = False
+        self.halted = self._init = self.asleep = False
         self._startup = self._deferred = None
         self.waiting_for_startup = self.index != 0
         self.vcpu.reset()
@@ -102,6 +104,8 @@ class Processor:
 
     def ready(self) -> bool:
         """True if there is something to execute; the bus lock is held."""
+        if self.asleep:
+            return False
         if self._init or self._deferred is not None:
             return True
         if self.waiting_for_startup:
@@ -116,7 +120,7 @@ class Processor:
     def patience(self) -> float | None:
         """How many seconds to wait, with nothing to execute, before looking again; None: until
         :attr:`wake` is notified.  The bus lock is held."""
-        if not (self.halted and self._watching) or self.waiting_for_startup:
+        if not (self.halted and self._watching) or self.waiting_for_startup or self.asleep:
             return None
         self._looks += 1
         if self._looks > MOST_LOOKS:
@@ -191,6 +195,7 @@ class Processor:
             "interruptible": self._interruptible,
             "watching": self._watching,
             "waiting_for_startup": self.waiting_for_startup,
+            "asleep": self.asleep,
             "init": self._init,
             "startup": -1 if self._startup is None else self._startup,
         }
@@ -201,6 +206,7 @@ class Processor:
         self._interruptible = bool(state["interruptible"])
         self._watching, self._looks = bool(state["watching"]), 0
         self.waiting_for_startup = bool(state["waiting_for_startup"])
+        self.asleep = bool(state["asleep"])
         self._init = bool(state["init"])
         vector = int(state["startup"])
         self._startup = vector if 0 <= vector <= 0xFF else None

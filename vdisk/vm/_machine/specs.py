@@ -158,3 +158,19 @@ def disk_spec(disk: str | os.PathLike[str] | DiskSpec | BlockDevice) -> DiskSpec
     if isinstance(disk, os.PathLike):
         return DiskSpec(file=os.fspath(disk))
     return DiskSpec(file=disk)
+
+
+def cdrom_spec(cdrom: str | DiskSpec | None) -> DiskSpec:
+    """What one item of ``Machine(cdroms=…)`` means."""
+    if isinstance(cdrom, DiskSpec):
+        return cdrom
+    return DiskSpec(media="cdrom") if cdrom is None else parse_disk(cdrom, media="cdrom")
+
+
+def floppy_spec(floppy: str | DiskSpec | None) -> DiskSpec:
+    """What one item of ``Machine(floppies=…)`` means."""
+    if isinstance(floppy, DiskSpec):
+        return floppy
+    if floppy is None:
+        return DiskSpec(interface="floppy")
+    return parse_disk(f"{floppy},if=floppy")

@@ -10,6 +10,10 @@ Configuration space: 40h PMBA (where the registers lie, in I/O), 80h PMREGMISC b
     B2h APM_CNT  SMI command: F1h ACPI on, F0h ACPI off         B3h APM_STS
 
 There is no system management mode; what its handler would do for APM_CNT is done here.
+
+SLP_EN with the type of S3 lets the machine sleep: all but memory, this function and the RTC loses
+its power.  The power button, or the RTC's alarm where RTC_EN is set, wakes it; PM1_STS then says
+what it was.
 """
 
 from __future__ import annotations
@@ -40,8 +44,8 @@ STATUS_BITS = EVENTS | STS_WAK | 1 << 4 | 1 << 9
 CNT_SCI_EN, CNT_SLP_EN = 1, 1 << 13
 CNT_WRITABLE = 0x1C07
 SLP_TYP_SHIFT = 10
-SLP_TYP_S5 = 0
-"""What ``\\_S5`` in the DSDT names; the only sleeping state there is."""
+SLP_TYP_S5, SLP_TYP_S3 = 0, 1
+"""What ``\\_S5`` and ``\\_S3`` in the DSDT name: off, and suspended to RAM."""
 TIMER_FREQUENCY = 3_579_545
 TIMER_BITS = 24
 APM_PORT, ACPI_ENABLE, ACPI_DISABLE = 0xB2, 0xF1, 0xF0
@@ -49,18 +53,35 @@ SCI_IRQ = 9
 
 
 class AcpiPm(PciDevice):
-    """The power management function.  ``sci``: IRQ 9.  ``power_off()``: the guest entered S5."""
+    """The power management function.  ``sci``: IRQ 9.  ``power_off()``: the guest entered S5.
+
+    ``suspend()``: it wants to enter S3; ``wake_up()``, which may come before that is done: it is
+    to be woken, after which :meth:`woken` is called.
+    """
 
     SAVED: ClassVar[tuple[str, ...]] = (
         *PciDevice.SAVED,
         *("_status", "_enable", "_control", "_apm", "_half_seen", "_timer", "sci"),
+        *("sleeping", "wakers"),
     )
 
-    def __init__(self, bus: Bus, clock: Clock, sci: IrqLine, power_off: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock,
+        sci: IrqLine,
+        power_off: Callable[[], None],
+        suspend: Callable[[], None],
+    ) -> None:
         identity = Identity(VENDOR, DEVICE, BRIDGE_CLASS, REVISION, 0x1AF4, 0x1100, 1)
         super().__init__("acpi-pm", bus, identity)
         self.sci = sci
-        self._clock, self._power_off = clock, power_off
+        self._clock, self._power_off, self._suspend = clock, power_off, suspend
+        self.wake_up: Callable[[], None] = lambda: None
+        self.sleeping = False
+        """The guest has asked for S3, and was not woken since."""
+        self.wakers = 0
+        """What is to wake it, in bits of PM1_STS."""
         self._timer = clock.timer(self._update)
         self._status = self._enable = self._control = self._half_seen = 0
         self._apm = bytearray(2)
@@ -74,11 +95,30 @@ class AcpiPm(PciDevice):
 
     def press_power_button(self) -> None:
         """The user presses the power button."""
-        self._raise(STS_PWRBTN)
+        if not self.wake(STS_PWRBTN):
+            self._raise(STS_PWRBTN)
+
+    def alarm(self) -> None:
+        """The RTC's alarm went off."""
+        if self._enable & STS_RTC:
+            self.wake(STS_RTC)
+
+    def wake(self, event: int) -> bool:
+        """Let a machine that sleeps go on, because of an event; False: it does not sleep."""
+        sleeping = self.sleeping
+        if sleeping:
+            self.wakers |= event
+            self.wake_up()
+        return sleeping
+
+    def woken(self, events: int) -> None:
+        """The machine was reset to go on: say why."""
+        self._status |= STS_WAK | events
 
     def reset(self) -> None:
         super().reset()
         self._status = self._enable = self._control = 0
+        self.sleeping, self.wakers = False, 0
         self._half_seen = self._half()
         self._apm[:] = bytes(2)
         self._map()
@@ -153,8 +193,15 @@ class AcpiPm(PciDevice):
         mask, value = mask >> 16, value >> 16
         self._control = self._control & ~mask | value & mask & CNT_WRITABLE
         self._update()
-        if value & mask & CNT_SLP_EN and self._control >> SLP_TYP_SHIFT == SLP_TYP_S5:
+        if value & mask & CNT_SLP_EN:
+            self._sleep(self._control >> SLP_TYP_SHIFT)
+
+    def _sleep(self, kind: int) -> None:
+        if kind == SLP_TYP_S5:
             self._power_off()
+        elif kind == SLP_TYP_S3:
+            self.sleeping, self.wakers = True, 0
+            self._suspend()
 
     def _write_apm(self, offset: int, value: int) -> None:
         self._apm[offset] = value
@@ -165,7 +212,7 @@ class AcpiPm(PciDevice):
 
     def restored(self) -> None:
         super().restored()
-        registers = (self._status, self._enable, self._control)
+        registers = (self._status, self._enable, self._control, self.wakers)
         self.require(all(0 <= value <= 0xFFFF for value in registers), "a register")
         self._map()
         self._update()

@@ -6,7 +6,7 @@
     \\_SB.PCI0.ISA       slot 1.0: PIRQRC as a field; RTC, keyboard, mouse, COM1-4, LPT1, speaker
     \\_SB.LNKA … LNKD    PNP0C0F: an interrupt that the OS chooses, by way of PIRQRC
     \\_SB.CPnn           a processor each
-    \\_S5                the type that PM1_CNT takes for power-off
+    \\_S3, \\_S5          the types that PM1_CNT takes for suspending to RAM and for power-off
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vdisk.vm.devices import aml, fdc
-from vdisk.vm.devices.acpi_pm import SLP_TYP_S5
+from vdisk.vm.devices.acpi_pm import SLP_TYP_S3, SLP_TYP_S5
 from vdisk.vm.devices.fdc_transfer import CHANNEL
 from vdisk.vm.devices.piix3 import NOT_ROUTED, PIRQRC
 from vdisk.vm.devices.serial import COM_IRQS, COM_PORTS
@@ -51,8 +51,12 @@ def dsdt(hardware: Hardware) -> bytes:
     links = [_link(number) for number in range(len(LINKS))]
     bridge = aml.device("PCI0", *_host_bridge(hardware), _isa(hardware))
     hpet = [_hpet()] if hardware.hpet else []
-    sleep = aml.package(aml.integer(SLP_TYP_S5), aml.integer(SLP_TYP_S5), aml.ZERO, aml.ZERO)
-    return aml.scope("\\_SB", *processors, bridge, *links, *hpet) + aml.name("\\_S5", sleep)
+    devices = aml.scope("\\_SB", *processors, bridge, *links, *hpet)
+    return devices + _sleep("\\_S3", SLP_TYP_S3) + _sleep("\\_S5", SLP_TYP_S5)
+
+
+def _sleep(name: str, kind: int) -> bytes:
+    return aml.name(name, aml.package(aml.integer(kind), aml.integer(kind), aml.ZERO, aml.ZERO))
 
 
 def _host_bridge(hardware: Hardware) -> list[bytes]:

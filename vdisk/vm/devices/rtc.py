@@ -24,6 +24,8 @@ from vdisk.vm.clock import SECOND
 from vdisk.vm.devices.base import Device
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vdisk.vm.bus import Bus
     from vdisk.vm.clock import Clock
     from vdisk.vm.irq import IrqLine
@@ -33,6 +35,8 @@ SIZE = 128
 SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM = range(6)
 DAY_OF_WEEK, DAY, MONTH, YEAR = 6, 7, 8, 9
 REGISTER_A, REGISTER_B, REGISTER_C, REGISTER_D = 0x0A, 0x0B, 0x0C, 0x0D
+SHUTDOWN_STATUS, RESUMING = 0x0F, 0xFE
+"""Where firmware finds why there was a reset: to go on after S3."""
 CENTURY = 0x32
 TIME_REGISTERS = (SECONDS, MINUTES, HOURS, DAY_OF_WEEK, DAY, MONTH, YEAR, CENTURY)
 ALARM_REGISTERS = {SECONDS_ALARM: SECONDS, MINUTES_ALARM: MINUTES, HOURS_ALARM: HOURS}
@@ -75,6 +79,8 @@ class Rtc(Device):
         self._base, self._base_time = epoch, 0
         self._index = self._flags = self._periods_seen = 0
         self._last_second = epoch
+        self.alarm: Callable[[], None] = lambda: None
+        """Called when the alarm goes off: its pin leads to power management, too."""
         self._second_timer = clock.timer(self._second)
         self._periodic_timer = clock.timer(self._periodic)
         self.memory[REGISTER_A], self.memory[REGISTER_B] = 0x26, B_24
@@ -197,6 +203,8 @@ class Rtc(Device):
         first = max(self._last_second + 1, now - 86400)  # a clock that jumped skips no alarm
         if any(self._alarm_matches(second) for second in range(first, now + 1)):
             self._flags |= C_AF
+            if self.memory[REGISTER_B] & B_AIE:
+                self.alarm()
         self._last_second = now
         self._update_irq()
         self._arm_second()

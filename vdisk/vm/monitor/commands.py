@@ -320,6 +320,8 @@ COMMANDS: dict[str, Command] = {
     "cont": _plain(lambda machine: machine.cont()),
     "quit": _plain(lambda machine: machine.quit()),
     "system_reset": _plain(lambda machine: machine.reset()),
+    "system_wakeup": _plain(lambda machine: machine.wakeup()),
+    "query-current-machine": Command(lambda _machine, _arguments: {"wakeup-suspend-support": True}),
     "system_powerdown": _plain(lambda machine: machine.powerdown()),
     "inject-nmi": _plain(lambda machine: machine.inject_nmi()),
     "human-monitor-command": Command(_human, {"command-line": str}, {"cpu-index": int}),

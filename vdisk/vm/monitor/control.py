@@ -24,6 +24,8 @@ class RunState(enum.Enum):
 
     RUNNING = "running"
     PAUSED = "paused"
+    SUSPENDED = "suspended"
+    """The guest sleeps (S3) until something wakes it."""
     IO_ERROR = "io-error"
     SHUTDOWN = "shutdown"
     """The guest has turned itself off, and the machine was told to stay."""
@@ -36,7 +38,7 @@ class RunState(enum.Enum):
 class MachineEvent(NamedTuple):
     """Something that happened: ``name`` and ``data`` of QMP.
 
-    ``STOP``, ``RESUME`` and ``POWERDOWN`` have no data; the others::
+    ``STOP``, ``RESUME``, ``POWERDOWN``, ``SUSPEND`` and ``WAKEUP`` have no data; the others::
 
         RESET, SHUTDOWN      guest: bool, reason: str (ShutdownCause)
         BLOCK_IO_ERROR       device: str, node-name: str, operation: read|write,
@@ -201,6 +203,9 @@ class MachineControl(Protocol):
         """Go on; requests that failed with an error policy of ``stop`` are tried again."""
 
     def reset(self) -> None: ...
+
+    def wakeup(self) -> None:
+        """End the guest's sleep."""
 
     def powerdown(self) -> None:
         """Press the power button: the guest may shut itself down."""

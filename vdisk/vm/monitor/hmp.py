@@ -350,6 +350,9 @@ COMMANDS: dict[str, HumanCommand] = {
         "", "press the power button", _plain(lambda machine: machine.powerdown())
     ),
     "system_reset": HumanCommand("", "reset the machine", _plain(lambda one: one.reset())),
+    "system_wakeup": HumanCommand(
+        "", "end the guest's sleep (S3)", _plain(lambda machine: machine.wakeup())
+    ),
     **inspecting.COMMANDS,
     **block_jobs.HUMAN,
 }

@@ -29,8 +29,9 @@ class Board:
         self.host = I440fx(self.bus, self.memory)
         self.piix3 = Piix3(self.bus, self.pci, self.irqs, lambda: self.log.append("reset"))
         self.pm = AcpiPm(
-            self.bus, self.clock, self.irqs.line(9), lambda: self.log.append("power off")
-        )
+            self.bus, self.clock, self.irqs.line(9), lambda: self.log.append("power off"),
+            lambda: self.log.append("suspend"),
+        )  # fmt: skip
         self.pci.add(self.host, 0)
         self.pci.add(self.piix3, 1)
         self.pci.add(self.pm, 1, 3)
@@ -244,11 +245,37 @@ class TestAcpiPm:
         assert self.read(board, 4) == 0
 
     def test_sleeping_in_s5_is_power_off(self, board: Board) -> None:
-        self.write(board, 4, 1 | 1 << 10 | 1 << 13)  # a type that is not offered
+        self.write(board, 4, 1 | 2 << 10 | 1 << 13)  # a type that is not offered
         assert board.log == []
-        assert self.read(board, 4) == 0x0401
+        assert self.read(board, 4) == 0x0801
         self.write(board, 4, 1 | 1 << 13)
         assert board.log == ["power off"]
+
+    def test_what_wakes_from_s3(self, board: Board) -> None:
+        woken: list[str] = []
+        board.pm.wake_up = lambda: woken.append("woken")
+        assert not board.pm.wake(0x100)
+        self.write(board, 2, 0x400)
+        self.write(board, 4, 1 | 1 << 10 | 1 << 13)
+        assert board.log == ["suspend"] and board.pm.sleeping
+        board.pm.alarm()
+        board.pm.press_power_button()
+        assert woken == ["woken"] * 2 and board.pm.wakers == 0x500
+        assert self.read(board, 0) & 0x500 == 0  # told when it has woken up
+        other = Board()
+        other.pm.load_state(board.pm.save_state())
+        assert other.pm.sleeping and other.pm.wakers == 0x500
+        board.pm.reset()
+        assert not board.pm.sleeping and board.pm.wakers == 0
+        other.pm.woken(0x400)
+        assert self.read(other, 0) == 0x8400
+        self.write(other, 0, 0x8400)
+        assert self.read(other, 0) == 0
+
+    def test_an_alarm_that_may_not_wake(self, board: Board) -> None:
+        self.write(board, 4, 1 | 1 << 10 | 1 << 13)
+        board.pm.alarm()
+        assert not board.pm.wakers
 
     def test_status_and_enable_in_one_access(self, board: Board) -> None:
         self.write(board, 0, 0xFFFF_FFFF, 4)

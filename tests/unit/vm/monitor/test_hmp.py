@@ -117,9 +117,9 @@ def test_an_open_quote(machine: FakeMachine) -> None:
 
 
 def test_running(machine: FakeMachine) -> None:
-    for line in ("s", "c", "system_reset", "system_powerdown", "nmi", "q"):
+    for line in ("s", "c", "system_reset", "system_powerdown", "system_wakeup", "nmi", "q"):
         assert hmp.execute(machine, line) == ""
-    assert machine.calls == ["stop", "cont", "reset", "powerdown", "nmi", "quit"]
+    assert machine.calls == ["stop", "cont", "reset", "powerdown", "wakeup", "nmi", "quit"]
     machine.state = RunState.IO_ERROR
     assert hmp.execute(machine, "info status") == "VM status: paused (io-error)\n"
 
@@ -200,7 +200,7 @@ def test_screen_and_input(machine: FakeMachine, tmp_path: Path) -> None:
 
 
 def test_completion() -> None:
-    assert hmp.completions("sys") == ["system_powerdown", "system_reset"]
+    assert hmp.completions("sys") == ["system_powerdown", "system_reset", "system_wakeup"]
     assert hmp.completions("info b") == ["block", "block-jobs", "blockstats"]
     assert hmp.completions("stop x") == []
 

@@ -101,9 +101,11 @@ def test_running_and_its_events() -> None:
     async def scenario(client: Client, machine: FakeMachine) -> None:
         running = {"status": "running", "running": True, "singlestep": False}
         assert await client.result("query-status") == running
-        for name in ("stop", "cont", "system_reset", "system_powerdown", "inject-nmi", "quit"):
+        assert await client.result("query-current-machine") == {"wakeup-suspend-support": True}
+        commands = ("stop", "cont", "system_reset", "system_powerdown", "inject-nmi", "quit")
+        for name in (*commands, "system_wakeup"):
             assert await client.result(name) == {}
-        assert machine.calls == ["stop", "cont", "reset", "powerdown", "nmi", "quit"]
+        assert machine.calls == ["stop", "cont", "reset", "powerdown", "nmi", "quit", "wakeup"]
         await client.result("query-status")
         told = [(event["event"], event.get("data")) for event in client.events]
         assert told == [
@@ -112,6 +114,7 @@ def test_running_and_its_events() -> None:
             ("RESET", {"guest": False, "reason": "host-qmp-system-reset"}),
             ("POWERDOWN", None),
             ("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"}),
+            ("WAKEUP", None),
         ]
         assert set(client.events[0]["timestamp"]) == {"seconds", "microseconds"}
 
