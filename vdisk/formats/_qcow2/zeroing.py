@@ -11,6 +11,7 @@ What the clusters held is freed, or kept as room for what is written later (``un
 from __future__ import annotations
 
 import enum
+from array import array
 from typing import TYPE_CHECKING
 
 from vdisk.block import ZERO_CHUNK
@@ -125,13 +126,12 @@ class Writer(DataWriter):
         cluster = start >> self._bits
         l1_index = cluster >> core.l2_bits
         table_end = (l1_index + 1) << (core.l2_bits + self._bits)
-        needed = core.header.version >= 3 and (
-            what is Becomes.ZERO or (what is Becomes.DISCARDED and self.mapping.backing is not None)
-        )
-        if not core.l2_offset(l1_index) and not needed:
+        if not core.l2_offset(l1_index) and not self._becomes_zero(0, what):
             return min(end, table_end)
         table, index = core.l2_slice_for_write(cluster)
         count = min(-(-end // self._cluster) - cluster, (1 << core.slice_bits) - index)
+        if not self._extended and self._change_hollow(table, index, count, what):
+            return min(end, (cluster + count) << self._bits)
         replaced = []
         for done in range(count):
             base = (cluster + done) << self._bits
@@ -147,13 +147,29 @@ class Writer(DataWriter):
         self._changed(table, index, count, replaced)
         return min(end, (cluster + count) << self._bits)
 
+    def _change_hollow(self, table: Table, index: int, count: int, what: Becomes) -> bool:
+        """Change entries of a slice at once, if all are alike and none has a host cluster."""
+        words, last = table.words, index + count
+        old = words[index]
+        if old & ~layout.ZERO or words[index:last].tobytes() != _alike(old, count).tobytes():
+            return False
+        new = layout.ZERO if self._becomes_zero(old, what) else 0
+        if new != old:
+            words[index:last] = _alike(new, count)
+            self._changed(table, index, count, [])
+        return True
+
+    def _becomes_zero(self, old: int, what: Becomes) -> bool:
+        """Whether an entry becomes a zero cluster's, rather than none."""
+        if self.core.header.version < 3 or what is Becomes.UNALLOCATED:
+            return False
+        return what is Becomes.ZERO or old != 0 or self.mapping.backing is not None
+
     def _change_entry(self, table: Table, index: int, what: Becomes, unmap: bool) -> int:
         """Change one whole guest cluster; the entry whose host cluster is given up, or 0."""
         words, at = table.words, index * self.core.entry_words
         old = words[at]
-        zero = self.core.header.version >= 3 and what is not Becomes.UNALLOCATED
-        if what is Becomes.DISCARDED and not old:
-            zero = zero and self.mapping.backing is not None
+        zero = self._becomes_zero(old, what)
         keep = zero and self._has_own_host(old) and (self._external or not unmap)
         entry = old & ~layout.ZERO if keep else 0
         if self._extended:
@@ -161,3 +177,7 @@ class Writer(DataWriter):
         else:
             words[at] = entry | (layout.ZERO if zero else 0)
         return 0 if keep else old
+
+
+def _alike(entry: int, count: int) -> array[int]:
+    return array("Q", [entry]) * count
