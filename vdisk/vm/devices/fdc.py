@@ -346,7 +346,7 @@ class Fdc(Execution):
         self.require(all(isinstance(n, int) and 0 <= n <= 0xFF for n in numbers), "a register")
         self.require(0 <= self._unit < DRIVES and 0 <= self._seeking <= 0xF, "a drive")
         self.require(self._phase in range(3) and self._kind in range(4), "a phase")
-        self.require(self._head <= 1 and len(self._told) % 2 == 0, "a register")
+        self.require(len(self._told) % 2 == 0, "a register")
         if self._phase == Phase.RESULT:
             self.require(bool(self._results), "no results")
         self.require(self._phase != Phase.EXECUTION or self._waits, "a phase")

@@ -174,6 +174,14 @@ def test_formatting_a_track(driver: Driver) -> None:
     assert driver.disk.device.read(offset(5, 1, 1), 18 * 512) == b"\xf6" * 18 * 512
 
 
+def test_an_id_to_be_formatted_may_name_any_head(driver: Driver) -> None:
+    driver.memory.write(BUFFER, bytes([0, 18, 1, 2]))
+    driver.program(BUFFER, 4, FROM_MEMORY)
+    driver.command(0x4D, 0, 2, 1, 0x54, 0xF6)
+    Driver().fdc.load_state(driver.fdc.save_state())
+    assert driver.results() == [0x40, 0x04, 0, 0, 18, 1, 2]
+
+
 def test_sectors_that_are_not_there(driver: Driver) -> None:
     driver.program(BUFFER, 512)
     assert driver.move(0x46, 0, 0, 19)[:3] == [0x40, 0x04, 0]
@@ -270,7 +278,7 @@ def test_a_reset_ends_a_transfer(driver: Driver) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"phase": 2}, {"phase": 1}, {"phase": 9}, {"dor": 256}, {"unit": 4}, {"head": 2},
+        {"phase": 2}, {"phase": 1}, {"phase": 9}, {"dor": 256}, {"unit": 4}, {"head": 256},
         {"told": [1]}, {"buffer": bytes(513)}, {"place": 600}, {"drives": []}, {"kind": 7},
     ],
     ids=lambda change: next(iter(change)),
