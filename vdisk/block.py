@@ -238,6 +238,11 @@ class BlockDevice(ABC):
     def size(self) -> int:
         """Length of the device in bytes."""
 
+    @property
+    def subcluster_size(self) -> int:
+        """Bytes that are allocated together, and brought from a backing file: 1 where any are."""
+        return 1
+
     def _read_into(self, offset: int, view: memoryview) -> None:
         execute_read(self._map(offset, len(view)), offset, view)
 

@@ -36,7 +36,7 @@ class CopyOnRead(Passing):
         if inner.readonly:
             raise InvalidRequestError(f"Can't use copy-on-read on read-only device {inner.name}")
         self._lock = threading.Lock()
-        self._unit: int = getattr(inner, "subcluster_size", 1)
+        self._unit = inner.subcluster_size
 
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         """Only what is in the image already: the rest must be read through this device."""

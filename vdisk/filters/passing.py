@@ -29,6 +29,10 @@ class Passing(BlockDevice):
     def size(self) -> int:
         return self.inner.size
 
+    @property
+    def subcluster_size(self) -> int:
+        return self.inner.subcluster_size
+
     def locate(self, offset: int, length: int) -> tuple[BlockDevice, int] | None:
         return self.inner.locate(offset, length)
 

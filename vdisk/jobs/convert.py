@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk.errors import InvalidRequestError
@@ -23,7 +23,7 @@ from vdisk.opening import Backing, open_image
 from vdisk.units import round_down
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vdisk.block import BlockDevice
     from vdisk.formats._qcow2.bitmaps import BitmapInfo
@@ -95,11 +95,7 @@ def convert(
     is removed when the copy fails or ``progress`` cancels it.
     """
     tell = warn or _ignore
-    made_with = dict(options or {})
-    if backing_file is not None:
-        made_with["backing_file"] = backing_file
-        if backing_format is not None:
-            made_with["backing_fmt"] = backing_format
+    made_with = _creation_options(options, backing_file, backing_format)
     copying = CopyOptions(
         sparse_size=round_down(sparse_size, SECTOR),
         zeroes=Zeroes.HOLES if sparse_size >= SECTOR else Zeroes.DATA,
@@ -111,33 +107,40 @@ def convert(
         out_of_order=out_of_order,
         rate_limit=rate_limit,
         salvage=tell if salvage else None,
-        count_copied=progress is not None,
     )
     _check(copying, target_exists)
-    name = os.fspath(target) if isinstance(target, os.PathLike) else target
     place = TargetSettings(
-        name, target_format, made_with, target_exists, target_cache, secrets, tell
+        _plain(target), target_format, made_with, target_exists, target_cache, secrets, tell
     )
-    with ExitStack() as stack:
-        images = _opened(
-            sources,
-            stack,
-            format=format,
-            cache=source_cache,
-            force_share=force_share,
-            backing=backing,
-            secrets=secrets,
-            warn=tell,
-        )
+    access = {"cache": source_cache, "force_share": force_share, "backing": backing}
+    with _opened(sources, format=format, secrets=secrets, warn=tell, **access) as images:
         disk = _one_disk(images, snapshot, copying)
         chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []
         return _copy(images, disk, chosen, place, copying, progress)
 
 
-def _opened(sources: Name | Sequence[Name], stack: ExitStack, **how: Any) -> list[BlockDevice]:
-    """The images to be read, which ``stack`` closes."""
+def _creation_options(
+    options: Mapping[str, Any] | None, backing_file: str | None, backing_format: str | None
+) -> dict[str, Any]:
+    """The options a target is made with, the backing file among them."""
+    made_with = dict(options or {})
+    if backing_file is not None:
+        made_with["backing_file"] = backing_file
+        if backing_format is not None:
+            made_with["backing_fmt"] = backing_format
+    return made_with
+
+
+def _plain(name: Name) -> str | Mapping[str, Any]:
+    return os.fspath(name) if isinstance(name, os.PathLike) else name
+
+
+@contextmanager
+def _opened(sources: Name | Sequence[Name], **how: Any) -> Iterator[list[BlockDevice]]:
+    """The images to be read."""
     names = [sources] if isinstance(sources, (str, os.PathLike, Mapping)) else sources
-    return [stack.enter_context(open_image(name, **how)) for name in names]
+    with ExitStack() as stack:
+        yield [stack.enter_context(open_image(name, **how)) for name in names]
 
 
 def _copy(
@@ -149,6 +152,7 @@ def _copy(
     progress: ProgressCallback | None,
 ) -> ConvertResult:
     """Make or open the target, and copy the disk of the ``images`` into it."""
+    copying = copying._replace(count_copied=progress is not None)
     if place.made_zero:
         copying = copying._replace(target_is_zero=True)
     with opened_target(place, disk.size, images) as image:

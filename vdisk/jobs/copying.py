@@ -172,9 +172,9 @@ def _unit(target: BlockDevice, options: CopyOptions) -> int:
     """Bytes that the target allocates at once: what a plan cuts the disk into."""
     if options.offload:
         return SECTOR
-    name = "cluster_size" if options.compress else "subcluster_size"
-    size: int = getattr(target, name, _FILE_BLOCK)
-    return size
+    if options.compress:
+        return _compressor(target).cluster_size
+    return target.subcluster_size if target.subcluster_size > 1 else _FILE_BLOCK
 
 
 def _encoder(target: BlockDevice, unit: int, options: CopyOptions) -> Encoder:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     class CompressingDevice(Protocol):
         """An image that holds compressed clusters."""
 
+        @property
+        def cluster_size(self) -> int: ...
+
         def compress_cluster(self, data: Buffer) -> bytes | None:
             """The payload for a cluster; None if it does not shrink. Any thread may call it."""
 
