@@ -8,6 +8,7 @@ import random
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,16 +16,37 @@ import pytest
 import vdisk
 from tests.tools import peers, qemu
 from tests.tools.content import content, exercise
-from tests.tools.nbdkit import nbdkit
+from tests.tools.nbdkit import Running, nbdkit
+from tests.tools.patience import PATIENCE
 from tests.tools.peers import requires_peer
 from vdisk.errors import DeviceError
 from vdisk.stores._nbd.pool import PoolSettings
 from vdisk.stores.nbd import NbdSettings, NbdStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 MiB = 1 << 20
+
+
+@contextlib.contextmanager
+def served(place: Path, settings: NbdSettings) -> Iterator[tuple[Running, NbdStore]]:
+    with (
+        nbdkit("file", place) as server,
+        NbdStore(server.uri, readonly=False, settings=settings) as store,
+    ):
+        yield server, store
+
+
+@contextlib.contextmanager
+def at_work(count: int, work: Callable[[NbdStore, int], None], store: NbdStore) -> Iterator[None]:
+    """Threads that work on a store, each with its number; all of them get to their end."""
+    with ThreadPoolExecutor(count) as pool:
+        done = [pool.submit(work, store, number) for number in range(count)]
+        yield
+        for each in done:
+            each.result(PATIENCE)
 
 
 @requires_peer("nbdkit")
@@ -35,30 +57,18 @@ def test_kill_9_in_the_middle_of_writing(tmp_path: Path) -> None:
     data = random.Random(3).randbytes(16 * MiB)
     pool = PoolSettings(reconnect_delay=30)
     settings = NbdSettings(pool, request_size=65536)
-    errors: list[BaseException] = []
 
     def fill(store: NbdStore, number: int) -> None:
-        try:
-            for start in range(0, 16 * MiB, 256 << 10):
-                store.write(number * 16 * MiB + start, data[start : start + (256 << 10)])
-        except BaseException as error:
-            errors.append(error)
+        for start in range(0, 16 * MiB, 256 << 10):
+            store.write(number * 16 * MiB + start, data[start : start + (256 << 10)])
 
-    with (
-        nbdkit("file", place) as server,
-        NbdStore(server.uri, readonly=False, settings=settings) as store,
-    ):
-        threads = [threading.Thread(target=fill, args=(store, n)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        for _ in range(2):
-            time.sleep(0.05)
-            server.kill()
-            server.start()
-        for thread in threads:
-            thread.join(60)
+    with served(place, settings) as (server, store):
+        with at_work(4, fill, store):
+            for _ in range(2):
+                time.sleep(0.05)
+                server.kill()
+                server.start()
         store.flush()
-        assert not errors
     assert place.read_bytes() == data * 4
 
 
@@ -70,40 +80,28 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
     place.write_bytes(bytes(6 * part))
     pool = PoolSettings(connections=3, depth=8, reconnect_delay=30)
     settings = NbdSettings(pool, request_size=32768)
-    errors: list[BaseException] = []
-    end = time.monotonic() + 8
+    over = threading.Event()
 
     def work(store: NbdStore, number: int) -> None:
         chance, model = random.Random(number), bytearray(part)
-        try:
-            while time.monotonic() < end:
-                offset = chance.randrange(part)
-                length = min(chance.choice([1, 4096, 100_000, 600_000]), part - offset)
-                if chance.random() < 0.05:
-                    store.flush()
-                if chance.random() < 0.5:
-                    model[offset : offset + length] = chance.randbytes(length)
-                    store.write(number * part + offset, model[offset : offset + length])
-                found = store.read(number * part + offset, length)
-                assert found == model[offset : offset + length]
-        except BaseException as error:
-            errors.append(error)
+        while not over.is_set():
+            offset = chance.randrange(part)
+            length = min(chance.choice([1, 4096, 100_000, 600_000]), part - offset)
+            if chance.random() < 0.05:
+                store.flush()
+            if chance.random() < 0.5:
+                model[offset : offset + length] = chance.randbytes(length)
+                store.write(number * part + offset, model[offset : offset + length])
+            found = store.read(number * part + offset, length)
+            assert found == model[offset : offset + length]
 
-    with (
-        nbdkit("file", place) as server,
-        NbdStore(server.uri, readonly=False, settings=settings) as store,
-    ):
-        threads = [threading.Thread(target=work, args=(store, n)) for n in range(6)]
-        for thread in threads:
-            thread.start()
-        pauses = random.Random(9)
-        while time.monotonic() < end - 1:
+    pauses = random.Random(9)
+    with served(place, settings) as (server, store), at_work(6, work, store):
+        for _ in range(14):
             time.sleep(pauses.random())
             server.kill()
             server.start()
-        for thread in threads:
-            thread.join(60)
-    assert not errors
+        over.set()
 
 
 @requires_peer("nbdkit")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vdisk
+from tests.tools.named_images import content, make
 from vdisk.errors import (
     CancelledError,
     ImageLockedError,
@@ -21,20 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-def make(path: Path, size: int, *writes: tuple[int, bytes], **options: Any) -> str:
-    """A qcow2 image with data at offsets."""
-    vdisk.create(path, size, format="qcow2", **options)
-    with vdisk.open(path, "r+", format="qcow2") as image:
-        for offset, data in writes:
-            image.write(offset, data)
-    return str(path)
-
-
-def content(path: str, format: str = "qcow2") -> bytes:
-    with vdisk.open(path, format=format) as image:
-        return image.read(0, image.size)
 
 
 def backing_of(path: str) -> tuple[str | None, str | None]:

@@ -59,6 +59,31 @@ def connect(server: Running, export: str = "") -> BlockingClient:
         raise
 
 
+class SlowToZero(MemoryStore):
+    """A disk that takes its time; ``order``: what has happened to it."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes(SIZE), growable=False)
+        self.order: list[str] = []
+        self._begun = threading.Event()
+
+    def asked(self, server: Running) -> BlockingClient:
+        """A client that has asked for zeroes, which are being written."""
+        client = connect(server)
+        outgoing = client.machine.write_zeroes(0, 4096)
+        client.socket.sendall(b"".join(map(bytes, outgoing.buffers)))
+        assert self._begun.wait(PATIENCE)
+        return client
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self._begun.set()
+        time.sleep(0.3)
+        self.order.append("written")
+
+    def _flush(self) -> None:
+        self.order.append("flushed")
+
+
 def first_byte(client: BlockingClient) -> bytes:
     events = client.call(client.machine.read(0, 1))
     return bytes(events[-1].data)  # type: ignore[union-attr]
@@ -99,26 +124,11 @@ def test_exports_come_and_go_while_the_server_runs() -> None:
 
 
 def test_a_removed_export_has_answered_and_flushed_what_was_asked() -> None:
-    order: list[str] = []
-    begun = threading.Event()
-
-    class Slow(MemoryStore):
-        def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-            begun.set()
-            time.sleep(0.3)
-            order.append("written")
-
-        def _flush(self) -> None:
-            order.append("flushed")
-
-    device = Slow(bytes(SIZE), growable=False)
+    device = SlowToZero()
     with running(lambda: Server([Export("", device)])) as server:
-        client = connect(server)
-        outgoing = client.machine.write_zeroes(0, 4096)
-        client.socket.sendall(b"".join(map(bytes, outgoing.buffers)))
-        assert begun.wait(PATIENCE)
+        client = device.asked(server)
         server.call(lambda: server.server.remove_export(""))
-        assert order == ["written", "flushed"]
+        assert device.order == ["written", "flushed"]
         assert len(client.socket.recv(100)) >= 16
         client.socket.close()
 
@@ -287,25 +297,10 @@ def test_limits_that_cannot_be_are_refused(limits: dict[str, int]) -> None:
 
 
 def test_the_end_answers_what_was_asked_and_flushes() -> None:
-    order: list[str] = []
-    begun = threading.Event()
-
-    class Slow(MemoryStore):
-        def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-            begun.set()
-            time.sleep(0.3)
-            order.append("written")
-
-        def _flush(self) -> None:
-            order.append("flushed")
-
-    device = Slow(bytes(SIZE), growable=False)
+    device = SlowToZero()
     with running(lambda: Server([Export("", device)])) as server:
-        client = connect(server)
-        outgoing = client.machine.write_zeroes(0, 4096)
-        client.socket.sendall(b"".join(map(bytes, outgoing.buffers)))
-        assert begun.wait(PATIENCE)
-    assert order == ["written", "flushed"]
+        client = device.asked(server)
+    assert device.order == ["written", "flushed"]
     assert len(client.socket.recv(100)) >= 16
     client.socket.close()
 
