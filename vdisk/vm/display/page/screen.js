@@ -266,6 +266,7 @@ byId("fullscreen").onclick = async () => {
 // -- the connection -------------------------------------------------------------------------------
 
 let heard = 0;
+let farewell = "";  // why the server left, until there is one again
 
 function connect() {
   const mine = new WebSocket(new URL("socket", location.href.replace(/^http/, "ws")));
@@ -275,9 +276,14 @@ function connect() {
   mine.onmessage = ({ data }) => {
     if (mine !== socket) return;
     heard = performance.now();
+    farewell = "";
     typeof data === "string" ? showState(JSON.parse(data)) : draw(data);
   };
-  mine.onclose = ({ code, reason }) => mine === socket && lost(code === 4000 ? reason : "The machine has ended, or cannot be reached");
+  mine.onclose = ({ code, reason }) => {
+    if (mine !== socket) return;
+    if (code === 4000) farewell = reason;
+    lost(farewell || "The machine has ended, or cannot be reached");
+  };
 }
 
 function lost(why) {
