@@ -1,6 +1,6 @@
 """Measure how fast an image is read, or written (-w, which overwrites the disk).
 
-Example:
+Examples:
   vdisk bench -c 10000 -d 16 -s 64k disk.qcow2
 """
 
@@ -24,20 +24,30 @@ def configure(parser: Parser) -> None:
     add_cache(parser, "-t")
     add_quiet(parser)
     for flag, name, default, help in (
-        ("-c", "requests", "75000", "number of requests"),
-        ("-d", "depth", "64", "requests under way at once"),
-        ("-o", "offset", "0", "where the first request is"),
-        ("-s", "buffer_size", "4k", "bytes of each request"),
+        ("-c", "requests", "75000", "number of requests (default 75000)"),
+        ("-d", "depth", "64", "requests under way at once (default 64)"),
+        ("-o", "offset", "0", "where the first request is (default 0)"),
+        ("-s", "buffer_size", "4k", "bytes of each request (default 4k)"),
         ("-S", "step", None, "bytes from one request to the next (default: -s)"),
-        ("--flush-interval", "flush_interval", "0", "flush after so many writes"),
-        ("--pattern", "pattern", "0", "the byte that is written"),
+        (
+            "--flush-interval",
+            "flush_interval",
+            "0",
+            "flush after so many writes (default 0: never)",
+        ),
+        ("--pattern", "pattern", "0", "the byte that is written (default 0)"),
     ):
         parser.add_argument(flag, dest=name, default=default, metavar="N", help=help)
     parser.add_argument("-w", dest="write", action="store_true", help="write instead of reading")
     parser.add_argument(
         "--no-drain", action="store_true", help="flush while other requests are under way"
     )
-    parser.add_argument("-i", dest="aio", choices=("threads", "native", "io_uring"))
+    parser.add_argument(
+        "-i",
+        dest="aio",
+        choices=("threads", "native", "io_uring"),
+        help="accepted for qemu-img's scripts: threads do it",
+    )
     parser.add_argument("-n", dest="native", action="store_true", help="as -i native")
     parser.add_argument("image", help="the image to measure")
 

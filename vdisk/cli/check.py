@@ -2,6 +2,10 @@
 
 Exit status: 0 no errors, or all repaired; 1 the check could not be made; 2 errors; 3 only leaked
 clusters (wasted room); 63 the format has no check.
+
+Examples:
+  vdisk check disk.qcow2
+  vdisk check -r leaks disk.qcow2
 """
 
 from __future__ import annotations

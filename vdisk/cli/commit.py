@@ -2,6 +2,10 @@
 
 With -b the changes go into an image further down the chain; the images between the two are
 then no longer valid, and the overlay is not emptied.
+
+Examples:
+  vdisk commit -p overlay.qcow2
+  vdisk commit -b base.qcow2 overlay.qcow2
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 Exit status: 0 identical, 1 different, 2 an image cannot be opened, 3 its map cannot be read,
 4 its data cannot be read.
+
+Examples:
+  vdisk compare disk.raw disk.qcow2
+  vdisk compare -s -f qcow2 -F qcow2 one.qcow2 other.qcow2
 """
 
 from __future__ import annotations
@@ -33,8 +37,8 @@ _READ_FAILED = 4
 
 def configure(parser: Parser) -> None:
     add_source(parser)
-    add_format(parser, "-F", "second_format")
-    add_cache(parser, "-T")
+    add_format(parser, "-F", "second_format", "format of the second image (likewise)")
+    add_cache(parser, "-T", of="each image")
     add_progress(parser)
     add_quiet(parser)
     parser.add_argument(

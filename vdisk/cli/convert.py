@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 def configure(parser: Parser) -> None:
     add_source(parser)
-    add_cache(parser, "-T", "source_cache")
-    add_cache(parser, "-t", "target_cache", default="unsafe")
+    add_cache(parser, "-T", "source_cache", of="what is read")
+    add_cache(parser, "-t", "target_cache", default="unsafe", of="the target")
     add_progress(parser)
     add_quiet(parser)
     add_creation_options(parser)
@@ -44,10 +44,14 @@ def configure(parser: Parser) -> None:
 
 
 def _add_target_options(parser: Parser) -> None:
-    parser.add_argument("-O", dest="target_format", metavar="FORMAT", help="format of the target")
+    parser.add_argument(
+        "-O", dest="target_format", metavar="FORMAT", help="format of the target (default raw)"
+    )
     parser.add_argument("-B", dest="backing", metavar="FILE", help="backing file of the target")
     parser.add_argument("-F", dest="backing_format", metavar="FORMAT", help="its format")
-    parser.add_argument("-n", dest="exists", action="store_true", help="write into an old image")
+    parser.add_argument(
+        "-n", dest="exists", action="store_true", help="write into an image that exists"
+    )
     parser.add_argument(
         "--target-is-zero", action="store_true", help="with -n: the target reads as zeroes"
     )
@@ -64,14 +68,24 @@ def _add_copying_options(parser: Parser) -> None:
         metavar="SIZE",
         help="zeroes in a row that become a hole (default 4k); 0: allocate everything",
     )
-    parser.add_argument("-l", dest="snapshot", metavar="SNAPSHOT", help="id or name of a snapshot")
-    parser.add_argument("-m", dest="workers", type=int, metavar="N", help="threads")
     parser.add_argument(
-        "-W", dest="out_of_order", action="store_true", help="threads write as they come"
+        "-l", dest="snapshot", metavar="SNAPSHOT", help="copy this snapshot: its id or name"
+    )
+    parser.add_argument(
+        "-m", dest="workers", type=int, metavar="N", help="threads (default: as many as processors)"
+    )
+    parser.add_argument(
+        "-W",
+        dest="out_of_order",
+        action="store_true",
+        help="threads write as they come, not in order",
     )
     parser.add_argument("-r", dest="rate_limit", metavar="SIZE", help="bytes a second at most")
     parser.add_argument(
-        "-C", dest="offload", action="store_true", help="let the system copy between files"
+        "-C",
+        dest="offload",
+        action="store_true",
+        help="let the system copy between files, without looking for zeroes",
     )
     parser.add_argument(
         "--salvage", action="store_true", help="write zeroes for what cannot be read"

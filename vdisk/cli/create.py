@@ -30,14 +30,21 @@ if TYPE_CHECKING:
 
 
 def configure(parser: Parser) -> None:
-    add_format(parser)
+    add_format(parser, "-f", "format", "format of the image (default raw)")
     add_creation_options(parser)
     add_objects(parser)
     add_quiet(parser)
-    parser.add_argument("-b", dest="backing", metavar="FILE", help="backing file of the image")
-    parser.add_argument("-F", dest="backing_format", metavar="FORMAT", help="its format")
     parser.add_argument(
-        "-u", dest="unsafe", action="store_true", help="do not open the backing file"
+        "-b", dest="backing", metavar="FILE", help="backing file: the image holds what differs"
+    )
+    parser.add_argument(
+        "-F", dest="backing_format", metavar="FORMAT", help="format of the backing file"
+    )
+    parser.add_argument(
+        "-u",
+        dest="unsafe",
+        action="store_true",
+        help="do not open the backing file, to see that it is there",
     )
     parser.add_argument("image", nargs="?", help="name of the new image")
     parser.add_argument("size", nargs="?", help="size of the disk: 512, 64k, 10G, 1.5T")

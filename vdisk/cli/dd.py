@@ -1,7 +1,9 @@
-"""Copy blocks of an image into a new one: vdisk dd [OPTION]… if=IMAGE of=IMAGE [bs=SIZE]
-[count=BLOCKS] [skip=BLOCKS]
+"""Copy blocks of an image into a new one.
 
-Example:
+if=IMAGE is read and of=IMAGE written; bs=SIZE is a block (default 512), count=BLOCKS how many
+are copied (default: all), skip=BLOCKS how many are passed over first.
+
+Examples:
   vdisk dd -O qcow2 bs=1M count=100 skip=1 if=disk.raw of=part.qcow2
 """
 
@@ -23,8 +25,14 @@ _OPERANDS = ("bs", "count", "if", "of", "skip")
 
 def configure(parser: Parser) -> None:
     add_source(parser)
-    parser.add_argument("-O", dest="target_format", default="raw", metavar="FORMAT")
-    parser.add_argument("operands", nargs="*", metavar="NAME=VALUE", help="what to copy")
+    parser.add_argument(
+        "-O",
+        dest="target_format",
+        default="raw",
+        metavar="FORMAT",
+        help="format of the new image (default raw)",
+    )
+    parser.add_argument("operands", nargs="*", metavar="NAME=VALUE", help="if, of, bs, count, skip")
 
 
 def run(args: Namespace) -> int:

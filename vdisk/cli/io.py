@@ -1,8 +1,10 @@
 """Read and write an image by commands, as qemu-io does.
 
-vdisk io -c "write -P 0xaa 0 64k" -c "read -P 0xaa 0 64k" disk.qcow2
-vdisk io disk.qcow2 < script
-vdisk io disk.qcow2            (asks for commands; "help" explains them)
+Without -c commands are read from standard input; the command "help" explains them.
+
+Examples:
+  vdisk io -c "write -P 0xaa 0 64k" -c "read -P 0xaa 0 64k" disk.qcow2
+  vdisk io disk.qcow2 < script
 """
 
 from __future__ import annotations

@@ -31,7 +31,13 @@ def configure(parser: Parser) -> None:
     add_source(parser)
     add_creation_options(parser)
     add_output(parser)
-    parser.add_argument("-O", dest="target_format", default="raw", metavar="FORMAT")
+    parser.add_argument(
+        "-O",
+        dest="target_format",
+        default="raw",
+        metavar="FORMAT",
+        help="format of the new image (default raw)",
+    )
     parser.add_argument("-l", dest="snapshot", metavar="SNAPSHOT", help="id or name of a snapshot")
     parser.add_argument("--size", help="measure an empty image of this size")
     parser.add_argument("image", nargs="?", help="measure what converting this image makes")

@@ -105,20 +105,38 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
         width = os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ else 80
     except (OSError, ValueError):  # not a terminal, or closed
         width = 80
-    return argparse.RawDescriptionHelpFormatter(prog, width=max(width - 2, 40))
+    return _Formatter(prog, width=max(width - 2, 40))
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Paragraphs as wide as the terminal; those with indented lines (examples) stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        from textwrap import fill
+
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            each if "\n  " in f"\n{each}" else fill(" ".join(each.split("\n")), width)
+            for each in paragraphs
+        )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from textwrap import wrap
+
+        return wrap(text, width, break_on_hyphens=False)  # of a name that can be typed
 
 
 # -- groups of options -----------------------------------------------------------------------
 
 
-def add_format(parser: Parser, flag: str = "-f", destination: str = "format") -> None:
-    """``-f``: the format of the image; by default it is guessed."""
-    parser.add_argument(flag, dest=destination, metavar="FORMAT", help="format of the image")
+def add_format(parser: Parser, flag: str, destination: str, help: str) -> None:
+    """``-f`` and others: the format of an image."""
+    parser.add_argument(flag, dest=destination, metavar="FORMAT", help=help)
 
 
 def add_source(parser: Parser, *, force_share: bool = True) -> None:
     """What says how an existing image is opened: -f, --image-opts, --object, -U, --no-backing."""
-    add_format(parser)
+    add_format(parser, "-f", "format", "format of the image (default: what it looks like)")
     add_objects(parser)
     parser.add_argument(
         "--image-opts",
@@ -147,12 +165,16 @@ def add_objects(parser: Parser) -> None:
         default=[],
         metavar="TYPE,id=ID,…",
         help="define a secret: secret,id=ID,data=TEXT or file=PATH[,format=raw|base64]; or "
-        "credentials for TLS: tls-creds-x509|tls-creds-psk,id=ID,dir=PATH,endpoint=client",
+        "credentials for TLS: tls-creds-x509 or tls-creds-psk,id=ID,dir=PATH,endpoint=client",
     )
 
 
 def add_cache(
-    parser: Parser, flag: str = "-t", destination: str = "cache", default: str = "writeback"
+    parser: Parser,
+    flag: str = "-t",
+    destination: str = "cache",
+    default: str = "writeback",
+    of: str = "the image",
 ) -> None:
     """``-t`` (of what is written) or ``-T`` (of what is read): the cache mode."""
     parser.add_argument(
@@ -160,7 +182,8 @@ def add_cache(
         dest=destination,
         default=default,
         metavar="CACHE",
-        help=f"none, writeback, writethrough, directsync or unsafe (default {default})",
+        help=f"how {of} is cached: none, writeback, writethrough, directsync or unsafe "
+        f"(default {default})",
     )
 
 

@@ -111,7 +111,8 @@ class Program(NamedTuple):
                 "",
                 *lines,
                 "",
-                f"'{self.name} COMMAND --help' shows the options of one command.",
+                f"'{self.name} COMMAND --help' shows the options of one command, "
+                f"'{self.name} --version' the version.",
             ]
         )
 

@@ -3,6 +3,10 @@
 The disk in the overlay stays as it is: what the new backing file holds otherwise is copied into
 the overlay first. With -u only the name is changed, for a backing file that was moved; with
 -b "" the overlay becomes an image of its own.
+
+Examples:
+  vdisk rebase -b newer.qcow2 -F qcow2 overlay.qcow2
+  vdisk rebase -u -b /moved/base.qcow2 -F qcow2 overlay.qcow2
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ if TYPE_CHECKING:
 
 def configure(parser: Parser) -> None:
     add_source(parser, force_share=False)
-    add_cache(parser)
-    add_cache(parser, "-T", "source_cache")
+    add_cache(parser, of="the overlay")
+    add_cache(parser, "-T", "source_cache", of="each backing file")
     add_progress(parser)
     add_quiet(parser)
     parser.add_argument("-u", dest="unsafe", action="store_true", help="change the name only")

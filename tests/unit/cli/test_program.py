@@ -12,7 +12,10 @@ import pytest
 
 import vdisk
 from tests.tools import cli
+from vdisk.cli import nbd, vm
 from vdisk.cli.main import PROGRAM
+from vdisk.cli.options import Parser
+from vdisk.cli.program import Program
 
 ROOT = Path(vdisk.__file__).parent.parent
 
@@ -35,6 +38,32 @@ def test_every_command_explains_itself(command: str) -> None:
     shown = cli.run(command, "--help")
     assert shown.startswith(f"usage: vdisk {command} ")
     assert "Traceback" not in shown
+
+
+EVERY_COMMAND = [
+    (program, command)
+    for program in (PROGRAM, nbd.PROGRAM, vm.PROGRAM)
+    for command in program.commands
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "command"), EVERY_COMMAND, ids=lambda each: getattr(each, "name", each)
+)
+def test_every_option_is_explained(program: Program, command: str) -> None:
+    module = program._find(command)
+    parser = Parser(prog=f"{program.name} {command}", description=module.__doc__)
+    module.configure(parser)
+    assert [action.dest for action in parser._actions if not action.help] == []
+    assert "\n\nExamples:\n  " in parser.format_help()
+
+
+def test_paragraphs_fit_the_terminal_and_examples_stay_as_they_are() -> None:
+    shown = Parser("prog", f"{'word ' * 39}word\nmore\n\nExamples:\n  {'x' * 90}\n").format_help()
+    paragraph, examples = shown.split("\n\n")[1:3]
+    assert "word more" in paragraph
+    assert max(map(len, paragraph.splitlines())) < 80
+    assert examples == f"Examples:\n  {'x' * 90}"
 
 
 def test_the_overview_lists_every_command() -> None:

@@ -1,5 +1,6 @@
 """Serve images to NBD clients.
 
+Examples:
   vdisk-nbd serve disk.qcow2                       on localhost, port 10809
   vdisk-nbd serve -k /run/disk.sock -x disk -r disk.qcow2
   vdisk-nbd serve -b '*' --tls-certificates /etc/pki/nbd *.qcow2

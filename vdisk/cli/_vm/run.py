@@ -1,5 +1,6 @@
 """Boot disk images, CD-ROMs or a kernel, and show the machine.
 
+Examples:
   vdisk-vm run disk.qcow2                                   its screen in this terminal
   vdisk-vm run --serial stdio --disk disk.qcow2,if=virtio   its serial line in this terminal
   vdisk-vm run --snapshot nbd://localhost/export --display vnc

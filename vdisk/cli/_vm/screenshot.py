@@ -1,5 +1,6 @@
 """Boot disk images, CD-ROMs or a kernel, and write a picture of the screen.
 
+Examples:
   vdisk-vm screenshot disk.qcow2 -o boot.png                when nothing has changed for a while
   vdisk-vm screenshot --cdrom grub.iso -o menu.png --until-text 'GNU GRUB'
   vdisk-vm screenshot disk.qcow2 -o login.png --until-serial 'login: ' --type 'root\\n'
