@@ -106,6 +106,8 @@ class WebDisplay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for site in self._runner.sites:
+            await site.stop()  # so that nobody who is told to leave comes back
         clients = list(self._clients)
         for client in clients:
             client.leave("The machine has ended")

@@ -28,6 +28,8 @@ MOST_WAITING: Final = 256
 """Messages that are not worked off yet: a text of 25,000 characters, pasted."""
 STALL_SECONDS: Final = 60.0
 """How long a browser may not take what is sent to it."""
+FAREWELL_SECONDS: Final = 10.0
+"""How long a browser that is to leave may not take the last picture."""
 REFUSED: Final = 4000
 """The code of a close whose reason the page shows."""
 _ACTIONS: Final = ("stop", "cont", "reset", "powerdown")
@@ -77,6 +79,7 @@ class WebClient:
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MOST_WAITING)
         self._pressed: set[str] = set()
         self._buttons = 0
+        self._sending: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Until the browser leaves, or is asked to.  Raises WebProtocolError."""
@@ -97,6 +100,7 @@ class WebClient:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._finish_sending()
             self._display.watch.remove(self._changed)
             await self._release_all()
         if self._reason is not None:
@@ -151,7 +155,19 @@ class WebClient:
         if areas:
             self._ready = False
             message = await asyncio.to_thread(encode_picture, frame, areas)
-            await self._socket.send_bytes(message)
+            self._sending = asyncio.ensure_future(self._socket.send_bytes(message))
+            await asyncio.shield(self._sending)
+
+    async def _finish_sending(self) -> None:
+        """Let a picture out that was begun.
+
+        A thread packs it, whatever becomes of who waits for that: it would be sent behind the
+        farewell, where a browser takes it for an error and does not show why it had to leave.
+        """
+        if self._sending is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_SECONDS):
+                    await asyncio.gather(self._sending, return_exceptions=True)
 
     # -- input -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from aiohttp.web import WebSocketResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,6 +193,47 @@ def test_no_picture_comes_before_the_last_was_shown() -> None:
                 await socket.send_json({"type": "shown"})
                 await canvas.until("picture")
                 assert canvas.shows(here.machine.screen.picture)
+
+    asyncio.run(scenario())
+
+
+def test_the_farewell_comes_behind_the_last_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent later hides it: a browser then says that the connection broke."""
+    sent: list[str] = []
+    send, close = WebSocketResponse.send_bytes, WebSocketResponse.close
+    begun = asyncio.Event()
+
+    async def slowly(socket: Any, data: bytes) -> None:
+        if data[0] == 2:
+            begun.set()
+            await asyncio.sleep(0.1)
+        await send(socket, data)
+        sent.append("picture" if data[0] == 2 else "size")
+
+    async def closing(socket: Any, **how: Any) -> bool:
+        sent.append("farewell")
+        return await close(socket, **how)
+
+    monkeypatch.setattr(WebSocketResponse, "send_bytes", slowly)
+    monkeypatch.setattr(WebSocketResponse, "close", closing)
+
+    async def until_closed(socket: aiohttp.ClientWebSocketResponse) -> int | None:
+        async for _message in socket:
+            pass
+        return socket.close_code
+
+    async def scenario() -> None:
+        machine = FakeMachine()
+        machine.screen.show(pattern(100, 50))
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession(cookie_jar=jar) as session:
+            async with WebDisplay(machine) as display:
+                here = Browser(session, await display.listen(), machine)
+                await here.visit()
+                reading = asyncio.create_task(until_closed(await here.socket()))
+                await begun.wait()
+            assert await reading == 4000
+        assert sent[:3] == ["size", "picture", "farewell"]
 
     asyncio.run(scenario())
 
