@@ -114,9 +114,8 @@ def convert(
     )
     access = {"cache": source_cache, "force_share": force_share, "backing": backing}
     with _opened(sources, format=format, secrets=secrets, warn=tell, **access) as images:
-        disk = _one_disk(images, snapshot, copying)
         chosen = _choose_bitmaps(images, skip_broken_bitmaps, tell) if bitmaps else []
-        return _copy(images, disk, chosen, place, copying, progress)
+        return _copy(images, _one_disk(images, snapshot, copying), chosen, place, copying, progress)
 
 
 def _creation_options(
