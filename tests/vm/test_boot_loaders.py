@@ -73,10 +73,10 @@ def test_another_cdrom_is_put_in_while_the_machine_waits(tmp_path: Path, accel: 
         machine.run_until(screen="any key", timeout=PATIENCE)
         with pytest.raises(NotFoundError, match="there is no drive 'cd'"):
             machine.insert("cd", str(image))
-        machine.insert("ide0-cd0", str(image))
+        machine.insert("ide1-cd0", str(image))
         machine.press_keys("spc")
         machine.run_until(screen="boot:", timeout=PATIENCE)
-        machine.eject("ide0-cd0", force=True)
+        machine.eject("ide1-cd0", force=True)
         (drive,) = machine.control.drives()
         assert drive.medium is None and drive.tray_open
         moves = [event.data["tray-open"] for event in events if event.name == "DEVICE_TRAY_MOVED"]

@@ -140,13 +140,13 @@ def test_disks_change_while_the_machine_runs(tmp_path: Path) -> None:
             (disk, _) = await ask("query-block")
             assert disk["inserted"]["image"]["virtual-size"] == 2 * SIZE
             with pytest.raises(ExecuteError, match="cannot be written to"):
-                await ask("block_resize", device="ide0-cd0", size=SIZE)
+                await ask("block_resize", device="ide1-cd0", size=SIZE)
 
-            await ask("blockdev-change-medium", device="ide0-cd0", filename=f"{tmp_path}/cd.iso")
+            await ask("blockdev-change-medium", device="ide1-cd0", filename=f"{tmp_path}/cd.iso")
             for tray in (True, False):
                 moved = await happened(events, "DEVICE_TRAY_MOVED")
                 assert moved["tray-open"] is tray
-            await ask("eject", device="ide0-cd0")
+            await ask("eject", device="ide1-cd0")
             assert (await happened(events, "DEVICE_TRAY_MOVED"))["tray-open"]
             stats, _ = await ask("query-blockstats")
             assert set(stats["stats"]) >= {"rd_operations", "wr_bytes", "flush_total_time_ns"}

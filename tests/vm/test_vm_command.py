@@ -360,7 +360,7 @@ def test_qemus_devices(accel: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     for name in ("virtio0 (#virtio0): {}/a (raw)", "ide1-hd1 (#ide1-hd1): {}/b (raw)"):
         assert name.format(tmp_path) in said
-    assert f"ide0-cd0 (#ide0-cd0): {tmp_path}/c (raw, read-only)" in said
+    assert f"ide1-cd0 (#ide1-cd0): {tmp_path}/c (raw, read-only)" in said
     assert "-> the guest:22" in said
     for device in ("1af4:1005", "1af4:1000", "1af4:1001"):
         assert device in said.lower()

@@ -12,6 +12,7 @@ import vdisk
 from tests.tools.patience import PATIENCE
 from vdisk.emu_blockdev import OnError
 from vdisk.errors import InvalidRequestError, NotFoundError, UnsupportedFeatureError
+from vdisk.stores.memory import MemoryStore
 from vdisk.vm._machine import accelerators
 from vdisk.vm._machine.boot_choice import BootChoice
 from vdisk.vm._machine.console import KEPT, MOST_INPUT, SerialConsole
@@ -80,6 +81,21 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def drives(*specs: DiskSpec) -> Drives:
     return Drives(specs, threading.RLock(), threads=0, emit=lambda _event: None, stop=lambda: None)
+
+
+def test_cdroms_begin_on_the_second_channel() -> None:
+    def names(*media: str) -> list[str]:
+        disk = MemoryStore(bytes(MIB))
+        found = drives(
+            *(DiskSpec(media=kind, file=None if kind == "cdrom" else disk) for kind in media)
+        )
+        names = [drive.name for drive in found]
+        found.close()
+        return names
+
+    assert names("cdrom") == ["ide1-cd0"]
+    assert names("cdrom", "disk", "cdrom") == ["ide1-cd0", "ide0-hd0", "ide1-cd1"]
+    assert names("cdrom", "cdrom", "cdrom")[2] == "ide0-cd0"
 
 
 def test_drives_have_qemus_names_and_places(tmp_path: Path) -> None:

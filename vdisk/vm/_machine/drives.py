@@ -9,7 +9,7 @@ from vdisk.emu_blockdev import EmuBlockDevice, OnError, Operation, Request
 from vdisk.errors import InvalidRequestError, NoSpaceError, NotFoundError, VdiskError
 from vdisk.filters.attended import Attended
 from vdisk.opening import open_image
-from vdisk.vm._machine.specs import PLACES
+from vdisk.vm._machine.specs import CDROMS_FROM, PLACES
 from vdisk.vm.monitor.control import Drive, DriveStatistics, MachineEvent, Medium
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ class Drives:
 
 
 def _placed(specs: Sequence[DiskSpec]) -> Iterator[tuple[DiskSpec, str, int]]:
-    """Each drive with its name and place: given places first, then the lowest that is free."""
+    """Each drive with its name and place."""
     virtio = iter(range(len(specs)))
     places = {kind: _places(specs, kind) for kind in PLACES}
     for spec in specs:
@@ -318,10 +318,21 @@ def _placed(specs: Sequence[DiskSpec]) -> Iterator[tuple[DiskSpec, str, int]]:
 
 
 def _places(specs: Sequence[DiskSpec], interface: str) -> list[int]:
-    """Where the drives of an interface go, one after another."""
-    wanted = [spec.index for spec in specs if spec.interface == interface]
-    free = iter(place for place in range(PLACES[interface]) if place not in wanted)
-    found = [next(free, None) if index is None else index for index in wanted]
+    """Where the drives of an interface go: as they ask for it, else the lowest that is free.
+
+    CD-ROMs begin on the second channel, as QEMU's ``-cdrom`` does: there are systems that look for
+    disks on the first and take whatever answers for one.
+    """
+    chosen = [spec for spec in specs if spec.interface == interface]
+    wanted = [spec.index for spec in chosen]
+    free = [place for place in range(PLACES[interface]) if place not in wanted]
+    found = list(wanted)
+    for number, spec in enumerate(chosen):
+        if spec.index is None and free:
+            second = [place for place in free if place >= CDROMS_FROM]
+            place = (second if second and spec.media == "cdrom" else free)[0]
+            free.remove(place)
+            found[number] = place
     if None in found or len(set(found)) < len(found):
         raise InvalidRequestError(
             "IDE has places for four drives, each for one"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 INTERFACES = ("ide", "virtio", "floppy")
 MEDIA = ("disk", "cdrom", "floppy")
 PLACES = {"ide": 4, "floppy": 2}
+CDROMS_FROM = 2
+"""The first place on IDE for a CD-ROM: secondary master."""
 
 
 @dataclass(slots=True, kw_only=True)
