@@ -41,6 +41,48 @@ def test_memory_types_are_set_after_every_reset(accel: str) -> None:
             machine.reset()
 
 
+SLOW_READER = """
+bits 16
+org 0x7c00
+    xor ax, ax
+    mov ds, ax
+    mov ss, ax
+    mov sp, 0x7000
+    sti
+    mov al, '>'
+    mov cx, 15                  ; a second: longer than it takes to fill the BIOS's buffer
+say:
+    mov dx, 0x3f8
+    out dx, al
+again:
+    mov dx, 0x4240
+    mov ah, 0x86
+    int 0x15
+    mov ah, 0
+    int 0x16
+    xor cx, cx                  ; then 17 ms for each key
+    jmp say
+times 510 - ($ - $$) db 0
+dw 0xaa55
+"""
+
+
+@requires_peer("nasm")
+@guests.either_firmware
+@pytest.mark.parametrize("accel", engines)
+def test_typing_waits_for_a_program_that_is_slow(
+    accel: str, bios: str | None, tmp_path: Path
+) -> None:
+    """What is typed is longer than the BIOS's buffer."""
+    text = "the quick brown fox jumps over the lazy dog and types on and on\n"
+    (tmp_path / "disk").write_bytes(guests.assemble(tmp_path, SLOW_READER) + bytes(1 << 20))
+    disk = f"{tmp_path}/disk,format=raw"
+    with Machine(memory=16 * MIB, accel=accel, bios=bios, disks=[disk]) as machine:
+        machine.run_until(serial=">", timeout=PATIENCE)
+        machine.type_keys(text)
+        machine.run_until(serial=text.replace("\n", "\r"), timeout=PATIENCE)
+
+
 @requires_peer("syslinux", "mformat", "mcopy")
 @pytest.mark.parametrize("interface", ["ide", "virtio"])
 @pytest.mark.parametrize("accel", engines)

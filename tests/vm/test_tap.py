@@ -31,6 +31,7 @@ HOST, GUEST = "10.9.8.1", "10.9.8.2"
 SETUP = (f"addr add {HOST}/24 dev guest0",)
 MAC = "52:54:00:ab:cd:ef"
 DIGEST = hashlib.md5(random.Random(5).randbytes(SIZE // 2).hex().encode()).hexdigest()
+CARRIER = "/sys/class/net/eth0/carrier"
 PACKETS = "/sys/class/net/eth0/statistics/{}_packets"
 
 SERVER = f"""
@@ -86,7 +87,7 @@ def connected(machine: Machine) -> guests.Shell:
 
 def pings(shell: guests.Shell) -> None:
     """The neighbour's address may have to be asked for again, so one may take a second."""
-    assert "0% packet loss" in shell.run(f"ping -c 3 -W 10 {HOST}")
+    assert ", 0% packet loss" in shell.run(f"ping -c 3 -W 10 {HOST}")
 
 
 def packets(shell: guests.Shell, way: str) -> int:
@@ -109,7 +110,8 @@ def test_linux_reaches_the_host_and_is_reached() -> None:
         machine.run_until(serial="# ", timeout=COMMAND_SECONDS)
         assert namespace.run(CALL) == b"called\n"
         namespace.run(DELETE)
-        assert shell.run("sleep 1; cat /sys/class/net/eth0/carrier").startswith("0")
+        shell.run(f"for second in $(seq 50); do grep -q 0 {CARRIER} && break; sleep 1; done")
+        assert shell.run(f"cat {CARRIER}").startswith("0")
         assert machine.control.network() == ["net0: tap, ifname=guest0, which was deleted"]
         shell.power_off()
 

@@ -215,7 +215,7 @@ class Machine(Life):
         self.sleep = Sleep(self.board, self.processors, self._emit)
         self.input = Hands(
             self.board.keyboard, self.board.mouse, self.bus.lock, self._stimulate,
-            self.sleep.wake_by_hand,
+            self.sleep.wake_by_hand, self.memory.read,
         )  # fmt: skip
         floppies = [drive for drive in self.drives if drive.spec.media == "floppy"]
         self.board.plug_floppies(floppies)
