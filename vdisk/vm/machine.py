@@ -480,6 +480,7 @@ class Machine(Life):
         with self._standing_still(RunState.RESTORE_VM):
             try:
                 self.saving.load(tag)
+                self.sleep.begin()  # where it was saved on its way to
             except VdiskError as error:
                 if self.saving.half_loaded:
                     self.error = f"the machine could not be loaded: {error}"

@@ -19,6 +19,7 @@ from vdisk.vm._machine.console import KEPT, MOST_INPUT, SerialConsole
 from vdisk.vm._machine.drives import Drives
 from vdisk.vm._machine.processor import Processor
 from vdisk.vm._machine.running import Threads
+from vdisk.vm._machine.sleeping import Sleep
 from vdisk.vm._machine.specs import DiskSpec, disk_spec, parse_disk
 from vdisk.vm.accel.base import VcpuExit
 from vdisk.vm.bus import Bus
@@ -371,3 +372,54 @@ def test_the_recompiler_says_which_hosts_it_runs_on(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UnsupportedFeatureError, match="not aarch64; there is interp"):
         accelerators.make("llvm", GuestMemory(MIB), Bus())
     accelerators.make("interp", GuestMemory(MIB), Bus()).close()
+
+
+# -- sleep (S3) ----------------------------------------------------------------------------------
+
+
+class SleepyBoard:
+    """What :class:`Sleep` needs of a board, and one processor."""
+
+    def __init__(self) -> None:
+        self.bus = Bus()
+        self.power = SimpleNamespace(sleeping=False, wakers=0, wake_up=lambda: None)
+        self.processor = SimpleNamespace(
+            asleep=False, reset=self._reset, wake=SimpleNamespace(notify=lambda: None)
+        )
+        self.said: list[str] = []
+        self.sleep = Sleep(
+            self,  # type: ignore[arg-type]
+            [self.processor],  # type: ignore[list-item]
+            lambda event: self.said.append(event.name),
+        )
+
+    def _reset(self) -> None:
+        self.processor.asleep = False
+
+    def wake(self) -> None:
+        self.power.sleeping, self.power.wakers = False, 0
+
+
+def test_a_machine_falls_asleep_once_and_if_it_still_wants_to() -> None:
+    board = SleepyBoard()
+    board.sleep.begin()  # a reset has come between
+    assert not board.sleep.asleep
+    with pytest.raises(InvalidRequestError, match="not in suspended state"):
+        board.sleep.check()
+    board.power.sleeping = True
+    board.sleep.check()
+    board.sleep.begin()
+    board.sleep.begin()
+    assert board.sleep.asleep and board.said == ["SUSPEND"]
+    board.power.wake_up()
+    assert not board.sleep.asleep and board.said == ["SUSPEND", "WAKEUP"]
+
+
+def test_what_wakes_a_machine_before_it_sleeps_is_not_lost() -> None:
+    board = SleepyBoard()
+    board.power.sleeping = True
+    board.power.wakers = 0x400
+    board.power.wake_up()
+    assert board.said == []
+    board.sleep.begin()
+    assert board.said == ["SUSPEND", "WAKEUP"] and not board.sleep.asleep

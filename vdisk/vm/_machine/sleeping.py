@@ -39,9 +39,9 @@ class Sleep:
         return self._processors[0].asleep
 
     def begin(self) -> None:
-        """Fall asleep, if the guest still wants to; the processors are between two calls."""
+        """Fall asleep, if the guest wants to; the processors are between two calls."""
         with self._board.bus.lock:
-            if not self._board.power.sleeping:
+            if self.asleep or not self._board.power.sleeping:
                 return
             for processor in self._processors:
                 processor.asleep = True

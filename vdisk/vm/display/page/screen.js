@@ -45,7 +45,12 @@ function draw(buffer) {
 
 // -- the state ------------------------------------------------------------------------------------
 
-const WORDS = { "io-error": "disk error", shutdown: "off", "internal-error": "crashed", prelaunch: "not started", "save-vm": "saving", "restore-vm": "loading" };
+const WORDS = { "io-error": "disk error", shutdown: "off", "internal-error": "crashed", prelaunch: "not started", suspended: "asleep", "save-vm": "saving", "restore-vm": "loading" };
+
+const NOTICES = { paused: "Paused", shutdown: "The guest has turned itself off", suspended: "The guest sleeps until a key is pressed" };
+
+// Asleep, too, it can be paused.
+const goesOn = (now) => now.status === "running" || now.status === "suspended";
 
 function showState(now) {
   state = now;
@@ -53,11 +58,11 @@ function showState(now) {
   byId("name").textContent = now.name;
   const status = byId("status");
   status.textContent = WORDS[now.status] ?? now.status;
-  status.className = "status " + ({ running: "running", paused: "paused", prelaunch: "paused" }[now.status] ?? "broken");
-  const running = now.status === "running";
+  status.className = "status " + ({ running: "running", paused: "paused", prelaunch: "paused", suspended: "paused" }[now.status] ?? "broken");
+  const running = goesOn(now);
   byId("pause").querySelector("span").textContent = running ? "Pause" : "Resume";
   byId("pause").querySelector("path").setAttribute("d", running ? "M4 3h3v10H4zM9 3h3v10H9z" : "M4 2.5v11l9-5.5z");
-  notice(now.status === "paused" ? "Paused" : now.status === "shutdown" ? "The guest has turned itself off" : "");
+  notice(NOTICES[now.status] ?? "");
   for (const led of byId("leds").children) led.classList.toggle("on", Boolean(now.leds & led.dataset.bit));
   showDrives(now.drives);
   for (const button of document.querySelectorAll("nav button")) button.disabled = false;
@@ -231,7 +236,7 @@ async function confirmed(question, word) {
   return answered(byId("confirm"));
 }
 
-byId("pause").onclick = () => send({ type: "power", action: state.status === "running" ? "stop" : "cont" });
+byId("pause").onclick = () => send({ type: "power", action: goesOn(state) ? "stop" : "cont" });
 byId("powerdown").onclick = () => send({ type: "power", action: "powerdown" });
 byId("reset").onclick = async () => {
   if (await confirmed("Reset the machine? What the guest has not written to its disks is lost.", "Reset")) send({ type: "power", action: "reset" });
