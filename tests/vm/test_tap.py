@@ -173,8 +173,8 @@ def test_an_interface_that_the_kernel_names() -> None:
 @pytest.mark.parametrize(
     ("network", "before", "words", "message"),
     [
-        ("tap,ifname=new", "true", UNPRIVILEGED, "new: cannot open the TAP: it needs the capab"),
-        ("tap,ifname=lo", "true", [], "lo: cannot open the TAP: it is there already and is no"),
+        ("tap,ifname=new", "true", UNPRIVILEGED, "Could not open 'new': a TAP needs the capab"),
+        ("tap,ifname=lo", "true", [], "Could not open 'lo': it is there already and is no"),
         ("tap,ifname=many", "ip tuntap add dev many mode tap multi_queue", [], "multi_queue"),
         ("tap,fd=0", "true", [], "fd=0 is no open TAP"),
         ("tap,fd=99", "true", [], "fd=99 is no open TAP: Bad file descriptor"),
@@ -193,4 +193,4 @@ def test_an_interface_that_another_program_uses() -> None:
     program = [*PROGRAM, "--net", "tap,ifname=guest0"]
     code = f"import subprocess; result = subprocess.run({program}, capture_output=True).stderr"
     with Namespace(SETUP) as namespace:
-        assert b"guest0: cannot open the TAP: another program uses it" in namespace.run(code)
+        assert b"Could not open 'guest0': another program uses it" in namespace.run(code)

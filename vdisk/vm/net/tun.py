@@ -178,12 +178,10 @@ def _name(ifreq: bytes) -> str:
 def _refused(error: OSError, name: str) -> VdiskError:
     """Why an interface could not be had, in words that help."""
     reasons = {
-        errno.EPERM: "it needs the capability CAP_NET_ADMIN, or a TAP that is yours "
+        errno.EPERM: "a TAP needs the capability CAP_NET_ADMIN, or has to be yours "
         "(ip tuntap add dev NAME mode tap user YOU)",
         errno.EBUSY: "another program uses it",
         errno.EINVAL: "it is there already and is no TAP, or one with multi_queue",
     }
     why = reasons.get(error.errno or 0, error.strerror or str(error))
-    return DeviceError(
-        f"cannot open the TAP: {why}", path=name or "tap", operation="open", errno=error.errno
-    )
+    return DeviceError(why, path=name or "tap", operation="open", errno=error.errno)
