@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -282,6 +284,32 @@ def test_pausing_and_resuming_a_busy_machine_loses_nothing(make: guests.Make) ->
         machine.pause()
         machine.resume()
     assert machine.run_until(serial=".", timeout=PATIENCE) == b"x" * 2000 + b"."
+
+
+class Interrupted(Exception):
+    """By a signal."""
+
+
+def test_a_signal_ends_waiting_whoever_it_comes_to(make: guests.Make) -> None:
+    """One that another thread handles, or that comes just before the wait, wakes nobody up."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    def signal_here() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    other = threading.Timer(0.2, signal_here)
+    try:
+        machine = make(guests.ECHO)
+        machine.start()
+        other.start()
+        with pytest.raises(Interrupted):
+            machine.wait()
+    finally:
+        other.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_closing_ends_all_threads(make: guests.Make) -> None:

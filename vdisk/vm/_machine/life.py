@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from vdisk.vm.bus import Bus
 
 
+SIGNAL_SECONDS = 0.5
+"""Python handles a signal when its main thread runs on.  One that comes just before that thread
+waits, or to another thread, does not wake it, and Ctrl-C would be lost: it looks now and then."""
+
+
 class Life:
     """The base of :class:`~vdisk.vm.machine.Machine`, which makes the parts named here."""
 
@@ -116,7 +121,11 @@ class Life:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the machine is off (or cannot go on); False after ``timeout`` seconds."""
-        return self._ended.wait(timeout)
+        if timeout is not None:
+            return self._ended.wait(timeout)
+        while not self._ended.wait(SIGNAL_SECONDS):
+            pass
+        return True
 
     def is_over(self) -> bool:
         """True if the guest does nothing more unless somebody resets it."""
