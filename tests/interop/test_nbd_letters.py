@@ -127,6 +127,24 @@ def test_bitmaps_and_depths_are_those_of_qemu_nbd(image: Path, options: tuple[st
             assert ours == maps[name], name
 
 
+def test_a_bitmap_of_the_backing_file(image: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.qcow2"
+    for name in ("one", "two"):
+        qemu.img("bitmap", "--add", image, name)
+    qemu.io(image, "write -P 5 5M 1M")
+    size = str(SIZE + (4 << 20))
+    qemu.img("create", "-f", "qcow2", "-b", image, "-F", "qcow2", overlay, size)
+    qemu.img("bitmap", "--add", overlay, "two")
+    qemu.io(overlay, "write -P 6 1M 64k")
+    options = ("-B", "one", "-B", "two")
+    asked = [f"--map=qemu:dirty-bitmap:{name}" for name in ("one", "two")]
+    with qemu.nbd(overlay, "qcow2", *options, readonly=True) as place:
+        theirs = [peers.run("nbdinfo", ask, place).stdout for ask in asked]
+    with nbd_server.process(*options, "-r", "-f", "qcow2", overlay) as (path, _server):
+        assert [peers.run("nbdinfo", ask, at(path)).stdout for ask in asked] == theirs
+    assert all(b"dirty" in said for said in theirs) and theirs[0] != theirs[1]
+
+
 def test_x_and_capital_d(image: Path) -> None:
     options = ("-x", "näme", "-D", "a disk, of sorts")
     listings = []

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vdisk.block import BlockDevice, Kind
-from vdisk.errors import InvalidRequestError
+from vdisk.errors import InvalidRequestError, NotFoundError, VdiskError
 from vdisk.filters.prompt import is_prompt
 from vdisk.nbd.session import BlockSizes, ExportInfo
 from vdisk.nbd.wire import (
@@ -49,7 +49,12 @@ _WRITING = (
 
 @runtime_checkable
 class HasDirtyBitmaps(Protocol):
-    """A device that remembers which ranges were written."""
+    """An image that remembers which ranges were written, and may have a backing file."""
+
+    backing: BlockDevice | None
+
+    @property
+    def size(self) -> int: ...
 
     def dirty_ranges(
         self, name: str, start: int = 0, length: int | None = None
@@ -62,8 +67,9 @@ class Export:
 
     ``read_only``: None, as the device is.  ``discard``: TRIM gives room back, and so may
     zeroing; else both keep it.  ``write_through``: every write is stable when it is answered.
-    ``allocation_depth``: offer "qemu:allocation-depth".  ``bitmaps``: names of the device's dirty
-    bitmaps to offer.  ``allow``: who may use it, see :mod:`vdisk.nbd_serving.access`.
+    ``allocation_depth``: offer "qemu:allocation-depth".  ``bitmaps``: names of the dirty bitmaps to
+    offer, each that of the uppermost image of the chain that has it.  ``allow``: who may use it,
+    see :mod:`vdisk.nbd_serving.access`.
     ``tls_required``: only through TLS.  ``throttle``: how fast it may be used.
 
     The caller keeps the device, and closes it when the server has ended or the export was
@@ -106,11 +112,7 @@ class Export:
         self.slow_until = 0.0
         """While the clock is before this, nothing is tried in the event loop's thread."""
         self._slow_in_a_row = 0
-        self._bitmaps = tuple(bitmaps)
-        for bitmap in self._bitmaps:
-            if not isinstance(device, HasDirtyBitmaps):
-                raise InvalidRequestError(f"{device.name} has no dirty bitmaps")
-            device.dirty_ranges(bitmap, 0, 0)  # raises where there is none that can be used
+        self._bitmaps = {bitmap: _image_with(bitmap, device) for bitmap in bitmaps}
         contexts = [BASE_ALLOCATION]
         if allocation_depth:
             contexts.append(QEMU_ALLOCATION_DEPTH)
@@ -171,12 +173,28 @@ class Export:
             yield extent.length, 0 if extent.kind is Kind.HOLE else extent.depth + 1
 
     def _dirty(self, bitmap: str, start: int, length: int) -> Iterator[tuple[int, int]]:
-        assert isinstance(self.device, HasDirtyBitmaps)
-        end = start + length
-        for first, size in self.device.dirty_ranges(bitmap, start, length):
+        image, end = self._bitmaps[bitmap], start + length
+        known = min(end, image.size)  # a backing file may be smaller
+        dirty = image.dirty_ranges(bitmap, start, known - start) if start < known else ()
+        for first, size in dirty:
             if first > start:
                 yield first - start, 0
             yield size, 1
             start = first + size
         if start < end:
             yield end - start, 0
+
+
+def _image_with(bitmap: str, device: BlockDevice) -> HasDirtyBitmaps:
+    """The first image from ``device`` downwards that has a bitmap of this name."""
+    missing: VdiskError = InvalidRequestError(f"{device.name} has no dirty bitmaps")
+    layer: BlockDevice | None = device
+    while isinstance(layer, HasDirtyBitmaps):
+        try:
+            layer.dirty_ranges(bitmap, 0, 0)
+        except NotFoundError as error:
+            missing = error if layer is device else missing
+        else:
+            return layer
+        layer = layer.backing
+    raise missing
