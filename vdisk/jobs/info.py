@@ -139,7 +139,9 @@ def _without_unknown(tree: Mapping[str, Any], passphrases: Mapping[str, bytes]) 
     return {
         key: _without_unknown(value, passphrases) if isinstance(value, dict) else value
         for key, value in tree.items()
-        if key.rpartition(".")[2] != "key-secret" or value in passphrases
+        if key.rpartition(".")[2] != "key-secret"
+        or not isinstance(value, str)  # which opening refuses
+        or value in passphrases
     }
 
 

@@ -126,6 +126,14 @@ def test_info_needs_no_secret_that_a_name_mentions(tmp_path: Path) -> None:
     assert shown[0]["encrypted"]
 
 
+@pytest.mark.parametrize("secret", ['["s"]', '{"a": 1}', "1"])
+def test_info_says_which_secrets_are_none(tmp_path: Path, secret: str) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(512))
+    tree = f'json:{{"driver": "luks", "key-secret": {secret}, "file.filename": "{path}"}}'
+    assert "key-secret" in cli.fail("info", tree)
+
+
 def test_info_of_a_chain(disk: Path, tmp_path: Path) -> None:
     top = overlay(tmp_path / "top.qcow2", disk)
     shown = cli.run("info", "--backing-chain", top)
