@@ -242,7 +242,7 @@ def test_saved_states_by_a_persons_commands(tmp_path: Path) -> None:
 
 def test_ports_of_the_host() -> None:
     accel = str(guests.accelerators()[-1])
-    with Machine(memory=4 << 20, accel=accel, network="user", forwards=["udp::0-:53"]) as machine:
+    with Machine(memory=4 << 20, accel=accel, network="user,hostfwd=udp::0-:53") as machine:
         session = hmp.Session(machine.control)
         assert session.execute("hostfwd_add tcp::0-:22") == ""
         udp, tcp = session.execute("info network").splitlines()[1:]

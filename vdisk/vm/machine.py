@@ -111,9 +111,9 @@ class Machine(Life):
     pair only, and one processor.  ``serial_ports``: how many, 0-4.  ``rng``: a virtio source of
     randomness.  ``network``: ``none``; ``user``: a network card behind which this process speaks
     for the guest; ``tap``: one behind which there is a TAP of the host; with more words of QEMU's
-    (see :mod:`~vdisk.vm._machine.networks`).  ``forwards``: ``tcp:[HOST]:PORT-[GUEST]:PORT``.
-    ``reboot`` False: a reset by the guest ends the machine.  ``stay`` True: it
-    stays, stopped, when the guest turns it off.
+    (see :mod:`~vdisk.vm._machine.networks`).
+    ``reboot`` False: a reset by the guest ends the machine.  ``stay`` True: it stays, stopped, when
+    the guest turns it off.
     ``epoch``: the time of day at power-on, seconds since 1970; None: the host's.
     ``deterministic``: virtual time (see :mod:`~vdisk.vm._machine.turns`), in which the same run
     happens each time; :meth:`save_journal` keeps what came from outside.  ``replay``: repeat
@@ -145,7 +145,6 @@ class Machine(Life):
         serial_ports: int = 1,
         rng: bool = False,
         network: str | NetworkSpec = "none",
-        forwards: Sequence[str] = (),
         reboot: bool = True,
         stay: bool = False,
         epoch: int | None = None,
@@ -160,7 +159,7 @@ class Machine(Life):
             bios=bios, boot=BootChoice.parse(boot), kernel=kernel, initrd=initrd, append=append,
             kernel_bits=kernel_bits, vga=vga, vga_memory=vga_memory,
             vga_size=vga_size, apic=apic, serial_ports=serial_ports, rng=rng, epoch=epoch,
-            network=networks.network_spec(network, forwards),
+            network=networks.network_spec(network),
             deterministic=deterministic, replay=replay, progress=progress,
         )  # fmt: skip
         self.name = name

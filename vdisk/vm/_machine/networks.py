@@ -17,7 +17,7 @@ from vdisk.vm.net.dhcp import LONGEST_BOOTFILE
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from vdisk.vm.clock import Clock
     from vdisk.vm.net.tap import TapNetwork
@@ -71,10 +71,9 @@ def parse_mac(text: str) -> bytes:
     return mac
 
 
-def network_spec(network: str | NetworkSpec, forwards: Sequence[str]) -> NetworkSpec:
-    """What ``Machine(network=…, forwards=…)`` means."""
-    spec = parse_network(network) if isinstance(network, str) else network
-    return replace(spec, forwards=[*spec.forwards, *forwards])
+def network_spec(network: str | NetworkSpec) -> NetworkSpec:
+    """What ``Machine(network=…)`` means."""
+    return parse_network(network) if isinstance(network, str) else network
 
 
 def parse_network(text: str) -> NetworkSpec:

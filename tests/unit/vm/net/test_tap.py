@@ -271,8 +271,8 @@ def test_the_words_of_a_network() -> None:
         kind="tap", ifname="br,0", mac=bytes.fromhex("525400abcdef"), vnet_hdr=False
     )
     assert parse_network("tap,fd=7").fd == 7
-    assert network_spec("user,hostfwd=a,model=virtio", ["b"]).forwards == ["a", "b"]
-    assert network_spec(tap, []) == tap
+    assert network_spec("user,hostfwd=a,model=virtio,hostfwd=b").forwards == ["a", "b"]
+    assert network_spec(tap) is tap
 
 
 def test_the_words_of_qemus_devices() -> None:
@@ -306,7 +306,7 @@ def test_words_that_are_refused(text: str, message: str) -> None:
 
 def test_forwards_need_a_user_network() -> None:
     with pytest.raises(InvalidRequestError, match="user network"):
-        network_spec("tap", ["tcp::0-:22"])
+        NetworkSpec(kind="tap", forwards=["tcp::0-:22"])
 
 
 @pytest.mark.parametrize("name", ["a/b", "sixteen-letters-", "a b", "a:b", "a\0"])
