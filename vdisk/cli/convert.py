@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vdisk.cli.options import (
     add_cache,
     add_creation_options,
+    add_format,
     add_progress,
     add_quiet,
     add_source,
@@ -44,9 +45,7 @@ def configure(parser: Parser) -> None:
 
 
 def _add_target_options(parser: Parser) -> None:
-    parser.add_argument(
-        "-O", dest="target_format", metavar="FORMAT", help="format of the target (default raw)"
-    )
+    add_format(parser, "-O", "target_format", "format of the target (default raw)")
     parser.add_argument("-B", dest="backing", metavar="FILE", help="backing file of the target")
     parser.add_argument("-F", dest="backing_format", metavar="FORMAT", help="its format")
     parser.add_argument(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vdisk.cli.options import add_source, complain, open_source, secrets, warn
+from vdisk.cli.options import add_format, add_source, complain, open_source, secrets, warn
 from vdisk.errors import InvalidRequestError
 from vdisk.units import parse_size
 
@@ -25,13 +25,7 @@ _OPERANDS = ("bs", "count", "if", "of", "skip")
 
 def configure(parser: Parser) -> None:
     add_source(parser)
-    parser.add_argument(
-        "-O",
-        dest="target_format",
-        default="raw",
-        metavar="FORMAT",
-        help="format of the new image (default raw)",
-    )
+    add_format(parser, "-O", "target_format", "format of the new image (default raw)", "raw")
     parser.add_argument("operands", nargs="*", metavar="NAME=VALUE", help="if, of, bs, count, skip")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vdisk.cli.convert import snapshot_tag
 from vdisk.cli.options import (
     add_creation_options,
+    add_format,
     add_output,
     add_source,
     creation_options,
@@ -31,13 +32,7 @@ def configure(parser: Parser) -> None:
     add_source(parser)
     add_creation_options(parser)
     add_output(parser)
-    parser.add_argument(
-        "-O",
-        dest="target_format",
-        default="raw",
-        metavar="FORMAT",
-        help="format of the new image (default raw)",
-    )
+    add_format(parser, "-O", "target_format", "format of the new image (default raw)", "raw")
     parser.add_argument("-l", dest="snapshot", metavar="SNAPSHOT", help="id or name of a snapshot")
     parser.add_argument("--size", help="measure an empty image of this size")
     parser.add_argument("image", nargs="?", help="measure what converting this image makes")

@@ -129,9 +129,11 @@ class _Formatter(argparse.HelpFormatter):
 # -- groups of options -----------------------------------------------------------------------
 
 
-def add_format(parser: Parser, flag: str, destination: str, help: str) -> None:
+def add_format(
+    parser: Parser, flag: str, destination: str, help: str, default: str | None = None
+) -> None:
     """``-f`` and others: the format of an image."""
-    parser.add_argument(flag, dest=destination, metavar="FORMAT", help=help)
+    parser.add_argument(flag, dest=destination, default=default, metavar="FORMAT", help=help)
 
 
 def add_source(parser: Parser, *, force_share: bool = True) -> None:
