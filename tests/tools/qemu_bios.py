@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import socket
 import subprocess
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
+from tests.tools.patience import connected_to
 from tests.tools.peers import command
 from vdisk.vm._bios.call import Call
 from vdisk.vm._bios.controller import DATA, OUTPUT_FULL, STATUS
@@ -49,7 +49,7 @@ class Qtest:
     """QEMU's qtest protocol: ports and physical memory."""
 
     def __init__(self, path: str) -> None:
-        self._socket = _connect(path)
+        self._socket = connected_to(path)
         self._file = self._socket.makefile("rwb", buffering=0)
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Gdb:
     """The remote protocol of QEMU's gdb stub: one processor."""
 
     def __init__(self, path: str) -> None:
-        self._socket = _connect(path)
+        self._socket = connected_to(path)
         self._buffer = b""
 
     def close(self) -> None:
@@ -322,18 +322,3 @@ class QemuBios:
         cells = self.qtest.read_memory(0xB8000, 4000)[::2]
         rows = (cells[at : at + 80] for at in range(0, 2000, 80))
         return "\n".join(row.decode("cp437").replace("\0", " ").rstrip() for row in rows)
-
-
-def _connect(path: str) -> socket.socket:
-    end = time.monotonic() + START_UP
-    while True:
-        found = socket.socket(socket.AF_UNIX)
-        try:
-            found.connect(path)
-        except OSError:
-            found.close()
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-        else:
-            return found

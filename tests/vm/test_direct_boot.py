@@ -17,7 +17,26 @@ from vdisk.vm.monitor.control import RunState
 pytestmark = requires_peer("nasm")
 MIB = 1 << 20
 
-MULTIBOOT = """
+PUTS = """
+hang:
+    cli
+    hlt
+    jmp hang
+puts:
+    lodsb
+    test al, al
+    jz done
+    call putc
+    jmp puts
+putc:
+    mov dx, 0x3f8
+    out dx, al
+done:
+    ret
+"""
+
+MULTIBOOT = (
+    """
 bits 32
 org 0x100000
 header:
@@ -40,24 +59,12 @@ start:
 wrong:
     mov al, '!'
     call putc
-hang:
-    cli
-    hlt
-    jmp hang
-puts:
-    lodsb
-    test al, al
-    jz done
-    call putc
-    jmp puts
-putc:
-    mov dx, 0x3f8
-    out dx, al
-done:
-    ret
 """
+    + PUTS
+)
 
-PVH = """
+PVH = (
+    """
 bits 32
 org 0x100000
     db 0x7f, "ELF", 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0
@@ -78,25 +85,16 @@ start:
     call puts
     mov esi, [ebx + 32]         ; "RSD PTR "
     call puts
-hang:
-    cli
-    hlt
-    jmp hang
-puts:
-    lodsb
-    test al, al
-    jz done
-    mov dx, 0x3f8
-    out dx, al
-    jmp puts
-done:
-    ret
+"""
+    + PUTS
+    + """
 note:
     dd 4, 4, 18
     db "Xen", 0
     dd start
 end:
 """
+)
 
 LINUX = """
 bits 16

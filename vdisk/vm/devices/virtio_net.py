@@ -182,8 +182,8 @@ class VirtioNet(VirtioDevice):
 
     def send_again(self) -> None:
         """The network has room: send what it had none for, and what came meanwhile."""
-        slot, (*unsent,) = self.slots[TRANSMIT], self._unsent
-        self._unsent.clear()
+        slot, unsent = self.slots[TRANSMIT], self._unsent
+        self._unsent = []
         for chain in unsent:
             self._use_again(slot, chain)
         if slot.stalled and not self._unsent:
